@@ -16,9 +16,7 @@ def now_ns() -> int:
 
 def to_datetime(ns: int) -> dt.datetime:
     """The instant as an aware datetime in UTC (whole microseconds, rounded down)."""
-    return dt.datetime.fromtimestamp(ns // NS_PER_SECOND, dt.UTC).replace(
-        microsecond=ns % NS_PER_SECOND // 1000
-    )
+    return dt.datetime.fromtimestamp(ns // NS_PER_SECOND, dt.UTC).replace(microsecond=ns % NS_PER_SECOND // 1000)
 
 
 def from_datetime(moment: dt.datetime) -> int:

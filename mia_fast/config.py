@@ -127,9 +127,7 @@ def _explain(error: ValidationError, model: type[BaseModel], node: Any, path: Pa
         else:
             message = f"{dotted} = {fault['input']!r}: {fault['msg']}"
         faults.append(f"line {line}: {message}" if len(error.errors()) > 1 else message)
-    return ConfigError(
-        "; ".join(faults), where=f"{path}:{first_line}", hint=hint or "correct the value", then=_THEN
-    )
+    return ConfigError("; ".join(faults), where=f"{path}:{first_line}", hint=hint or "correct the value", then=_THEN)
 
 
 def _line_of(node: Any, location: list[Any]) -> int:
