@@ -86,7 +86,7 @@ class _DigestLocator(caching._CacheLocator):  # type: ignore[misc, unused-ignore
 
 
 class _KernelCacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc, unused-ignore]
-    _locator_classes = (_DigestLocator,)
+    _locator_classes = [_DigestLocator]  # noqa: RUF012 - Numba's own attribute
 
 
 class _KernelCache(caching.FunctionCache):  # type: ignore[misc, unused-ignore]

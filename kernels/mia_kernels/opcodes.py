@@ -1,0 +1,100 @@
+"""The instruction set of the feature program (see :mod:`mia_kernels.program`).
+
+A program is a table of instructions that a planner makes from the catalogue and one compiled
+function interprets, a block of rows at a time. These numbers are its vocabulary.
+"""
+
+from __future__ import annotations
+
+# --- geometry -----------------------------------------------------------------------------------
+BLOCK = 256
+"""Rows that one pass works on; they stay in the cache."""
+HISTORY = 128
+"""Rows of history kept before the block in every working column: the longest look-back."""
+CAPACITY = HISTORY + BLOCK
+LANES = 8
+"""Recurrences that advance together in one pass over an input."""
+
+# --- state header (the first floats of the state array) -------------------------------------------
+ROWS = 0
+"""Rows seen since the start of the series."""
+POSITION = 1
+"""Where the next row goes in the working columns."""
+HEADER = 8
+
+# --- working columns that every program has ------------------------------------------------------
+SPARE = 0
+"""Takes the output of unused lanes."""
+TIME = 1
+"""Seconds since 1970 UTC at which the bar is known (its close)."""
+SESSION = 2
+"""Days since 1970 of the Globex session's trade date."""
+MINUTE = 3
+"""Minutes since midnight in New York at the bar's close, 0 .. 1439."""
+WEEKDAY = 4
+"""0 Monday .. 6 Sunday in New York."""
+MONTH_DAY = 5
+"""1 .. 31."""
+MONTH = 6
+"""1 .. 12."""
+FIRST_INPUT = 7
+
+# --- fields of an instruction ---------------------------------------------------------------------
+CODE, SOURCE_A, SOURCE_B, SOURCE_C, SOURCE_D, COUNT, STATE, INTEGERS, FLOATS, TARGETS = range(10)
+FIELDS = 10
+
+# --- instructions ---------------------------------------------------------------------------------
+COPY = 1
+AVERAGE = 2
+RSI = 3
+ADX = 4
+MACD = 5
+TRUE_RANGE = 6
+LOG_RETURN = 7
+MOMENT_TABLE = 8
+MOMENT_WINDOW = 9
+MAXIMUM_TABLE = 10
+MINIMUM_TABLE = 11
+MAXIMUM_WINDOW = 12
+MINIMUM_WINDOW = 13
+STOCHASTIC = 14
+TIME_DEVIATION = 15
+FORMULA = 16
+VWAP = 17
+PROFILE = 18
+SESSION_VARIANCE = 19
+RETURN_SINCE = 20
+
+# --- what a moment window gives -------------------------------------------------------------------
+MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION, SUM = range(4)
+
+# --- tokens of a formula --------------------------------------------------------------------------
+(
+    PUSH_COLUMN,
+    PUSH_NUMBER,
+    PUSH_LAG,
+    PUSH_AGO,
+    ADD,
+    SUBTRACT,
+    MULTIPLY,
+    DIVIDE,
+    NEGATE,
+    ABSOLUTE,
+    SQUARE_ROOT,
+    LOGARITHM,
+    EXPONENTIAL,
+    SIGN,
+    SINE_TURN,
+    COSINE_TURN,
+    LESSER,
+    GREATER,
+    IS_MORE,
+    IS_MORE_OR_EQUAL,
+    CHOOSE,
+    FLOOR,
+) = range(22)
+STACK = 12
+"""Deepest stack a formula may need."""
+
+# --- scratch rows ---------------------------------------------------------------------------------
+SCRATCH = 64

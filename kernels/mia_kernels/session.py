@@ -1,0 +1,199 @@
+"""What is counted from the session's open: average price, volume profile, daily variance.
+
+Each starts again when the trade date changes. Before the first open that the series itself has
+seen, the values are missing: a profile that began in mid-session is not the session's profile.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mia_kernels.compile import kernel
+from mia_kernels.opcodes import MINUTE, SESSION, TIME
+
+Floats = NDArray[np.float64]
+
+OPEN_MINUTE = 18 * 60
+"""The Globex open, minutes after midnight in New York."""
+
+VWAP_STATE = 3
+SESSION_VARIANCE_STATE = 10
+RETURN_SINCE_STATE = 3
+PROFILE_BINS = 8192
+PROFILE_STATE = 8 + PROFILE_BINS
+VALUE_AREA = 0.70
+
+_SEEN, _A, _B = 0, 1, 2
+
+
+@kernel
+def _opens(columns: Floats, row: int, bar_minutes: float) -> bool:
+    """True when this row is the first of a session whose beginning is in the series."""
+    before = columns[SESSION, row - 1]
+    if before != before:  # noqa: PLR0124 - the very first row
+        return bool(columns[MINUTE, row] == OPEN_MINUTE + bar_minutes)
+    return bool(columns[SESSION, row] != before)
+
+
+@kernel
+def vwap(
+    columns: Floats,
+    high: int,
+    low: int,
+    close: int,
+    volume: int,
+    bar_minutes: float,
+    p: int,
+    n: int,
+    state: Floats,
+    at: int,
+    out: Floats,
+) -> None:
+    """Volume-weighted average of the typical price (high + low + close) / 3 since the open."""
+    for i in range(n):
+        row = p + i
+        if _opens(columns, row, bar_minutes):
+            state[at + _SEEN], state[at + _A], state[at + _B] = 1.0, 0.0, 0.0
+        v = columns[volume, row]
+        price = (columns[high, row] + columns[low, row] + columns[close, row]) / 3.0
+        missing = (price - price) + (v - v) != 0.0
+        if not missing:
+            state[at + _A] += price * v
+            state[at + _B] += v
+        known = state[at + _SEEN] != 0.0 and state[at + _B] > 0.0 and not missing
+        out[i] = state[at + _A] / state[at + _B] if known else math.nan
+
+
+@kernel
+def profile(
+    columns: Floats,
+    high: int,
+    low: int,
+    volume: int,
+    tick: float,
+    bar_minutes: float,
+    p: int,
+    n: int,
+    state: Floats,
+    at: int,
+    out: Floats,
+) -> None:
+    """Volume profile of the session by tick; ``out`` (6, n): POC, VAH, VAL and the volume at each.
+
+    A bar's volume is spread evenly over the ticks from its low to its high. The point of control is
+    the price with most volume (the lowest of equals); the value area grows from it by the larger of
+    the two-tick pairs above and below (the upper of equals) until it holds 70 % (Steidlmayer's
+    market profile, CBOT 1985). A session that leaves the 8192 ticks around its first price gives
+    nothing more until the next.
+    """
+    bins = state[at + 8 : at + 8 + PROFILE_BINS]
+    for i in range(n):
+        row = p + i
+        h, lo, v = columns[high, row], columns[low, row], columns[volume, row]
+        missing = (h - h) + (lo - lo) + (v - v) != 0.0
+        if _opens(columns, row, bar_minutes):
+            for j in range(PROFILE_BINS):
+                bins[j] = 0.0
+            state[at] = 1.0  # open seen
+            state[at + 1] = math.nan  # tick number of the first bin
+            state[at + 2], state[at + 3] = float(PROFILE_BINS), -1.0  # lowest and highest bin in use
+            state[at + 4] = 0.0  # bin of the point of control
+            state[at + 5] = 0.0  # total volume
+        for k in range(6):
+            out[k, i] = math.nan
+        if state[at] == 0.0 or missing:
+            continue
+        if state[at + 1] != state[at + 1]:
+            state[at + 1] = math.floor(lo / tick + 0.5) - PROFILE_BINS // 2
+        start = int(math.floor(lo / tick + 0.5) - state[at + 1])
+        stop = int(math.floor(h / tick + 0.5) - state[at + 1])
+        if start < 0 or stop >= PROFILE_BINS:
+            state[at] = 0.0
+            continue
+        if v > 0.0:
+            share = v / (stop - start + 1)
+            poc = int(state[at + 4])
+            for j in range(start, stop + 1):
+                bins[j] += share
+            for j in range(start, stop + 1):
+                if bins[j] > bins[poc] or (bins[j] == bins[poc] and j < poc):
+                    poc = j
+            state[at + 4] = float(poc)
+            state[at + 5] += v
+            state[at + 2] = min(state[at + 2], float(start))
+            state[at + 3] = max(state[at + 3], float(stop))
+        total = state[at + 5]
+        if total <= 0.0:
+            continue
+        poc, lowest, highest = int(state[at + 4]), int(state[at + 2]), int(state[at + 3])
+        down, up = poc, poc
+        held = bins[poc]
+        target = VALUE_AREA * total
+        while held < target and (down > lowest or up < highest):
+            above = bins[up + 1] + (bins[up + 2] if up + 2 <= highest else 0.0) if up < highest else -1.0
+            below = bins[down - 1] + (bins[down - 2] if down - 2 >= lowest else 0.0) if down > lowest else -1.0
+            if above >= below:
+                held += above
+                up = min(up + 2, highest)
+            else:
+                held += below
+                down = max(down - 2, lowest)
+        first = state[at + 1]
+        out[0, i] = (first + poc) * tick
+        out[1, i] = (first + up) * tick
+        out[2, i] = (first + down) * tick
+        out[3, i] = bins[poc]
+        out[4, i] = bins[up]
+        out[5, i] = bins[down]
+
+
+@kernel
+def session_variance(
+    columns: Floats, source: int, bar_minutes: float, p: int, n: int, state: Floats, at: int, out: Floats
+) -> None:
+    """Realised volatility of the last one and of the last five whole sessions; ``out`` (2, n).
+
+    The realised variance of a session is the sum of its squared log returns (Andersen and Bollerslev
+    1998), the first of which spans the break before it. The result is sqrt(252 * mean variance).
+    """
+    for i in range(n):
+        row = p + i
+        if _opens(columns, row, bar_minutes):
+            if state[at] != 0.0:  # the session that ends here was seen from its open
+                for k in range(4, 0, -1):
+                    state[at + 3 + k] = state[at + 2 + k]
+                state[at + 3] = state[at + 1]
+                state[at + 2] += 1.0
+            state[at], state[at + 1] = 1.0, 0.0
+        r = columns[source, row]
+        if r == r:  # noqa: PLR0124 - not NaN
+            state[at + 1] += r * r
+        out[0, i] = math.sqrt(252.0 * state[at + 3]) if state[at + 2] >= 1.0 else math.nan
+        five = state[at + 3] + state[at + 4] + state[at + 5] + state[at + 6] + state[at + 7]
+        out[1, i] = math.sqrt(252.0 * (five / 5.0)) if state[at + 2] >= 5.0 else math.nan
+
+
+@kernel
+def return_since(
+    columns: Floats, log_close: int, key: int, p: int, n: int, state: Floats, at: int, out: Floats
+) -> None:
+    """Log return since the instant at which the slow value named by ``key`` became known.
+
+    ``key`` holds that instant in seconds UTC, constant until a newer value arrives. The reference is
+    the last close known at or before it. Missing until the series has seen the key change.
+    """
+    for i in range(n):
+        row = p + i
+        now, mark = columns[log_close, row], columns[key, row]
+        if mark == mark and mark != state[at]:  # noqa: PLR0124 - not NaN
+            if state[at + 2] != 0.0:
+                reference = now if columns[TIME, row] == mark else columns[log_close, row - 1]
+                state[at + 1] = reference
+            else:
+                state[at + 1] = now if columns[TIME, row] == mark else math.nan
+                state[at + 2] = 1.0
+            state[at] = mark
+        out[i] = now - state[at + 1] if mark == mark else math.nan  # noqa: PLR0124

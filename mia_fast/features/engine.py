@@ -1,0 +1,258 @@
+"""The feature engine: one plan, one state, one compiled function for batch and live."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mia_fast.errors import DataError, StateError
+from mia_fast.features.plan import Plan, new_york
+from mia_kernels import opcodes as op
+from mia_kernels import program as call
+
+Floats = NDArray[np.float64]
+
+_MAGIC = b"mia-fast feature state 1\n"
+
+
+@functools.cache
+def _zone() -> NDArray[np.int64]:
+    return new_york()
+
+
+class FeatureEngine:
+    """Computes the features of one symbol, bar by bar or in blocks, from the same state.
+
+    Bars must come in the order of their closes. :meth:`update` and :meth:`batch` may follow one
+    another in any mixture: the values do not depend on how the rows are cut.
+
+    Parameters
+    ----------
+    plan
+        What to compute, from :func:`mia_fast.features.plan.make_plan`.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._state = np.empty(plan.state_size)
+        self._work = np.empty((op.SCRATCH, op.BLOCK))
+        # A live bar: its close (int64 ns), then the inputs (float64), packed in one go.
+        self._bar = np.zeros(1 + len(plan.inputs))
+        self._pack = struct.Struct(f"=q{len(plan.inputs)}d").pack_into
+        self._bar_inputs = self._bar.ctypes.data + 8 * np.arange(1, 1 + len(plan.inputs), dtype=np.int64)
+        self._bar_out = np.full((len(plan.outputs), 1), np.nan)
+        self._bar_values = self._bar_out[:, 0]
+        self._missing = [k for k, name in enumerate(plan.outputs) if name in plan.missing]
+        self._last_known_at = -(2**63)
+        zone = _zone()
+        self._call = np.zeros(call.CALL_SIZE, dtype=np.int64)
+        for address, size, array in (
+            (call.PROGRAM, call.PROGRAM_SIZE, plan.program),
+            (call.INTEGER_TABLE, call.INTEGER_TABLE_SIZE, plan.integers),
+            (call.FLOAT_TABLE, call.FLOAT_TABLE_SIZE, plan.floats),
+            (call.ZONE, call.ZONE_SIZE, zone),
+            (call.STATE_TABLE, call.STATE_SIZE, self._state),
+        ):
+            self._call[address], self._call[size] = array.ctypes.data, len(array)
+        self._call[call.COLUMNS_AT] = plan.columns_at
+        self._call[call.WORK] = self._work.ctypes.data
+        self._call[call.OUT_ROWS] = len(plan.outputs)
+        self._call[call.INPUT_TABLE_SIZE] = len(plan.inputs)
+        self._live_call = self._aim(self._bar.ctypes.data, 1, self._bar_inputs, self._bar_out)
+        self.reset()
+
+    def _aim(self, known_at: int, count: int, inputs: NDArray[np.int64], out: Floats) -> NDArray[np.int64]:
+        """The argument of one call: this engine's program and state over those rows."""
+        aimed = self._call.copy()
+        aimed[call.KNOWN_AT], aimed[call.ROW_COUNT] = known_at, count
+        aimed[call.INPUT_TABLE], aimed[call.OUT] = inputs.ctypes.data, out.ctypes.data
+        return aimed
+
+    @property
+    def rows(self) -> int:
+        """Rows seen since the start of the series."""
+        return int(self._state[op.ROWS])
+
+    @property
+    def last_known_at(self) -> int:
+        """The close of the last bar, ns UTC; very negative before the first."""
+        return self._last_known_at
+
+    def reset(self) -> None:
+        """Forget everything: the next bar is the first of a series."""
+        self._state[: self.plan.columns_at] = 0.0
+        self._state[self.plan.columns_at :] = np.nan
+        self._state[op.POSITION] = op.HISTORY
+        self._last_known_at = -(2**63)
+
+    def update(self, known_at: int, values: Sequence[float]) -> Floats:
+        """Take one bar; return its features.
+
+        Parameters
+        ----------
+        known_at
+            The bar's close, ns UTC, later than the last one.
+        values
+            The plan's inputs in their order; NaN where one is missing.
+
+        Returns
+        -------
+        numpy.ndarray
+            (outputs,) in the plan's order, NaN where missing. The array is overwritten by the next
+            call: copy what must last.
+        """
+        if known_at <= self._last_known_at:
+            raise DataError(
+                f"a bar known at {known_at} ns follows one known at {self._last_known_at} ns",
+                where="FeatureEngine.update",
+                hint="feed bars in the order of their closes, each once",
+                then="the bar was not taken; the state is unchanged",
+            )
+        self._pack(self._bar.data, 0, known_at, *values)
+        call.run(self._live_call)
+        self._last_known_at = known_at
+        return self._bar_values
+
+    def batch(
+        self,
+        known_at: NDArray[np.int64],
+        columns: Mapping[str, Floats],
+        *,
+        out: Floats | None = None,
+    ) -> Floats:
+        """Take a block of bars; return their features.
+
+        Parameters
+        ----------
+        known_at
+            (n,) int64, the bars' closes in ns UTC, ascending and later than the last one taken.
+        columns
+            The plan's inputs by name, each (n,) float64; contiguous ones are read in place.
+        out
+            (outputs, n) float64 to fill; allocated if not given. Reusing it saves the first touch
+            of its memory, which costs more than the features.
+
+        Returns
+        -------
+        numpy.ndarray
+            (outputs, n), one contiguous row per feature, NaN where missing.
+        """
+        n = len(known_at)
+        if out is None:
+            out = np.empty((len(self.plan.outputs), n))
+        elif out.shape != (len(self.plan.outputs), n) or not out.flags.c_contiguous or out.dtype != np.float64:
+            raise DataError(
+                f"out has shape {out.shape} and dtype {out.dtype}",
+                where="FeatureEngine.batch",
+                hint=f"pass a C-contiguous float64 array of shape {(len(self.plan.outputs), n)}",
+                then="no bar was taken; the state is unchanged",
+            )
+        if n == 0:
+            return out
+        times = np.ascontiguousarray(known_at, dtype=np.int64)
+        if times[0] <= self._last_known_at or not bool(np.all(times[1:] > times[:-1])):
+            bad = 0 if times[0] <= self._last_known_at else int(np.argmin(times[1:] > times[:-1])) + 1
+            raise DataError(
+                f"row {bad}: the close {int(times[bad])} ns does not follow the one before it",
+                where="FeatureEngine.batch",
+                hint="sort the bars by time and drop duplicates",
+                then="no bar was taken; the state is unchanged",
+            )
+        arrays: list[Floats] = []
+        for name in self.plan.inputs:
+            if name not in columns:
+                raise DataError(
+                    f"the input column {name!r} of the plan is missing",
+                    where="FeatureEngine.batch",
+                    hint="make the plan from the columns that the data has",
+                    then="no bar was taken; the state is unchanged",
+                )
+            array = np.ascontiguousarray(columns[name], dtype=np.float64)
+            if array.shape != (n,):
+                raise DataError(
+                    f"column {name!r} has shape {array.shape}, expected {(n,)}", where="FeatureEngine.batch"
+                )
+            arrays.append(array)
+        addresses = np.array([array.ctypes.data for array in arrays], dtype=np.int64)
+        for row in self._missing:
+            out[row] = np.nan
+        call.run(self._aim(times.ctypes.data, n, addresses, out))
+        self._last_known_at = int(times[-1])
+        return out
+
+    def save(self) -> bytes:
+        """The state as bytes: the same bytes however the rows were cut into blocks."""
+        body = self._canonical().tobytes()
+        header = {
+            "plan": self.plan.digest,
+            "rows": self.rows,
+            "last_known_at": self._last_known_at,
+            "sha256": hashlib.sha256(body).hexdigest(),
+        }
+        return _MAGIC + json.dumps(header).encode() + b"\n" + body
+
+    def restore(self, saved: bytes) -> None:
+        """Go on from a saved state.
+
+        Raises
+        ------
+        StateError
+            The bytes are damaged, or were saved under another catalogue, input set or bar length.
+        """
+        header, body = _split(saved)
+        if header["plan"] != self.plan.digest:
+            raise StateError(
+                f"the state was saved under plan {header['plan']}, this is plan {self.plan.digest}",
+                where="feature state",
+                hint="use the catalogue, inputs and bar length it was saved with, or start from history again",
+                then="the engine keeps the state it had",
+            )
+        canonical = np.frombuffer(body)
+        at = self.plan.columns_at
+        slots = (self.plan.state_size - at) // op.CAPACITY
+        if canonical.size != at + slots * op.HISTORY:
+            raise StateError("the state has another size than its plan asks for", where="feature state")
+        self.reset()
+        self._state[:at] = canonical[:at]
+        self._columns()[:, : op.HISTORY] = canonical[at:].reshape(slots, op.HISTORY)
+        self._last_known_at = int(header["last_known_at"])
+
+    def _columns(self) -> Floats:
+        return self._state[self.plan.columns_at :].reshape(-1, op.CAPACITY)
+
+    def _canonical(self) -> Floats:
+        """Header, recurrences and the last HISTORY rows, as if the next row were the first of a block."""
+        position = int(self._state[op.POSITION])
+        head = self._state[: self.plan.columns_at].copy()
+        head[op.POSITION] = op.HISTORY
+        tail = self._columns()[:, position - op.HISTORY : position]
+        return np.concatenate([head, tail.ravel()])
+
+
+def _split(saved: bytes) -> tuple[dict[str, Any], bytes]:
+    if not saved.startswith(_MAGIC):
+        raise StateError(
+            "these bytes are not a feature state of this version",
+            where="feature state",
+            hint="restore the file from a backup, or start from history again",
+        )
+    line, _, body = saved[len(_MAGIC) :].partition(b"\n")
+    try:
+        header = json.loads(line)
+        whole = hashlib.sha256(body).hexdigest() == header["sha256"]
+    except (ValueError, KeyError, TypeError):
+        whole, header = False, {}
+    if not whole:
+        raise StateError(
+            "the feature state is damaged: its checksum does not match",
+            where="feature state",
+            hint="restore the file from a backup, or start from history again",
+        )
+    return header, body

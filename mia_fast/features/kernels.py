@@ -1,0 +1,575 @@
+"""The kernels that a catalogue row may name: parameters, inputs, outputs, warm-up, lowering.
+
+Each is declared once, here. ``lower`` turns rows that share a kernel and inputs into instructions
+of :mod:`mia_kernels.program`; rows of one kernel over the same inputs are computed together.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mia_fast.errors import ConfigError
+from mia_fast.features.catalogue import Column, Warmup
+from mia_kernels import opcodes as op
+from mia_kernels.recurrences import AVERAGE_STATE
+from mia_kernels.session import PROFILE_STATE, RETURN_SINCE_STATE, SESSION_VARIANCE_STATE, VWAP_STATE
+
+if TYPE_CHECKING:
+    from mia_fast.features.plan import Builder
+
+HOLDS = "null while an input is missing; the state is held and goes on from there"
+FORGETS = "null while a missing value is in the window; forgets it with its row"
+POINTWISE = "null where an operand is missing or the result is not finite"
+SKIPS = "null at a bar with a missing input, which is left out of the sum"
+
+Rows = Sequence[Column]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A whole-number parameter with its bounds."""
+
+    low: int
+    high: int
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What a catalogue row needs to know of a kernel."""
+
+    name: str
+    meaning: str
+    inputs: tuple[str, ...]
+    missing: str
+    lower: Callable[[Builder, Rows], None]
+    warmup: Callable[[Column], Warmup]
+    outputs: tuple[str, ...] = ()
+    parameters: dict[str, Parameter] = field(default_factory=dict)
+
+
+def period(column: Column, name: str = "period") -> int:
+    """A whole-number parameter of a row, already checked."""
+    return int(column.params[name])
+
+
+def check(column: Column, where: str) -> Kernel:
+    """The kernel that a row names, after checking the row against it.
+
+    Raises
+    ------
+    ConfigError
+        Unknown kernel, wrong number of inputs, unknown, missing or out-of-range parameter, unknown
+        output.
+    """
+    kernel = KERNELS.get(column.kernel)
+    if kernel is None:
+        near = difflib.get_close_matches(column.kernel, KERNELS, n=1)
+        raise ConfigError(
+            f"unknown kernel {column.kernel!r}",
+            where=where,
+            hint=f"did you mean {near[0]!r}?" if near else f"kernels: {', '.join(sorted(KERNELS))}",
+        )
+    if column.kernel != "formula" and len(column.inputs) != len(kernel.inputs):
+        raise ConfigError(
+            f"kernel {kernel.name!r} takes {len(kernel.inputs)} inputs, got {len(column.inputs)}",
+            where=where,
+            hint=f"inputs: {', '.join(kernel.inputs)}",
+        )
+    for name in column.params:
+        if name not in kernel.parameters:
+            raise ConfigError(
+                f"kernel {kernel.name!r} has no parameter {name!r}",
+                where=where,
+                hint=f"parameters: {', '.join(kernel.parameters) or 'none'}",
+            )
+    for name, parameter in kernel.parameters.items():
+        value = column.params.get(name)
+        if value is None:
+            raise ConfigError(
+                f"parameter {name!r} ({parameter.meaning}) is missing",
+                where=where,
+                hint=f"give a whole number from {parameter.low} to {parameter.high}",
+            )
+        if value != int(value) or not parameter.low <= value <= parameter.high:
+            raise ConfigError(
+                f"parameter {name} = {value:g}: {parameter.meaning} is a whole number from "
+                f"{parameter.low} to {parameter.high}",
+                where=where,
+            )
+    if kernel.outputs and column.output not in kernel.outputs:
+        raise ConfigError(
+            f"kernel {kernel.name!r} has no output {column.output!r}",
+            where=where,
+            hint=f"outputs: {', '.join(kernel.outputs)}",
+        )
+    if not kernel.outputs and column.output is not None:
+        raise ConfigError(f"kernel {kernel.name!r} has one output; remove 'output'", where=where)
+    return kernel
+
+
+# --- recurrences ----------------------------------------------------------------------------------
+
+
+def _lanes(rows: Sequence[tuple[int, int, int, float, float]]) -> tuple[list[int], list[float]]:
+    """The lane table of one average: (need, skip, emit, alpha, seed scale) per lane, padded to eight."""
+    integers: list[int] = []
+    alphas = [row[3] for row in rows] + [0.0] * (op.LANES - len(rows))
+    scales = [row[4] for row in rows] + [0.0] * (op.LANES - len(rows))
+    for need, skip, emit, _, _ in rows:
+        integers += [need, skip, emit]
+    integers += [0, 0, 0] * (op.LANES - len(rows))
+    return integers, alphas + scales
+
+
+def _chunks(rows: Rows) -> list[list[Column]]:
+    return [list(rows[k : k + op.LANES]) for k in range(0, len(rows), op.LANES)]
+
+
+def _lower_average(wilder: bool) -> Callable[[Builder, Rows], None]:
+    def lower(builder: Builder, rows: Rows) -> None:
+        for chunk in _chunks(rows):
+            periods = [period(row) for row in chunk]
+            integers, floats = _lanes([(n, 0, 1, 1 / n if wilder else 2 / (n + 1), 1 / n) for n in periods])
+            builder.emit(
+                op.AVERAGE,
+                a=builder.slot(chunk[0].inputs[0]),
+                count=len(chunk),
+                state=AVERAGE_STATE,
+                integers=integers,
+                floats=floats,
+                targets=[builder.target(row.name) for row in chunk],
+            )
+
+    return lower
+
+
+def _lower_rsi(builder: Builder, rows: Rows) -> None:
+    for chunk in _chunks(rows):
+        integers, floats = _lanes([(n, 0, 1, 1 / n, 1 / n) for n in map(period, chunk)])
+        builder.emit(
+            op.RSI,
+            a=builder.slot(chunk[0].inputs[0]),
+            count=len(chunk),
+            state=2 * AVERAGE_STATE,
+            integers=integers,
+            floats=floats,
+            targets=[builder.target(row.name) for row in chunk],
+        )
+
+
+def _by_output(
+    builder: Builder,
+    rows: Rows,
+    keys: Sequence[tuple[int, ...]],
+    names: tuple[str, ...],
+    of: Callable[[Column], tuple[int, ...]],
+) -> list[int]:
+    """Targets of a kernel with several outputs: for each output, for each lane; unused ones are spare."""
+    where = {(of(row), row.output): builder.target(row.name) for row in rows}
+    return [where.get((key, name), -1 - op.SPARE) for name in names for key in keys]
+
+
+def _lower_adx(builder: Builder, rows: Rows) -> None:
+    periods = sorted({period(row) for row in rows})
+    for k in range(0, len(periods), op.LANES):
+        lanes = periods[k : k + op.LANES]
+        integers, floats = _lanes([(n - 1, 0, 0, 1 / n, 1 / n) for n in lanes])
+        more_integers, more_floats = _lanes([(n, 0, 1, 1 / n, 1 / n) for n in lanes])
+        high, low, true_range = rows[0].inputs
+        builder.emit(
+            op.ADX,
+            a=builder.slot(high),
+            b=builder.slot(low),
+            c=builder.slot(true_range),
+            count=len(lanes),
+            state=4 * AVERAGE_STATE,
+            integers=integers + more_integers,
+            floats=floats + more_floats,
+            targets=_by_output(
+                builder, rows, [(n,) for n in lanes], ("adx", "plus_di", "minus_di"), lambda row: (period(row),)
+            ),
+        )
+
+
+def _macd_key(row: Column) -> tuple[int, ...]:
+    return (period(row, "fast"), period(row, "slow"), period(row, "signal"))
+
+
+def _lower_macd(builder: Builder, rows: Rows) -> None:
+    keys = sorted({_macd_key(row) for row in rows})
+    for k in range(0, len(keys), op.LANES):
+        lanes = keys[k : k + op.LANES]
+        integers: list[int] = []
+        floats: list[float] = []
+        tables = (
+            [(f, s - f, 1, 2 / (f + 1), 1 / f) for f, s, _ in lanes],
+            [(s, 0, 1, 2 / (s + 1), 1 / s) for _, s, _ in lanes],
+            [(g, 0, 1, 2 / (g + 1), 1 / g) for _, _, g in lanes],
+        )
+        for table in tables:
+            more_integers, more_floats = _lanes(table)
+            integers += more_integers
+            floats += more_floats
+        builder.emit(
+            op.MACD,
+            a=builder.slot(rows[0].inputs[0]),
+            count=len(lanes),
+            state=3 * AVERAGE_STATE,
+            integers=integers,
+            floats=floats,
+            targets=_by_output(builder, rows, lanes, ("line", "signal", "histogram"), _macd_key),
+        )
+
+
+# --- windows --------------------------------------------------------------------------------------
+
+_MOMENTS = {
+    "mean": op.MEAN,
+    "deviation": op.POPULATION_DEVIATION,
+    "sample_deviation": op.SAMPLE_DEVIATION,
+    "sum": op.SUM,
+}
+
+
+def _lower_moments(builder: Builder, rows: Rows) -> None:
+    source = rows[0].inputs[0]
+    ordered = sorted(rows, key=period)
+    table = builder.table(op.MOMENT_TABLE, source)
+    builder.emit(
+        op.MOMENT_WINDOW,
+        a=builder.slot(source),
+        b=table,
+        count=len(ordered),
+        integers=[number for row in ordered for number in (period(row), _MOMENTS[str(row.output)])],
+        targets=[builder.target(row.name) for row in ordered],
+    )
+
+
+def _lower_extreme(table_code: int, window_code: int) -> Callable[[Builder, Rows], None]:
+    def lower(builder: Builder, rows: Rows) -> None:
+        source = rows[0].inputs[0]
+        builder.emit(
+            window_code,
+            a=builder.slot(source),
+            b=builder.table(table_code, source),
+            count=len(rows),
+            integers=[period(row) for row in rows],
+            targets=[builder.target(row.name) for row in rows],
+        )
+
+    return lower
+
+
+def _lower_stochastic(builder: Builder, rows: Rows) -> None:
+    high, low, close = rows[0].inputs
+    for window in sorted({period(row) for row in rows}):
+        where = {row.output: builder.target(row.name) for row in rows if period(row) == window}
+        builder.emit(
+            op.STOCHASTIC,
+            a=builder.slot(high),
+            b=builder.slot(low),
+            c=builder.slot(close),
+            integers=[
+                builder.table(op.MAXIMUM_TABLE, high),
+                builder.table(op.MINIMUM_TABLE, low),
+                window,
+                builder.private_slot(),
+                builder.private_slot(),
+            ],
+            targets=[where.get("k", -1 - op.SPARE), where.get("d", -1 - op.SPARE)],
+        )
+
+
+def _lower_time_deviation(builder: Builder, rows: Rows) -> None:
+    source = rows[0].inputs[0]
+    builder.emit(
+        op.TIME_DEVIATION,
+        a=builder.slot(source),
+        b=builder.table(op.MOMENT_TABLE, source),
+        count=len(rows),
+        integers=[builder.rows_in(period(row, "minutes")) for row in rows],
+        floats=[60.0 * period(row, "minutes") for row in rows],
+        targets=[builder.target(row.name) for row in rows],
+    )
+
+
+# --- one row at a time ----------------------------------------------------------------------------
+
+
+def _lower_column(builder: Builder, rows: Rows) -> None:
+    builder.copy(rows[0].inputs[0], rows[0].name)
+
+
+def _lower_true_range(builder: Builder, rows: Rows) -> None:
+    high, low, close = (builder.slot(name) for name in rows[0].inputs)
+    for row in rows:
+        builder.emit(op.TRUE_RANGE, a=high, b=low, c=close, targets=[builder.target(row.name)])
+
+
+def _lower_log_return(builder: Builder, rows: Rows) -> None:
+    for row in rows:
+        builder.emit(
+            op.LOG_RETURN,
+            a=builder.slot(row.inputs[0]),
+            integers=[period(row, "bars")],
+            targets=[builder.target(row.name)],
+        )
+
+
+def _lower_formula(builder: Builder, rows: Rows) -> None:
+    for row in rows:
+        tokens: list[int] = []
+        numbers: list[float] = []
+        expression = builder.expression(row)
+        for token in expression.tokens:
+            argument = builder.slot(token.column) if token.column is not None else 0
+            extra = 0
+            if token.code == op.PUSH_NUMBER:
+                argument = len(numbers)
+                numbers.append(float(token.number or 0.0))
+            elif token.code == op.PUSH_LAG:
+                extra = token.bars
+            elif token.code == op.PUSH_AGO:
+                extra = (builder.rows_in(int(token.minutes)) << 32) | len(numbers)
+                numbers.append(60.0 * token.minutes)
+            tokens += [token.code, argument, extra]
+        builder.emit(
+            op.FORMULA,
+            count=len(expression.tokens),
+            integers=tokens,
+            floats=numbers,
+            targets=[builder.target(row.name)],
+        )
+
+
+# --- since the session's open ---------------------------------------------------------------------
+
+
+def _lower_vwap(builder: Builder, rows: Rows) -> None:
+    high, low, close, volume = (builder.slot(name) for name in rows[0].inputs)
+    for row in rows:
+        builder.emit(
+            op.VWAP,
+            a=high,
+            b=low,
+            c=close,
+            d=volume,
+            state=VWAP_STATE,
+            floats=[builder.bar_minutes],
+            targets=[builder.target(row.name)],
+        )
+
+
+_PROFILE = ("poc", "vah", "val", "volume_at_poc", "volume_at_vah", "volume_at_val")
+
+
+def _lower_profile(builder: Builder, rows: Rows) -> None:
+    high, low, volume = (builder.slot(name) for name in rows[0].inputs)
+    where = {row.output: builder.target(row.name) for row in rows}
+    builder.emit(
+        op.PROFILE,
+        a=high,
+        b=low,
+        c=volume,
+        state=PROFILE_STATE,
+        floats=[builder.tick_size, builder.bar_minutes],
+        targets=[where.get(name, -1 - op.SPARE) for name in _PROFILE],
+    )
+
+
+_VARIANCE = ("one_session", "five_sessions")
+
+
+def _lower_session_variance(builder: Builder, rows: Rows) -> None:
+    where = {row.output: builder.target(row.name) for row in rows}
+    builder.emit(
+        op.SESSION_VARIANCE,
+        a=builder.slot(rows[0].inputs[0]),
+        state=SESSION_VARIANCE_STATE,
+        floats=[builder.bar_minutes],
+        targets=[where.get(name, -1 - op.SPARE) for name in _VARIANCE],
+    )
+
+
+def _lower_return_since(builder: Builder, rows: Rows) -> None:
+    log_close, key = (builder.slot(name) for name in rows[0].inputs)
+    for row in rows:
+        builder.emit(op.RETURN_SINCE, a=log_close, b=key, state=RETURN_SINCE_STATE, targets=[builder.target(row.name)])
+
+
+# --- warm-ups: rows without a value, given inputs that have one from the first row on -----------------
+
+
+def _no_warmup(_row: Column) -> Warmup:
+    return Warmup()
+
+
+def _first_full_window(row: Column) -> Warmup:
+    return Warmup(rows=period(row) - 1)
+
+
+def _wilder_of_changes(row: Column) -> Warmup:
+    return Warmup(rows=period(row))
+
+
+def _adx_warmup(row: Column) -> Warmup:
+    # True range and directional movement are missing at the first row, which the input's own warm-up
+    # counts: n - 1 values seed them, one more gives the first indicator, n of those seed ADX.
+    return Warmup(rows=2 * period(row) - 2 if row.output == "adx" else period(row) - 1)
+
+
+_PERIOD = {"period": Parameter(2, op.HISTORY, "length in bars")}
+
+KERNELS: dict[str, Kernel] = {
+    kernel.name: kernel
+    for kernel in (
+        Kernel("column", "an input as it is", ("any",), POINTWISE, _lower_column, _no_warmup),
+        Kernel(
+            "ema",
+            "exponential average, alpha 2/(n+1), seeded with a simple average",
+            ("any",),
+            HOLDS,
+            _lower_average(wilder=False),
+            _first_full_window,
+            parameters=_PERIOD,
+        ),
+        Kernel(
+            "wilder",
+            "Wilder's average, alpha 1/n, seeded with a simple average",
+            ("any",),
+            HOLDS,
+            _lower_average(wilder=True),
+            _first_full_window,
+            parameters=_PERIOD,
+        ),
+        Kernel("rsi", "relative strength index", ("price",), HOLDS, _lower_rsi, _wilder_of_changes, parameters=_PERIOD),
+        Kernel(
+            "adx",
+            "average directional index and directional indicators",
+            ("high", "low", "true_range"),
+            HOLDS,
+            _lower_adx,
+            _adx_warmup,
+            outputs=("adx", "plus_di", "minus_di"),
+            parameters=_PERIOD,
+        ),
+        Kernel(
+            "macd",
+            "moving average convergence/divergence",
+            ("price",),
+            HOLDS,
+            _lower_macd,
+            lambda row: Warmup(rows=period(row, "slow") + period(row, "signal") - 2),
+            outputs=("line", "signal", "histogram"),
+            parameters={
+                "fast": Parameter(2, op.HISTORY, "length of the fast average"),
+                "slow": Parameter(3, op.HISTORY, "length of the slow average"),
+                "signal": Parameter(2, op.HISTORY, "length of the signal average"),
+            },
+        ),
+        Kernel(
+            "window",
+            "moments over the last bars; 'deviation' divides by n, 'sample_deviation' by n - 1",
+            ("any",),
+            FORGETS,
+            _lower_moments,
+            _first_full_window,
+            outputs=tuple(_MOMENTS),
+            parameters=_PERIOD,
+        ),
+        Kernel(
+            "highest",
+            "largest of the last bars",
+            ("any",),
+            FORGETS,
+            _lower_extreme(op.MAXIMUM_TABLE, op.MAXIMUM_WINDOW),
+            _first_full_window,
+            parameters=_PERIOD,
+        ),
+        Kernel(
+            "lowest",
+            "smallest of the last bars",
+            ("any",),
+            FORGETS,
+            _lower_extreme(op.MINIMUM_TABLE, op.MINIMUM_WINDOW),
+            _first_full_window,
+            parameters=_PERIOD,
+        ),
+        Kernel(
+            "stochastic",
+            "slow stochastic, %K smoothed over 3, %D over 3 more",
+            ("high", "low", "close"),
+            FORGETS,
+            _lower_stochastic,
+            lambda row: Warmup(rows=period(row) + 3),
+            outputs=("k", "d"),
+            parameters=_PERIOD,
+        ),
+        Kernel(
+            "time_deviation",
+            "sample standard deviation of the returns inside a time window; a return across a gap counts "
+            "only when both closes lie in the window",
+            ("log_return",),
+            FORGETS,
+            _lower_time_deviation,
+            lambda row: Warmup(rows=period(row, "minutes") - 1),
+            parameters={"minutes": Parameter(2, op.HISTORY - 1, "length in minutes")},
+        ),
+        Kernel(
+            "true_range",
+            "Wilder's true range",
+            ("high", "low", "close"),
+            POINTWISE,
+            _lower_true_range,
+            lambda _row: Warmup(rows=1),
+        ),
+        Kernel(
+            "log_return",
+            "logarithm of the ratio to an earlier value",
+            ("price",),
+            POINTWISE,
+            _lower_log_return,
+            lambda row: Warmup(rows=period(row, "bars")),
+            parameters={"bars": Parameter(1, op.HISTORY, "how far back")},
+        ),
+        Kernel("formula", "arithmetic over columns", (), POINTWISE, _lower_formula, _no_warmup),
+        Kernel(
+            "vwap",
+            "volume-weighted average price since the session's open",
+            ("high", "low", "close", "volume"),
+            SKIPS,
+            _lower_vwap,
+            _no_warmup,
+        ),
+        Kernel(
+            "profile",
+            "volume profile of the session",
+            ("high", "low", "volume"),
+            SKIPS,
+            _lower_profile,
+            _no_warmup,
+            outputs=_PROFILE,
+        ),
+        Kernel(
+            "session_variance",
+            "realised volatility of whole sessions, annualised with 252",
+            ("log_return",),
+            SKIPS,
+            _lower_session_variance,
+            lambda row: Warmup(sessions=1 if row.output == "one_session" else 5),
+            outputs=_VARIANCE,
+        ),
+        Kernel(
+            "return_since",
+            "log return since a slow value became known",
+            ("log_price", "known_at"),
+            POINTWISE,
+            _lower_return_since,
+            lambda _row: Warmup(sessions=1),
+        ),
+    )
+}
