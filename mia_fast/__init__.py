@@ -1,0 +1,45 @@
+"""mia-fast: market data into features, dealer levels, predictions, a risk verdict and an audit trail.
+
+The functions below are thin calls onto long-lived objects; they load what they need at first use, so
+that ``import mia_fast`` stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mia_fast.features.frame import generate_features as generate_features
+    from mia_fast.journal import flush as flush
+    from mia_fast.journal import log_decision as log_decision
+    from mia_fast.options import recalculate_levels as recalculate_levels
+    from mia_fast.predict import NeuralPipeline as NeuralPipeline
+    from mia_fast.risk import block_trade as block_trade
+    from mia_fast.risk import stop_trading as stop_trading
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "NeuralPipeline": "mia_fast.predict",
+    "block_trade": "mia_fast.risk",
+    "flush": "mia_fast.journal",
+    "generate_features": "mia_fast.features.frame",
+    "log_decision": "mia_fast.journal",
+    "recalculate_levels": "mia_fast.options",
+    "stop_trading": "mia_fast.risk",
+}
+
+__all__ = [*_WHERE, "__version__"]  # noqa: PLE0604 - names of functions loaded on first use
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'mia_fast' has no attribute {name!r}; it has {', '.join(sorted(_WHERE))}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

@@ -89,7 +89,9 @@ def _step(
             average8(columns[a, p : p + n], integers[i0:], floats[f0:], state, at, work[0:8])
             _emit_lanes(work, count, integers, targets, columns, p, out, q, n)
         elif code == op.RSI:
-            rsi8(columns[a, p : p + n], columns[a, p - 1 : p - 1 + n], integers[i0:], floats[f0:], state, at, work)
+            rsi8(
+                columns[a, p : p + n], columns[a, p - 1 : p - 1 + n], integers[i0:], floats[f0:], state, at, work, count
+            )
             _emit_lanes(work, count, integers, targets, columns, p, out, q, n)
         elif code == op.ADX:
             adx8(
@@ -103,12 +105,13 @@ def _step(
                 state,
                 at,
                 work,
+                count,
             )
             _emit_lanes(work, count, integers, targets, columns, p, out, q, n)
             _emit_lanes(work[16:], count, integers, targets + count, columns, p, out, q, n)
             _emit_lanes(work[24:], count, integers, targets + 2 * count, columns, p, out, q, n)
         elif code == op.MACD:
-            macd8(columns[a, p : p + n], integers[i0:], floats[f0:], state, at, work)
+            macd8(columns[a, p : p + n], integers[i0:], floats[f0:], state, at, work, count)
             _emit_lanes(work[16:], count, integers, targets, columns, p, out, q, n)
             _emit_lanes(work, count, integers, targets + count, columns, p, out, q, n)
             _emit_lanes(work[24:], count, integers, targets + 2 * count, columns, p, out, q, n)

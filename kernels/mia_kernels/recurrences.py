@@ -152,12 +152,12 @@ def average8_each(x: Floats, n: int, integers: Integers, floats: Floats, state: 
 
 @kernel
 def rsi8(
-    close: Floats, before: Floats, integers: Integers, floats: Floats, state: Floats, at: int, work: Floats
+    close: Floats, before: Floats, integers: Integers, floats: Floats, state: Floats, at: int, work: Floats, count: int
 ) -> None:
     """Wilder's relative strength index (Wilder 1978) for eight periods.
 
-    ``close`` and ``before`` (n,): the close and the one before it. Result in ``work[0:8]``, 0..100;
-    0 where nothing moved, as in TA-Lib.
+    ``close`` and ``before`` (n,): the close and the one before it. Result of the first ``count`` lanes
+    in ``work[0:8]``, 0..100; 0 where nothing moved, as in TA-Lib.
     """
     n = close.size
     gain, loss = work[8, :n], work[9, :n]
@@ -167,7 +167,7 @@ def rsi8(
         loss[i] = change if change != change else (-change if change < 0.0 else 0.0)  # noqa: PLR0124
     average8(gain, integers, floats, state, at, work[16:24])
     average8(loss, integers, floats, state, at + AVERAGE_STATE, work[24:32])
-    for lane in range(LANES):
+    for lane in range(count):
         up, down, out = work[16 + lane, :n], work[24 + lane, :n], work[lane, :n]
         for i in range(n):
             total = up[i] + down[i]
@@ -187,6 +187,7 @@ def adx8(
     state: Floats,
     at: int,
     work: Floats,
+    count: int,
 ) -> None:
     """Wilder's average directional index with both directional indicators, for eight periods.
 
@@ -205,7 +206,7 @@ def adx8(
     average8(plus, integers, floats, state, at, work[16:24])
     average8(minus, integers, floats, state, at + AVERAGE_STATE, work[24:32])
     average8(true_range, integers, floats, state, at + 2 * AVERAGE_STATE, work[32:40])
-    for lane in range(LANES):
+    for lane in range(count):
         p, m, t, dx = work[16 + lane, :n], work[24 + lane, :n], work[32 + lane, :n], work[40 + lane, :n]
         for i in range(n):
             up = 100.0 * (p[i] / t[i])
@@ -222,7 +223,7 @@ def adx8(
 
 
 @kernel
-def macd8(close: Floats, integers: Integers, floats: Floats, state: Floats, at: int, work: Floats) -> None:
+def macd8(close: Floats, integers: Integers, floats: Floats, state: Floats, at: int, work: Floats, count: int) -> None:
     """Moving average convergence/divergence (Appel) for eight parameter sets.
 
     ``close`` (n,). Line in ``work[16:24]``, signal in ``work[0:8]``, histogram in ``work[24:32]``.
@@ -232,12 +233,12 @@ def macd8(close: Floats, integers: Integers, floats: Floats, state: Floats, at: 
     n = close.size
     average8(close, integers, floats, state, at, work[32:40])
     average8(close, integers[24:], floats[16:], state, at + AVERAGE_STATE, work[40:48])
-    for lane in range(LANES):
+    for lane in range(count):
         fast, slow, line = work[32 + lane, :n], work[40 + lane, :n], work[16 + lane, :n]
         for i in range(n):
             line[i] = fast[i] - slow[i]
     average8_each(work[16:24], n, integers[48:], floats[32:], state, at + 2 * AVERAGE_STATE, work[0:8])
-    for lane in range(LANES):
+    for lane in range(count):
         line, signal, histogram = work[16 + lane, :n], work[lane, :n], work[24 + lane, :n]
         for i in range(n):
             histogram[i] = line[i] - signal[i]

@@ -82,7 +82,7 @@ def make_plan(
     tick_size
         Smallest price step of the instrument, index points.
     auxiliary
-        Auxiliary or input columns to put out after the features.
+        Auxiliary, input or calendar columns to put out after the features.
 
     Raises
     ------
@@ -112,10 +112,10 @@ def make_plan(
             if name not in known:
                 raise _unknown(name, column.name, known)
     for name in auxiliary:
-        if name in inputs:
+        if name in inputs or name in CALENDAR:
             raw_copies[name] = name
         elif name not in columns:
-            raise _unknown(name, "the auxiliary columns asked for", inputs | set(columns))
+            raise _unknown(name, "the auxiliary columns asked for", inputs | set(CALENDAR) | set(columns))
     order = _sorted(columns)
 
     lacking: dict[str, tuple[str, ...]] = {name: (name,) for name in inputs if name not in available}

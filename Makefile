@@ -1,0 +1,58 @@
+# mia-fast: the few commands of this project. Each does its own set-up in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench docs torture train clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+demo: $(VENV)/.core ## Replay two simulated sessions through everything (offline, under a minute)
+	$(BIN)/mia-fast demo
+
+test: $(VENV)/.dev ## Run the test suite; warnings are errors
+	$(BIN)/mia-fast warmup
+	$(BIN)/python -m pytest -W error -n $(WORKERS)
+
+lint: $(VENV)/.dev ## ruff and mypy, as the pre-commit hooks run them
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev ## Prove parity with the peers, then time both in one run and print the ratios
+	$(BIN)/mia-fast warmup
+	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name -p no:cacheprovider
+
+docs: $(VENV)/.core ## Write the generated pages again: tables, risk codes, features
+	$(BIN)/python -m mia_fast.tables.page docs/tables.md
+	$(BIN)/python -m mia_fast.risk.document > docs/risk-codes.md
+	$(BIN)/python -m mia_fast.features.page docs/features.md
+
+torture: $(VENV)/.dev ## The whole of the slow tests: all real data, many rounds of kill -9
+	$(BIN)/mia-fast warmup
+	MIA_TORTURE_ROUNDS=200 MIA_WHOLE=1 $(BIN)/python -m pytest -W error -n $(WORKERS)
+
+train: $(VENV)/.train ## Train the shipped models again (needs the real data beside the project)
+	$(BIN)/python -m mia_fast.training
+
+clean: ## Remove the environment and what tools left behind
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.core
+
+$(VENV)/.train: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[dev,train]'
+	@touch $@ $(VENV)/.dev $(VENV)/.core

@@ -1,0 +1,1 @@
+"""Benchmarks: parity with the peer first, then both timed in the same run."""

@@ -1,0 +1,5 @@
+"""``python -m mia_fast`` is ``mia-fast``."""
+
+from mia_fast.cli import main
+
+main()

@@ -1,0 +1,285 @@
+"""The commands. Each reads its arguments, calls one room, and shows what came back."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mia_fast.cli import show
+from mia_fast.workspace import Workspace, shipped
+
+app = typer.Typer(
+    name="mia-fast",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Market data into features, dealer levels, predictions, a risk verdict and an audit trail.\n\n"
+    "Start with [bold]mia-fast demo[/bold]: two simulated sessions through everything, offline.",
+)
+risk_app = typer.Typer(no_args_is_help=True, help="The drawdown latch: see it, clear it.")
+app.add_typer(risk_app, name="risk")
+
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--workspace",
+        "-w",
+        envvar="MIA_WORKSPACE",
+        help="Folder with the desk's config and data; it may be empty. Default: the current directory.",
+        show_default=False,
+    ),
+]
+ChainOption = Annotated[Path | None, typer.Option(help="Option chain (Parquet), one or several snapshots.")]
+CrossOption = Annotated[Path | None, typer.Option(help="Cross-asset closes with the daily VIX (Parquet or CSV).")]
+
+
+@app.command()
+def demo(workspace: WorkspaceOption = None) -> None:
+    """Replay two [bold]simulated[/bold] sessions through everything.
+
+    Offline, from the sample that is shipped. Files are written to the workspace.
+
+    Example: [cyan]mia-fast demo --workspace /tmp/desk[/cyan]
+    """
+    sample = shipped() / "data" / "sample"
+    place = Workspace.current(workspace)
+    show.simulated(sample)
+    _replay(
+        place,
+        bars=sample / "bars.parquet",
+        events=sample / "events.parquet",
+        cross=sample / "cross.parquet",
+        chain=sample / "chain.parquet",
+        fresh=True,
+    )
+
+
+@app.command()
+def run(
+    bars: Annotated[Path, typer.Option(help="Bars of one symbol (Parquet or CSV).")],
+    events: Annotated[
+        Path | None, typer.Option(help="Macro events. Default: data/macro_events.csv of the workspace.")
+    ] = None,
+    cross: CrossOption = None,
+    chain: ChainOption = None,
+    start: Annotated[
+        dt.datetime | None, typer.Option(help="First trade date (YYYY-MM-DD); earlier bars warm the features.")
+    ] = None,
+    end: Annotated[dt.datetime | None, typer.Option(help="Last trade date (YYYY-MM-DD).")] = None,
+    fresh: Annotated[bool, typer.Option(help="Begin again although a stopped run could be resumed.")] = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Replay bars through features, prediction, policy, risk gate and journal.
+
+    A run that was stopped goes on from its last checkpoint when it is started again with the same
+    inputs. A trade date begins at 18:00 New York on the evening before.
+
+    Example: [cyan]mia-fast run --bars es.parquet --events calendar.parquet --cross vix.parquet
+    --start 2022-03-23 --end 2022-03-23 --chain spx.parquet[/cyan]
+    """
+    _replay(
+        Workspace.current(workspace),
+        bars=bars,
+        events=events,
+        cross=cross,
+        chain=chain,
+        start=None if start is None else _session_open(start.date()),
+        end=None if end is None else _session_open(end.date() + dt.timedelta(days=1)),
+        fresh=fresh,
+    )
+
+
+@app.command()
+def features(
+    bars: Annotated[Path, typer.Argument(help="Bars of one symbol (Parquet or CSV).")],
+    out: Annotated[
+        Path | None, typer.Argument(help="Parquet file to write. Without it, only the plan.")
+    ] = None,
+    cross: CrossOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Compute the features of a file of bars, or show which of them can be computed.
+
+    Example: [cyan]mia-fast features es.parquet features.parquet --cross vix.parquet[/cyan]
+    """
+    import time
+
+    from mia_fast.features.cross import VixHistory
+    from mia_fast.features.frame import generate_features, plan_for
+    from mia_fast.files import replacing
+    from mia_fast.tables import read_table
+
+    place = Workspace.current(workspace)
+    table = read_table("bars", bars, workspace=place)
+    other = None if cross is None else read_table("cross", cross, workspace=place)
+    vix = None if other is None else VixHistory.from_cross(other.frame)
+    show.table_report(table)
+    show.plan(plan_for(table, workspace=place, vix=vix))
+    if out is None:
+        return
+    began = time.perf_counter()
+    with show.working("computing"):
+        frame = generate_features(table, cross=other, workspace=place)
+    computed = time.perf_counter()
+    with show.working("writing"), replacing(out) as temporary:
+        frame.write_parquet(temporary)
+    show.features_written(out, frame, computed - began, time.perf_counter() - computed)
+
+
+@app.command()
+def levels(
+    chain: Annotated[Path, typer.Argument(help="Option chain (Parquet or CSV).")],
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Dealer levels of an option chain: walls, flip, volatility, positioning.
+
+    Of a file with several snapshots the latest is taken. Writes data/options_snapshots/levels_*.json.
+
+    Example: [cyan]mia-fast levels spx.parquet[/cyan]
+    """
+    from mia_fast.options import recalculate_levels
+    from mia_fast.tables import read_table
+
+    place = Workspace.current(workspace)
+    table = read_table("chain", chain, workspace=place)
+    latest = table.frame.filter(table.frame["quote_time"] == table.frame["quote_time"].max())
+    at = int(latest["quote_time"].dt.epoch("ns")[0])
+    show.table_report(table)
+    show.levels(recalculate_levels(latest, workspace=place, now_ns=at), place)
+
+
+@app.command()
+def export(workspace: WorkspaceOption = None) -> None:
+    """Write the CSV files of the audit trail from the journal.
+
+    Example: [cyan]mia-fast export --workspace /tmp/desk[/cyan]
+    """
+    from mia_fast import journal
+
+    place = Workspace.current(workspace)
+    with show.working("exporting"):
+        paths = journal.export(place)
+    show.files(paths, place)
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(help="Folder to write the simulated market to.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 7,
+    start: Annotated[dt.datetime, typer.Option(help="First trade date (YYYY-MM-DD).")] = dt.datetime(2025, 5, 13),
+    sessions: Annotated[int, typer.Option(min=1, help="How many sessions.")] = 2,
+    book_seconds: Annotated[int, typer.Option(help="Seconds between book snapshots; a divisor of 60.")] = 10,
+    only: Annotated[list[str] | None, typer.Option(help="Only these tables (repeat the option).")] = None,
+) -> None:
+    """Make a simulated market: bars, trades, book, chain, cross, events.
+
+    Everything it writes is labelled as simulated.
+
+    Example: [cyan]mia-fast simulate /tmp/market --sessions 60 --only bars --only events[/cyan]
+    """
+    from mia_fast.simulate import simulate as make
+
+    with show.progress("sessions") as advance:
+        paths = make(
+            out,
+            seed=seed,
+            start=start.date(),
+            sessions=sessions,
+            tables=only,
+            book_seconds=book_seconds,
+            progress=lambda _what, done, total: advance(done, total),
+        )
+    show.simulated_files(paths)
+
+
+@app.command()
+def warmup() -> None:
+    """Compile the kernels, or check that they are compiled.
+
+    Cold this takes under a minute; afterwards every process loads them in a fraction of a second.
+    """
+    from mia_fast.warmup import STEPS
+    from mia_fast.warmup import warmup as compile_all
+
+    with show.progress("kernels") as advance:
+        seconds, where = compile_all(lambda done, _name: advance(done, len(STEPS)))
+    show.warm(seconds, where)
+
+
+@app.command()
+def validate(
+    path: Annotated[Path, typer.Argument(help="File or folder to search for retired names.")] = Path(),
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Check a tree for retired names, and the workspace's configuration.
+
+    Ends with status 1 if anything is found. Example: [cyan]mia-fast validate ../old-scripts[/cyan]
+    """
+    from mia_fast import validate as checks
+
+    names, files = checks.retired_names(path)
+    faults, configs = checks.configuration(Workspace.current(workspace))
+    show.findings(names + faults, files, configs)
+    if names or faults:
+        raise typer.Exit(1)
+
+
+@risk_app.command("status")
+def risk_status(workspace: WorkspaceOption = None) -> None:
+    """Show the desk's risk state: latch, drawdown, limit, calendar."""
+    from mia_fast import clock
+    from mia_fast.risk import desk
+
+    place = Workspace.current(workspace)
+    here = desk(place)
+    show.risk(here, clock.now_ns())
+
+
+@risk_app.command("reset")
+def risk_reset(
+    reason: Annotated[str, typer.Option(help="Who decided what; it is journalled.")],
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Clear the latch. Says what it cleared; the gate stays disarmed.
+
+    Example: [cyan]mia-fast risk reset --reason "A. Smith: feed fault, positions flat"[/cyan]
+    """
+    from mia_fast.risk import desk
+
+    show.say(str(desk(Workspace.current(workspace)).controller.reset(reason)))
+
+
+def _replay(
+    place: Workspace,
+    *,
+    bars: Path,
+    events: Path | None,
+    cross: Path | None,
+    chain: Path | None,
+    start: int | None = None,
+    end: int | None = None,
+    fresh: bool = False,
+) -> None:
+    from mia_fast.live.replay import read_inputs, replay
+
+    with show.working("reading"):
+        inputs = read_inputs(place, bars=bars, events=events, cross=cross, chain=chain)
+    for table in (inputs.bars, inputs.cross, inputs.chain):
+        if table is not None:
+            show.table_report(table)
+    with show.progress("bars") as advance:
+        summary = replay(place, inputs, start=start, end=end, fresh=fresh, progress=advance)
+    show.summary(summary, place)
+
+
+def _session_open(day: dt.date) -> int:
+    """18:00 New York on the evening before a trade date, ns UTC."""
+    from zoneinfo import ZoneInfo
+
+    from mia_fast.clock import from_datetime
+
+    evening = dt.datetime.combine(day - dt.timedelta(days=1), dt.time(18), ZoneInfo("America/New_York"))
+    return from_datetime(evening) + 1  # a bar known at 18:00 sharp belongs to the session before

@@ -1,0 +1,136 @@
+"""The simulated venue of a replay: market orders fill at the next bar's open, less slippage and fees."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mia_fast.config import MarketConfig
+from mia_fast.risk import Account, Order, Side
+
+
+@dataclass(slots=True)
+class Pending:
+    """An accepted order that waits for the next open."""
+
+    trade_id: str
+    side: str
+    quantity: int
+    reduce_only: bool
+    regime_probs: dict[str, float] | None
+    reason: str
+
+
+@dataclass(slots=True)
+class Position:
+    """The open position."""
+
+    trade_id: str
+    quantity: int
+    """Signed: long is positive."""
+    entry_price: float
+    entry_ns: int
+    bars: int
+    regime_probs: dict[str, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trade:
+    """A closed trade."""
+
+    trade_id: str
+    entry_ns: int
+    exit_ns: int
+    side: str
+    quantity: int
+    entry_price: float
+    exit_price: float
+    profit: float
+    """USD after fees."""
+    fees: float
+    regime_probs: dict[str, float] | None
+    reason: str
+
+
+class SimulatedBroker:
+    """One account, one instrument, at most one position."""
+
+    def __init__(self, config: MarketConfig) -> None:
+        self._point_value = config.instrument.point_value
+        self._slippage = config.account.slippage_ticks * config.instrument.tick_size
+        self._fee = config.account.fee_per_side
+        self.cash = config.account.starting_equity
+        self.position: Position | None = None
+        self.pending: Pending | None = None
+        self.trades = 0
+        self.wins = 0
+
+    def equity(self, price: float) -> float:
+        """USD: cash and the open position marked at ``price``."""
+        if self.position is None:
+            return self.cash
+        return self.cash + (price - self.position.entry_price) * self.position.quantity * self._point_value
+
+    def account(self, price: float, now_ns: int) -> Account:
+        """What the venue would report now."""
+        return Account(now_ns, self.equity(price), float(self.position.quantity) if self.position else 0.0)
+
+    def submit(self, order: Order, trade_id: str, regime_probs: dict[str, float] | None, reason: str) -> None:
+        """Accept a market order; it fills at the next open."""
+        self.pending = Pending(trade_id, order.side.value, int(order.quantity), order.reduce_only, regime_probs, reason)
+
+    def open_bar(self, open_price: float, known_at_ns: int) -> Trade | None:
+        """Fill what is pending at this bar's open; returns the trade that this closed."""
+        closed = None
+        order, self.pending = self.pending, None
+        if order is not None:
+            sign = 1 if order.side == Side.BUY.value else -1
+            price = open_price + sign * self._slippage
+            fees = self._fee * order.quantity
+            self.cash -= fees
+            if order.reduce_only and self.position is not None:
+                closed = self._close(price, known_at_ns, 2 * fees, order.reason)
+            elif not order.reduce_only and self.position is None:
+                self.position = Position(
+                    order.trade_id, sign * order.quantity, price, known_at_ns, 0, order.regime_probs
+                )
+        if self.position is not None:
+            self.position.bars += 1
+        return closed
+
+    def _close(self, price: float, at_ns: int, fees: float, reason: str) -> Trade:
+        position, self.position = self.position, None
+        assert position is not None
+        gross = (price - position.entry_price) * position.quantity * self._point_value
+        self.cash += gross
+        self.trades += 1
+        self.wins += gross > fees
+        return Trade(
+            position.trade_id,
+            position.entry_ns,
+            at_ns,
+            Side.BUY.value if position.quantity > 0 else Side.SELL.value,
+            abs(position.quantity),
+            position.entry_price,
+            price,
+            gross - fees,
+            fees,
+            position.regime_probs,
+            reason,
+        )
+
+    def save(self) -> dict[str, Any]:
+        """The account as JSON-safe values."""
+        return {
+            "cash": self.cash,
+            "trades": self.trades,
+            "wins": self.wins,
+            "position": None if self.position is None else asdict(self.position),
+            "pending": None if self.pending is None else asdict(self.pending),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from a saved account."""
+        self.cash, self.trades, self.wins = saved["cash"], saved["trades"], saved["wins"]
+        self.position = None if saved["position"] is None else Position(**saved["position"])
+        self.pending = None if saved["pending"] is None else Pending(**saved["pending"])

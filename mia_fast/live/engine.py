@@ -1,0 +1,313 @@
+"""The live engine: it owns the long-lived objects, and a bar runs through all of them.
+
+``engine.on_bar(bar, account)`` returns a decision with its reason, journalled before it is returned.
+Nothing on that path opens a file, sleeps, retries or makes a frame.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mia_fast.clock import file_stamp
+from mia_fast.features.cross import VIX_COLUMNS, VixHistory
+from mia_fast.features.engine import FeatureEngine
+from mia_fast.features.plan import Plan
+from mia_fast.live.broker import Position
+from mia_fast.live.policy import FEATURES, Policy
+from mia_fast.options.levels import FutureLevels, Levels, LevelsEngine, on_future
+from mia_fast.risk import Account, Desk, Gate, Market, Order, Side, client_id
+from mia_fast.tables import check_bar
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from mia_models.session import OnnxModel
+
+Floats = NDArray[np.float64]
+
+STAGES: Final = ("features", "prediction", "decision", "risk", "journal", "whole bar")
+BAR_COLUMNS: Final = ("open", "high", "low", "close", "volume")
+MINUTE: Final = "minute_of_day"
+"""The calendar column that the engine asks of its plan."""
+
+
+class Bar(NamedTuple):
+    """One closed bar. Prices in index points, volume in contracts; ``known_at`` is its close, ns UTC."""
+
+    known_at: int
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+
+
+class Journal(Protocol):
+    """What the engine writes to."""
+
+    def append(self, table: str, row: dict[str, Any], /) -> int:
+        """Take one row; it survives the end of the process when this returns."""
+
+    def health(self) -> str:
+        """``"ok"`` or why rows cannot be taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided at a bar, and why."""
+
+    trade_id: str
+    known_at: int
+    action: str
+    """``buy``, ``sell``, ``exit`` or ``hold``."""
+    allowed: bool
+    """The gate let the order pass; True for a hold."""
+    code: str
+    """Stable reason: of the hold, of the entry or exit, or the gate's first denial."""
+    detail: str
+    score: float
+    regime_probs: dict[str, float] | None
+    order: Order | None
+    """The order to send; None unless the gate allowed one."""
+
+
+class Engine:
+    """Features, prediction, decision, risk gate and journal of one instrument.
+
+    Parameters
+    ----------
+    plan
+        Features to compute, with :data:`MINUTE` among its auxiliary columns.
+    vix
+        Daily VIX closes, or None.
+    model
+        The model of ``predicted_vix``; without it no entry passes.
+    policy, desk, gate, journal
+        The other rooms' long-lived objects.
+    levels
+        For :meth:`on_chain`.
+    account_name
+        Part of every client id.
+    interval_ns
+        Length of a bar.
+    run_id
+        Names the run in the journal: a row that a resumed run repeats is stored once.
+    model_sha256, config_digest
+        Journalled with each decision.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        vix: VixHistory | None,
+        model: OnnxModel | None,
+        policy: Policy,
+        desk: Desk,
+        gate: Gate,
+        journal: Journal,
+        levels: LevelsEngine,
+        account_name: str,
+        interval_ns: int,
+        run_id: str | None,
+        config_digest: str,
+    ) -> None:
+        self.plan, self.vix, self.model, self.policy = plan, vix, model, policy
+        self.desk, self.gate, self.journal = desk, gate, journal
+        self.features = FeatureEngine(plan)
+        self.values: Floats = np.full(len(plan.outputs), np.nan)
+        self.predicted_vix = math.nan
+        self.levels: FutureLevels | None = None
+        self.latency_ns = [0] * len(STAGES)
+        self._levels_engine = levels
+        self._account_name, self._symbol = account_name, desk.market.instrument.symbol
+        self._contracts = desk.market.account.contracts
+        self._interval = interval_ns
+        self._run_id, self._config_digest = run_id, config_digest
+        outputs = {name: k for k, name in enumerate(plan.outputs)}
+        self._policy_at = np.array([outputs[name] for name in FEATURES])
+        self._minute_at = outputs[MINUTE]
+        self._atr_at = outputs["atr_14"]
+        self._context_size = len(plan.features)
+        self._model_at = None if model is None else model.columns_in(plan.outputs)
+        self._model_sha = None if model is None else model.manifest.graph_sha256
+        self._inputs = _input_order(plan.inputs, vix)
+        self._closes: deque[tuple[int, float]] = deque(maxlen=120)
+        self._row_hash = hashlib.sha256
+
+    def on_bar(self, bar: Bar, account: Account, position: Position | None) -> Decision:
+        """Take one closed bar; decide, ask the gate, journal, return.
+
+        Parameters
+        ----------
+        bar
+            Its values are checked; a bad bar changes no state and gives a hold that says why.
+        account
+            As the venue reports it at the bar's close.
+        position
+            The open position, or None.
+        """
+        clock = time.perf_counter_ns
+        started = clock()
+        now = bar.known_at
+        trade_id = f"{self._symbol}-{file_stamp(now)}"
+        last = self.features.last_known_at
+        fault = check_bar(
+            now - self._interval, bar.open, bar.high, bar.low, bar.close, bar.volume, last if last > 0 else None
+        )
+        if fault is not None:
+            self.latency_ns = [0] * len(STAGES)
+            return self._journalled(
+                Decision(trade_id, now, "hold", True, fault.partition(":")[0], fault, 0.0, None, None), bar, None
+            )
+        values: Sequence[float] = bar[1:] if self.vix is None else (*bar[1:], *self.vix.at(now))
+        row = self.features.update(now, values if self._inputs is None else [values[k] for k in self._inputs])
+        self.values = row
+        self._closes.append((now, bar.close))
+        computed = clock()
+
+        predicted = math.nan
+        if self.model is not None:
+            predicted = float(self.model.step(row[self._model_at])[0])
+        self.predicted_vix = predicted
+        forecast = clock()
+
+        decision, order = self._decide(bar, trade_id, row, predicted, position)
+        decided = clock()
+
+        self.desk.controller.update_equity(account.equity, now)
+        if order is not None:
+            market = Market(now, bar.close, math.isfinite(predicted))
+            verdict = self.gate.check(order, market, account, now)
+            if not verdict.allowed:
+                decision = Decision(
+                    trade_id,
+                    now,
+                    decision.action,
+                    False,
+                    verdict.code or "RISK_CHECK",
+                    str(verdict),
+                    decision.score,
+                    decision.regime_probs,
+                    None,
+                )
+        checked = clock()
+        self._journalled(decision, bar, row[: self._context_size])
+        done = clock()
+        self.latency_ns = [
+            computed - started,
+            forecast - computed,
+            decided - forecast,
+            checked - decided,
+            done - checked,
+            done - started,
+        ]
+        return decision
+
+    def on_chain(self, chain: pl.DataFrame, known_at: int) -> Levels:
+        """Take a new option chain: compute its levels and move them to the future's price by the basis.
+
+        The basis is the future's last close known at the chain's market time less the underlying.
+        """
+        levels = self._levels_engine.update(chain, known_at)
+        market_time = levels.market_time_ns if levels.market_time_ns is not None else known_at
+        price = next((close for at, close in reversed(self._closes) if at <= market_time), math.nan)
+        underlying = levels.underlying_price if levels.underlying_price is not None else math.nan
+        self.levels = on_future(levels, price, underlying)
+        return levels
+
+    def recent_closes(self) -> list[tuple[int, float]]:
+        """The last closes (ns UTC, price), for a checkpoint."""
+        return list(self._closes)
+
+    def restore_closes(self, closes: Sequence[Sequence[float]]) -> None:
+        """Set the last closes, which the basis of a chain is taken from."""
+        self._closes.clear()
+        self._closes.extend((int(at), close) for at, close in closes)
+
+    def _decide(
+        self, bar: Bar, trade_id: str, row: Floats, predicted: float, position: Position | None
+    ) -> tuple[Decision, Order | None]:
+        """The policy's wish, before the gate has spoken."""
+        signal = self.policy.signal(row[self._policy_at].tolist(), predicted)
+        minute = float(row[self._minute_at])
+        now, config = bar.known_at, self.policy.config
+
+        def wish(action: str, code: str, detail: str, order: Order | None = None) -> tuple[Decision, Order | None]:
+            decision = Decision(trade_id, now, action, True, code, detail, signal.score, signal.regime_probs, order)
+            return decision, order
+
+        if position is not None:
+            sign = 1 if position.quantity > 0 else -1
+            against = sign * (position.entry_price - bar.close)
+            atr = float(row[self._atr_at])
+            reason = None
+            if self.policy.must_be_flat(minute):
+                reason = ("EXIT_SESSION_END", f"EXIT_SESSION_END: minute={minute:.0f}")
+            elif math.isfinite(atr) and against > config.stop_atr * atr:
+                reason = ("EXIT_STOP", f"EXIT_STOP: against={against:.2f} atr_14={atr:.2f}")
+            elif position.bars >= config.max_bars:
+                reason = ("EXIT_TIME", f"EXIT_TIME: bars={position.bars}")
+            elif signal.missing is None and sign * signal.score < config.exit_threshold:
+                reason = ("EXIT_SIGNAL", f"EXIT_SIGNAL: score={signal.score:.3f}")
+            if reason is None:
+                return wish("hold", "HOLD_POSITION", f"HOLD_POSITION: quantity={position.quantity}")
+            side = Side.SELL if sign > 0 else Side.BUY
+            return wish("exit", *reason, self._order(side, abs(position.quantity), now, reduce_only=True))
+        if signal.missing is not None:
+            return wish("hold", signal.missing.partition(":")[0], signal.missing)
+        if not self.policy.entries_open(minute):
+            return wish("hold", "HOLD_SESSION_END", f"HOLD_SESSION_END: minute={minute:.0f}")
+        if abs(signal.score) < config.entry_threshold:
+            return wish("hold", "HOLD_NO_SIGNAL", f"HOLD_NO_SIGNAL: score={signal.score:.3f}")
+        side = Side.BUY if signal.score > 0 else Side.SELL
+        order = self._order(side, self._contracts, now, reduce_only=False)
+        return wish(side.value, "ENTRY_SIGNAL", f"ENTRY_SIGNAL: score={signal.score:.3f}", order)
+
+    def _order(self, side: Side, quantity: int, now: int, *, reduce_only: bool) -> Order:
+        leg = "exit" if reduce_only else "entry"
+        name = client_id(self._account_name, self._symbol, side, now, leg)
+        return Order(name, self._symbol, side, float(quantity), None, reduce_only)
+
+    def _journalled(self, decision: Decision, bar: Bar, context: Floats | None) -> Decision:
+        """Write the decision, safe from kill -9, and hand it back."""
+        seen = b"" if context is None else context.tobytes()
+        self.journal.append(
+            "decisions",
+            {
+                "timestamp": decision.known_at,
+                "trade_id": decision.trade_id,
+                "decision": decision.action,
+                "signal_score": decision.score,
+                "regime_probs": decision.regime_probs,
+                "run_id": self._run_id,
+                "symbol": self._symbol,
+                "price": bar.close,
+                "quantity": None if decision.order is None else int(decision.order.quantity),
+                "side": None if decision.order is None else decision.order.side.value,
+                "verdict": "allow" if decision.allowed else "deny",
+                "code": decision.code,
+                "detail": decision.detail,
+                "input_hash": self._row_hash(seen + np.array(bar[1:]).tobytes()).hexdigest(),
+                "model_sha256": self._model_sha,
+                "config_digest": self._config_digest,
+                "context": seen or None,
+            },
+        )
+        return decision
+
+
+def _input_order(inputs: Sequence[str], vix: VixHistory | None) -> list[int] | None:
+    """Where each input of the plan stands among the bar's values; None if they are in order already."""
+    have = [*BAR_COLUMNS, *(VIX_COLUMNS if vix is not None else ())]
+    order = [have.index(name) for name in inputs]
+    return None if order == list(range(len(have))) else order

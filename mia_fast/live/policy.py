@@ -1,0 +1,119 @@
+"""The rule policy: from features and the VIX forecast to a signal, regime probabilities and a side.
+
+It is a baseline that can be read in a minute, not an edge:
+
+* trend score   ``trend_slope * (trend_strength_score - trend_centre)`` (efficiency ratio, Kaufman 1995)
+* defensive     ``defensive_slope * (predicted_vix / vix_term_1m - defensive_centre)``; range scores 0
+* probabilities softmax of the three
+* signal        ``p_trend * m - p_range * z``: follow momentum in a trend, fade the distance from VWAP in a
+  range, nothing when defensive; m = 2 market_momentum_score - 1, z = d / (1 + |d|) with
+  d = (close - vwap) / (4 atr_14). It lies in -1..1.
+
+A missing feature or forecast gives no signal: unknown is never a reason to trade.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic import Field, field_validator
+
+from mia_fast.config import Model, load
+from mia_fast.workspace import Workspace
+
+FEATURES: Final = ("close", "vwap", "atr_14", "market_momentum_score", "trend_strength_score", "vix_term_1m")
+"""What the policy reads, in this order."""
+
+REGIMES: Final = ("trend", "range", "defensive")
+
+
+class Regime(Model):
+    """Centres and slopes of the regime scores."""
+
+    trend_centre: float
+    trend_slope: float = Field(gt=0)
+    defensive_centre: float = Field(gt=0)
+    defensive_slope: float = Field(gt=0)
+
+
+class PolicyConfig(Model):
+    """``config/policy.yaml``."""
+
+    regime: Regime
+    entry_threshold: float = Field(gt=0, le=1)
+    exit_threshold: float = Field(ge=-1, le=1)
+    stop_atr: float = Field(gt=0)
+    max_bars: int = Field(ge=1)
+    no_entry_from: str
+    flat_from: str
+
+    @field_validator("no_entry_from", "flat_from")
+    @classmethod
+    def _is_clock(cls, text: str) -> str:
+        minutes(text)
+        return text
+
+
+def minutes(text: str) -> int:
+    """Minutes after midnight of ``HH:MM``."""
+    hour, colon, minute = text.partition(":")
+    if not colon or not (hour.isdigit() and minute.isdigit()) or int(hour) > 23 or int(minute) > 59:
+        raise ValueError(f"{text!r} is not a time of day; write HH:MM")
+    return 60 * int(hour) + int(minute)
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What the policy makes of one bar."""
+
+    score: float
+    """-1..1, positive for long; 0 where there is none."""
+    regime_probs: dict[str, float] | None
+    missing: str | None = None
+    """Why there is no signal."""
+
+
+class Policy:
+    """The rules with their configuration; holds no state."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        self.config = config
+        self.no_entry_from = minutes(config.no_entry_from)
+        self.flat_from = minutes(config.flat_from)
+
+    @classmethod
+    def open(cls, workspace: Workspace) -> Policy:
+        """The policy of a workspace's configuration."""
+        return cls(load(PolicyConfig, workspace.config("policy.yaml")))
+
+    def signal(self, features: Sequence[float], predicted_vix: float) -> Signal:
+        """The signal of a bar; ``features`` in the order of :data:`FEATURES`."""
+        close, vwap, atr, momentum, efficiency, vix = features
+        if not math.isfinite(close + vwap + atr + momentum + efficiency + vix):
+            name = next(n for n, x in zip(FEATURES, features, strict=True) if not math.isfinite(x))
+            return Signal(0.0, None, f"FEATURE_MISSING: feature={name}")
+        if not math.isfinite(predicted_vix):
+            return Signal(0.0, None, "PREDICTION_MISSING: output=predicted_vix")
+        if atr <= 0.0 or vix <= 0.0:
+            return Signal(0.0, None, f"FEATURE_INVALID: atr_14={atr!r} vix_term_1m={vix!r}")
+        regime = self.config.regime
+        trend = regime.trend_slope * (efficiency - regime.trend_centre)
+        defensive = regime.defensive_slope * (predicted_vix / vix - regime.defensive_centre)
+        top = max(trend, 0.0, defensive)
+        weights = (math.exp(trend - top), math.exp(-top), math.exp(defensive - top))
+        total = weights[0] + weights[1] + weights[2]
+        p_trend, p_range, p_defensive = weights[0] / total, weights[1] / total, weights[2] / total
+        distance = (close - vwap) / (4.0 * atr)
+        score = p_trend * (2.0 * momentum - 1.0) - p_range * distance / (1.0 + abs(distance))
+        return Signal(score, {"trend": p_trend, "range": p_range, "defensive": p_defensive})
+
+    def entries_open(self, minute: float) -> bool:
+        """Entries are allowed at this minute of the New York day."""
+        return not self.no_entry_from <= minute < 18 * 60
+
+    def must_be_flat(self, minute: float) -> bool:
+        """Positions are to be closed at this minute of the New York day."""
+        return self.flat_from <= minute < 18 * 60

@@ -1,0 +1,608 @@
+"""Replay: bars from files run through the live engine, with a simulated account, and resumed after a crash.
+
+A run is named by the digest of everything that decides its result: inputs, configuration, catalogue,
+model. The same run again therefore writes the same rows, which the journal stores once. Every
+``checkpoint_bars`` the features so far go to a Parquet part and the state to a checkpoint; a killed
+run goes on from there, repeats the bars since, and ends with what an undisturbed one ends with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mia_fast import clock as clocks
+from mia_fast import config as configs
+from mia_fast import journal as journals
+from mia_fast.errors import DataError
+from mia_fast.features import catalogue as catalogues
+from mia_fast.features.cross import VixHistory
+from mia_fast.features.frame import LATEST_ROWS, feature_frame, input_arrays, one_symbol, plan_for, write_latest
+from mia_fast.files import replacing, write_json
+from mia_fast.live.broker import SimulatedBroker, Trade
+from mia_fast.live.checkpoint import Checkpoint
+from mia_fast.live.engine import BAR_COLUMNS, MINUTE, STAGES, Bar, Engine
+from mia_fast.live.policy import Policy
+from mia_fast.options.config import options_config
+from mia_fast.options.levels import FutureLevels, Levels, LevelsEngine, no_chain
+from mia_fast.options.snapshot import save as save_levels
+from mia_fast.predict import NeuralPipeline
+from mia_fast.risk import Desk
+from mia_fast.tables import Table, read_table
+from mia_fast.telemetry import RECORDER
+from mia_fast.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mia_models.session import OnnxModel
+
+CONFIGS: Final = ("market_config.yaml", "policy.yaml", "risk.yaml", "options.yaml", "inputs.yaml", "feature_sets.yaml")
+_COMPONENTS: Final = (
+    ("feature_engine", "update"),
+    ("neural_pipeline", "step"),
+    ("policy", "decide"),
+    ("risk", "check"),
+    ("decision_log", "append"),
+)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a replay reads, already checked."""
+
+    bars: Table
+    events: Path | None
+    cross: Table | None
+    chain: Table | None
+    fingerprint: str
+    """Digest of the files."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is counted along the way; saved with each checkpoint."""
+
+    actions: Counter[str] = field(default_factory=Counter)
+    blocks: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    latched_at: int | None = None
+    max_drawdown: float = 0.0
+    peak_equity: float = 0.0
+
+    def mark(self, equity: float) -> None:
+        """Follow the account's own drawdown."""
+        self.peak_equity = max(self.peak_equity, equity)
+        self.max_drawdown = max(self.max_drawdown, 1.0 - equity / self.peak_equity)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a replay ended."""
+
+    run_id: str
+    bars: int
+    first: int
+    last: int
+    resumed_at: int
+    """Bars that an earlier, killed process had done."""
+    features: int
+    null_features: dict[str, tuple[str, ...]]
+    tally: Tally
+    equity: float
+    starting_equity: float
+    trades: int
+    wins: int
+    latency_us: dict[str, tuple[float, float]]
+    """Stage -> p50, p99 in microseconds, over the bars of this process."""
+    seconds: float
+    levels: Levels | None
+    future_levels: FutureLevels | None
+    snapshots: int
+    files: tuple[Path, ...]
+
+
+def read_inputs(
+    workspace: Workspace,
+    *,
+    bars: Path,
+    events: Path | None = None,
+    cross: Path | None = None,
+    chain: Path | None = None,
+) -> Inputs:
+    """Read and check the files of a replay.
+
+    Raises
+    ------
+    DataError
+        A file cannot be used; says which row and why.
+    """
+    if events is not None:
+        read_table("events", events, workspace=workspace)  # refuse a typing error in the path before the run
+    digest = hashlib.sha256()
+    for path in (bars, events, cross, chain):
+        digest.update(b"-" if path is None else _file_digest(path))
+    table = read_table("bars", bars, workspace=workspace)
+    one_symbol(table)
+    return Inputs(
+        bars=table,
+        events=events,
+        cross=None if cross is None else read_table("cross", cross, workspace=workspace),
+        chain=None if chain is None else read_table("chain", chain, workspace=workspace),
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _file_digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").digest()
+    except OSError as error:
+        raise DataError(
+            f"cannot be read ({error.strerror})", where=str(path), hint="check the path", then="nothing was started"
+        ) from error
+
+
+def replay(
+    workspace: Workspace,
+    inputs: Inputs,
+    *,
+    start: int | None = None,
+    end: int | None = None,
+    fresh: bool = False,
+    checkpoint_bars: int = 1000,
+    progress: Progress | None = None,
+) -> Summary:
+    """Run the bars through features, prediction, policy, risk gate and journal.
+
+    Parameters
+    ----------
+    workspace
+        Configuration is read from it, everything is written to it.
+    inputs
+        From :func:`read_inputs`.
+    start, end
+        Only decide on bars known in [start, end), ns UTC; the bars before ``start`` warm the features.
+    fresh
+        Start from the first bar although a killed run left a checkpoint.
+    checkpoint_bars
+        How often the state is saved.
+    progress
+        Called with (bars done, bars to do).
+    """
+    began = time.perf_counter()
+    frame = inputs.bars.frame
+    if end is not None:
+        frame = frame.filter(pl.col("known_at").dt.epoch("ns") < end)
+    known_at = frame["known_at"].dt.epoch("ns").to_numpy()
+    first = 0 if start is None else int(np.searchsorted(known_at, start))
+    if first >= len(known_at):
+        raise DataError(
+            "there is no bar in the period asked for",
+            where=inputs.bars.source,
+            hint=f"the bars run from {_iso(inputs.bars.frame, 0)} to {_iso(inputs.bars.frame, -1)}",
+            then="nothing was started",
+        )
+    bars = Table(
+        inputs.bars.kind, frame, inputs.bars.quarantine, inputs.bars.source, interval_ns=inputs.bars.interval_ns
+    )
+    vix = None if inputs.cross is None else VixHistory.from_cross(inputs.cross.frame)
+    model = NeuralPipeline(workspace).model
+    run_id = _run_id(workspace, inputs, model, start, end)
+    folder = workspace.data / "runs" / run_id
+    parts = workspace.data / "features" / "runs" / run_id
+    if fresh:
+        (folder / "checkpoint").unlink(missing_ok=True)
+    saved = Checkpoint.read(folder / "checkpoint")
+
+    with contextlib.ExitStack() as stack:
+        other_core = stack.enter_context(_own_core())
+        journal = stack.enter_context(journals.Journal.open(workspace, pin_core=other_core))
+        run = _Run(workspace, inputs, bars, vix, model, run_id, folder, parts, journal, first, known_at)
+        if saved is None:
+            run.begin()
+        else:
+            run.resume(saved)
+        with _quiet_collector():
+            run.loop(checkpoint_bars, progress)
+        return run.finish(began)
+
+
+class _Run:
+    """One replay at work."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        inputs: Inputs,
+        bars: Table,
+        vix: VixHistory | None,
+        model: OnnxModel,
+        run_id: str,
+        folder: Path,
+        parts: Path,
+        journal: journals.Journal,
+        first: int,
+        known_at: NDArray[np.int64],
+    ) -> None:
+        assert bars.interval_ns is not None
+        self.workspace, self.bars, self.vix = workspace, bars, vix
+        self.run_id, self.folder, self.parts = run_id, folder, parts
+        self.journal, self.first, self.known_at = _RunJournal(journal, run_id), first, known_at
+        self.store = journal
+        self.now = 0
+        market = configs.market(workspace)
+        self.market = market
+        named = catalogues.read(workspace).names
+        extra = (MINUTE, *(name for name in model.features if name not in named))
+        self.plan = plan_for(bars, workspace=workspace, vix=vix, auxiliary=extra)
+        self.broker = SimulatedBroker(market)
+        self.tally = Tally()
+        self.resumed_at = 0
+        self.row = first
+        self.buffer: list[NDArray[np.float64]] = []
+        self.chains = _chains(inputs.chain)
+        self.next_chain = 0
+        self.last_levels: Levels | None = None
+        self.model = model
+        self.events = inputs.events if inputs.events is not None else workspace.data / "macro_events.csv"
+        self.latency = np.zeros((len(known_at) - first, len(STAGES)), dtype=np.int64)
+        self.measured = 0
+        self.part_start = first
+
+    def begin(self) -> None:
+        """Start from the first bar: a new account, warm features."""
+        self._assemble(None)
+        self.engine.desk.controller.new_account(self.broker.cash, int(self.known_at[self.first]))
+        self.engine.desk.controller.arm()
+        self._warm()
+        if not self.chains:
+            at = int(self.known_at[self.first])
+            self._keep_levels(no_chain(at, "CHAIN_MISSING: no chain was given to the replay"), at)
+
+    def resume(self, saved: Checkpoint) -> None:
+        """Go on where the checkpoint stands."""
+        self._assemble(saved.state["risk"])
+        self.engine.features.restore(saved.features)
+        self.engine.restore_closes(saved.state["closes"])
+        self.broker.restore(saved.state["broker"])
+        self.engine.gate.passed_ids.update(saved.state["passed_ids"])
+        tally = saved.state["tally"]
+        self.tally = Tally(
+            Counter(tally["actions"]),
+            Counter(tally["blocks"]),
+            Counter(tally["reasons"]),
+            tally["latched_at"],
+            tally["max_drawdown"],
+            tally["peak_equity"],
+        )
+        self.row = self.part_start = saved.row
+        self.resumed_at = saved.row - self.first
+        self.next_chain = saved.state["next_chain"]
+        if self.next_chain:  # the levels in force are recomputed from their chain, not stored twice
+            self._take_chain(self.next_chain - 1)
+        elif not self.chains:
+            at = int(self.known_at[self.first])
+            self._keep_levels(no_chain(at, "CHAIN_MISSING: no chain was given to the replay"), at)
+        if self.engine.desk.controller.latch is None:
+            self.engine.desk.controller.arm()
+
+    def loop(self, checkpoint_bars: int, progress: Progress | None) -> None:
+        """All bars that are left."""
+        columns = [self.bars.frame[name].cast(pl.Float64).to_list() for name in BAR_COLUMNS]
+        opens, highs, lows, closes, volumes = columns
+        times = self.known_at.tolist()
+        total = len(times)
+        record, wall = RECORDER.record, time.time_ns
+        while self.row < total:
+            stop = min(total, self.row + checkpoint_bars)
+            for k in range(self.row, stop):
+                now = times[k]
+                self.now = now
+                bar = Bar(now, opens[k], highs[k], lows[k], closes[k], volumes[k])
+                trade = self.broker.open_bar(bar.open, now)
+                if trade is not None:
+                    self._journal_trade(trade, now)
+                while self.next_chain < len(self.chains) and self.chains[self.next_chain][0] <= now:
+                    self._take_chain(self.next_chain)
+                    self.next_chain += 1
+                account = self.broker.account(bar.close, now)
+                self.tally.mark(account.equity)
+                decision = self.engine.on_bar(bar, account, self.broker.position)
+                if decision.order is not None:
+                    self.broker.submit(decision.order, decision.trade_id, decision.regime_probs, decision.code)
+                self.tally.actions[decision.action] += 1
+                (self.tally.reasons if decision.allowed else self.tally.blocks)[decision.code] += 1
+                if self.tally.latched_at is None and self.engine.desk.controller.latch is not None:
+                    self.tally.latched_at = now
+                self.buffer.append(self.engine.values[: len(self.plan.features)].copy())
+                spent = self.engine.latency_ns
+                self.latency[self.measured] = spent
+                self.measured += 1
+                at = wall()
+                for (component, name), ns in zip(_COMPONENTS, spent, strict=False):
+                    record(component, name, at, ns, True)
+            self.row = stop
+            self._checkpoint()
+            if progress is not None:
+                progress(self.row - self.first, total - self.first)
+
+    def finish(self, began: float) -> Summary:
+        """Write what a run leaves behind; the journal is closed and exported by its context."""
+        controller = self.engine.desk.controller
+        controller.snapshot()
+        write_latest(self._latest(), self.workspace)
+        files = self.store.export()
+        latency = self.latency[: self.measured] / 1e3
+        spread = {
+            stage: (float(np.percentile(latency[:, k], 50)), float(np.percentile(latency[:, k], 99)))
+            for k, stage in enumerate(STAGES)
+            if self.measured
+        }
+        summary = Summary(
+            run_id=self.run_id,
+            bars=len(self.known_at) - self.first,
+            first=int(self.known_at[self.first]),
+            last=int(self.known_at[-1]),
+            resumed_at=self.resumed_at,
+            features=len(self.plan.features) - len(self.plan.missing),
+            null_features=self.plan.missing,
+            tally=self.tally,
+            equity=self.broker.equity(float(self.bars.frame["close"][-1])),
+            starting_equity=self.market.account.starting_equity,
+            trades=self.broker.trades,
+            wins=self.broker.wins,
+            latency_us=spread,
+            seconds=time.perf_counter() - began,
+            levels=self.last_levels,
+            future_levels=self.engine.levels,
+            snapshots=self.next_chain,
+            files=(self.workspace.data / "features" / "features_latest.csv", *files),
+        )
+        write_json(
+            self.folder / "run.json",
+            {
+                "run_id": self.run_id,
+                "bars": summary.bars,
+                "first": clocks.iso(summary.first),
+                "last": clocks.iso(summary.last),
+                "decisions": dict(self.tally.actions),
+                "blocks": dict(self.tally.blocks),
+                "trades": summary.trades,
+                "equity": summary.equity,
+                "max_drawdown": self.tally.max_drawdown,
+            },
+        )
+        return summary
+
+    # --- parts --------------------------------------------------------------------------------------
+
+    def _assemble(self, risk_state: dict[str, str] | None) -> None:
+        """Make the long-lived objects; the run's own risk state is set to what the checkpoint holds."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.glob("*risk_state*"):
+            path.unlink()
+        for name, text in (risk_state or {}).items():
+            (self.folder / name).write_text(text, encoding="utf-8")
+        desk = Desk(
+            self.workspace,
+            journal=self.journal,
+            clock=lambda: self.now,
+            events=self.events,
+            state_folder=self.folder,
+        )
+        self.now = int(self.known_at[self.first])
+        digest = configs.digest(*(self.workspace.config(name) for name in CONFIGS))
+        assert self.bars.interval_ns is not None
+        self.engine = Engine(
+            plan=self.plan,
+            vix=self.vix,
+            model=self.model,
+            policy=Policy.open(self.workspace),
+            desk=desk,
+            gate=desk.gate(),
+            journal=self.journal,
+            levels=LevelsEngine(options_config(self.workspace)),
+            account_name=self.run_id,
+            interval_ns=self.bars.interval_ns,
+            run_id=self.run_id,
+            config_digest=digest,
+        )
+
+    def _warm(self) -> None:
+        """Run the bars before the period through the features alone."""
+        if self.first:
+            earlier = replace(self.bars, frame=self.bars.frame.head(self.first))
+            known_at, columns = input_arrays(self.plan, earlier, self.vix)
+            self.engine.features.batch(known_at, columns)
+            closes = earlier.frame["close"].tail(120).to_list()
+            self.engine.restore_closes(list(zip(known_at[-120:].tolist(), closes, strict=True)))
+
+    def _take_chain(self, number: int) -> None:
+        at, chain = self.chains[number]
+        self._keep_levels(self.engine.on_chain(chain, at), at)
+
+    def _keep_levels(self, levels: Levels, at: int) -> None:
+        """One snapshot file and one journal row per chain."""
+        levels = save_levels(levels, self.workspace)
+        self.last_levels = levels
+        record = levels.record()
+        assert levels.path is not None
+        self.journal.append(
+            "levels",
+            {
+                "timestamp": at,
+                "status": levels.status,
+                **{
+                    name: record[name]
+                    for name in (
+                        "gamma_wall",
+                        "call_wall",
+                        "put_wall",
+                        "zero_gamma",
+                        "iv_atm",
+                        "dealer_position_bias",
+                    )
+                },
+                "path": levels.path.relative_to(self.workspace.root).as_posix(),
+                "detail": {name: value for name, value in record.items() if name != "path"},
+                "event_id": f"levels-{at}",
+            },
+        )
+
+    def _journal_trade(self, trade: Trade, now: int) -> None:
+        self.engine.desk.controller.on_trade(now)
+        self.journal.append(
+            "trades",
+            {
+                "trade_id": trade.trade_id,
+                "timestamp": trade.entry_ns,
+                "entry_price": trade.entry_price,
+                "profit": trade.profit,
+                "regime_probs": trade.regime_probs,
+                "symbol": self.market.instrument.symbol,
+                "side": trade.side,
+                "quantity": trade.quantity,
+                "exit_timestamp": trade.exit_ns,
+                "exit_price": trade.exit_price,
+                "fees": trade.fees,
+                "code": trade.reason,
+            },
+        )
+
+    def _checkpoint(self) -> None:
+        """First the features, then the state that says they are there."""
+        if self.buffer:
+            matrix = np.ascontiguousarray(np.stack(self.buffer, axis=1))
+            stamps = self.bars.frame["timestamp"].slice(self.part_start, len(self.buffer))
+            self.parts.mkdir(parents=True, exist_ok=True)
+            with replacing(self._part(self.part_start)) as temporary:
+                feature_frame(stamps, self.plan.features, matrix).write_parquet(temporary)
+            self.part_start += len(self.buffer)
+            self.buffer.clear()
+        controller = self.engine.desk.controller
+        controller.checkpoint()
+        tally = self.tally
+        Checkpoint(
+            row=self.row,
+            features=self.engine.features.save(),
+            state={
+                "broker": self.broker.save(),
+                "passed_ids": sorted(self.engine.gate.passed_ids),
+                "closes": self.engine.recent_closes(),
+                "next_chain": self.next_chain,
+                "tally": {
+                    "actions": tally.actions,
+                    "blocks": tally.blocks,
+                    "reasons": tally.reasons,
+                    "latched_at": tally.latched_at,
+                    "max_drawdown": tally.max_drawdown,
+                    "peak_equity": tally.peak_equity,
+                },
+                "risk": {
+                    path.name: path.read_text(encoding="utf-8")
+                    for path in self.folder.glob("*risk_state*")
+                    if path.suffix in (".json", ".created")
+                },
+            },
+        ).write(self.folder / "checkpoint")
+        gc.collect()
+
+    def _part(self, first_row: int) -> Path:
+        return self.parts / f"part-{first_row - self.first:08d}.parquet"
+
+    def _latest(self) -> pl.DataFrame:
+        names = sorted(self.parts.glob("part-*.parquet"))
+        held: list[pl.DataFrame] = []
+        rows = 0
+        for path in reversed(names):
+            held.insert(0, pl.read_parquet(path))
+            rows += held[0].height
+            if rows >= LATEST_ROWS:
+                break
+        return pl.concat(held)
+
+
+class _RunJournal:
+    """The journal under the name of a run: what a resumed run repeats is stored once."""
+
+    def __init__(self, journal: journals.Journal, run_id: str) -> None:
+        self._journal, self._run_id = journal, run_id
+        self.health = journal.health
+
+    def append(self, table: str, row: Any, /) -> int:
+        """Add the run's name, and an event's name where the row has none."""
+        if row.get("run_id") != self._run_id:
+            row = {**row, "run_id": self._run_id}
+        if table not in ("decisions", "trades") and row.get("event_id") is None:
+            row = {**row, "event_id": f"{row.get('code') or table}-{row['timestamp']}"}
+        return self._journal.append(table, row)
+
+
+def _chains(chain: Table | None) -> list[tuple[int, pl.DataFrame]]:
+    """Snapshots of a chain table with the instant at which each was known, in time order."""
+    if chain is None:
+        return []
+    groups = chain.frame.partition_by("quote_time", as_dict=True, maintain_order=True)
+    found = [(part["quote_time"].dt.epoch("ns")[0], part) for part in groups.values()]
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def _run_id(workspace: Workspace, inputs: Inputs, model: OnnxModel, start: int | None, end: int | None) -> str:
+    parts = [
+        inputs.fingerprint,
+        configs.digest(*(workspace.config(name) for name in CONFIGS)),
+        model.manifest.graph_sha256,
+        str(start),
+        str(end),
+    ]
+    if inputs.events is None:
+        calendar = workspace.data / "macro_events.csv"
+        parts.append(hashlib.sha256(calendar.read_bytes()).hexdigest() if calendar.is_file() else "-")
+    return "run-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _iso(frame: pl.DataFrame, row: int) -> str:
+    return clocks.iso(frame["known_at"].dt.epoch("ns")[row])
+
+
+@contextlib.contextmanager
+def _own_core() -> Iterator[int | None]:
+    """Keep this thread on one core and leave another to the journal's writer; None with a single core."""
+    if not hasattr(os, "sched_getaffinity") or len(cores := os.sched_getaffinity(0)) < 2:
+        yield None
+        return
+    mine, *_, other = sorted(cores)
+    try:
+        os.sched_setaffinity(0, {mine})  # of this thread; the writer's is set to the other core
+        yield other
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+@contextlib.contextmanager
+def _quiet_collector() -> Iterator[None]:
+    """No garbage collection between bars: a growing heap gives pauses of more than 100 ms."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was:
+            gc.enable()

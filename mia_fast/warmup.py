@@ -1,0 +1,72 @@
+"""Compile what a desk needs before the market opens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+
+def _features() -> None:
+    import numpy as np
+
+    from mia_fast.features.catalogue import read
+    from mia_fast.features.engine import FeatureEngine
+    from mia_fast.features.plan import make_plan
+    from mia_fast.workspace import Workspace, shipped
+
+    names = ("open", "high", "low", "close", "volume")
+    plan = make_plan(read(Workspace(shipped())), names, bar_minutes=1.0, tick_size=0.25)
+    FeatureEngine(plan).batch(np.array([60_000_000_000]), dict.fromkeys(names, np.array([100.0])))
+
+
+def _bitmaps() -> None:
+    import numpy as np
+
+    from mia_kernels.validity import validity_bitmap
+
+    validity_bitmap(np.zeros(8), np.zeros(1, dtype=np.uint8))
+
+
+def _risk() -> None:
+    import numpy as np
+
+    from mia_kernels.drawdown import drawdown, initial_state
+
+    drawdown(np.ones(1), initial_state(), np.ones(1))
+
+
+def _options() -> None:
+    from mia_fast.options.config import options_config
+    from mia_fast.options.levels import LevelsEngine
+    from mia_fast.tables import read_table
+    from mia_fast.workspace import Workspace, shipped
+
+    place = Workspace(shipped())
+    chain = read_table("chain", shipped() / "data" / "sample" / "chain.parquet", workspace=place).frame
+    LevelsEngine(options_config(place)).update(chain.filter(chain["quote_time"] == chain["quote_time"].min()))
+
+
+STEPS: Final[dict[str, Callable[[], None]]] = {
+    "features": _features,
+    "bitmaps": _bitmaps,
+    "risk": _risk,
+    "options": _options,
+}
+
+
+def warmup(progress: Callable[[int, str], None] | None = None) -> tuple[dict[str, float], Path]:
+    """Run every kernel once; returns the seconds each step took and where the machine code is."""
+    from mia_kernels.compile import cache_dir
+
+    seconds = {}
+    for done, (name, step) in enumerate(STEPS.items()):
+        if progress is not None:
+            progress(done, name)
+        began = time.perf_counter()
+        step()
+        seconds[name] = time.perf_counter() - began
+    if progress is not None:
+        progress(len(STEPS), "")
+    return seconds, cache_dir()
