@@ -1,0 +1,137 @@
+"""The audit trail: decisions, penalties, risk snapshots, levels, trades, alerts, telemetry.
+
+A row goes first into a segment file (safe from kill -9 when the call returns), then, off the hot
+path, into ``data/mia.duckdb``, from which the CSV files of the contract are exported::
+
+    journal = Journal.open(Workspace.current(), pin_core=1)
+    journal.append("decisions", {"timestamp": now_ns, "trade_id": "T123", ...})
+    journal.query("SELECT count(*) FROM decisions")
+    journal.close()
+
+See ``docs/decisions/0003-journal.md`` for why it is built so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from mia_fast import clock
+from mia_fast.journal.schema import TABLES
+from mia_fast.journal.store import Journal, Settings, is_open, of
+from mia_fast.workspace import Workspace
+
+__all__ = ["TABLES", "Journal", "Settings", "export", "flush", "is_open", "log_decision", "of"]
+
+_WORKSPACES: Final[dict[tuple[str | None, str], Workspace]] = {}
+
+
+def log_decision(
+    trade_id: str,
+    decision: str,
+    signal_score: float,
+    regime_probs: Mapping[str, float] | None,
+    context: Sequence[float] | np.ndarray | Mapping[str, float] | None = None,
+    *,
+    workspace: Workspace | None = None,
+    now_ns: int | None = None,
+    durable: bool = False,
+) -> int:
+    """Write one line of the audit trail; it survives the end of the process when this returns.
+
+    Each call is one line, also when a ``trade_id`` comes twice: an audit trail tells what was
+    called. (A replay gives ``run_id`` to :meth:`Journal.append`, and then a row it repeats is
+    stored once.)
+
+    Parameters
+    ----------
+    trade_id
+        The desk's name for the trade.
+    decision
+        What was decided: ``"buy"``, ``"sell"``, ``"hold"``, ...
+    signal_score
+        The signal, as the policy gives it.
+    regime_probs
+        Probability by regime. JSON has no NaN: a number that is not finite is written as null.
+    context
+        The 150 features seen: in manifest order, or by name (the names are then kept beside them).
+        Stored as little-endian float64, with their SHA-256 as ``input_hash``.
+    workspace
+        Default: ``MIA_WORKSPACE``, else the current directory.
+    now_ns
+        The instant, nanoseconds since 1970 UTC. Default: the wall clock; a replay gives the bar's time.
+    durable
+        Also survive a power cut.
+
+    Returns
+    -------
+    int
+        The line's sequence number.
+
+    Raises
+    ------
+    JournalError
+        The line was not accepted.
+    """
+    journal = of(workspace or _current())
+    row: dict[str, Any] = {
+        "timestamp": clock.now_ns() if now_ns is None else now_ns,
+        "trade_id": trade_id,
+        "decision": decision,
+        "signal_score": signal_score,
+        "regime_probs": regime_probs,
+    }
+    if context is not None:
+        if isinstance(context, Mapping):
+            row["context_names"] = list(context)
+            context = list(context.values())
+        features = np.ascontiguousarray(context, dtype="<f8")
+        row["context"] = features
+        row["input_hash"] = hashlib.sha256(features.data).hexdigest()
+    return journal.append("decisions", row, durable=durable)
+
+
+def flush(workspace: Workspace | None = None) -> list[Path]:
+    """Bring everything accepted so far into DuckDB and refresh the CSV exports; the files written.
+
+    Raises
+    ------
+    JournalError
+        The journal cannot be opened, its writer has failed, or a file cannot be written.
+    """
+    return of(workspace or _current()).export()
+
+
+def export(source: Workspace | Journal, tables: Iterable[str] | None = None) -> list[Path]:
+    """Write the CSV exports of a workspace (or of an open journal); the files written.
+
+    A workspace whose journal this process does not have open is opened for it, recovered and closed.
+
+    Raises
+    ------
+    JournalError
+        Another process has it open, a table has no export, or a file cannot be written.
+    """
+    if isinstance(source, Journal):
+        return source.export(tables)
+    if is_open(source):
+        return of(source).export(tables)
+    journal = Journal.open(source)
+    try:
+        return journal.export(tables)
+    finally:
+        journal.close(export=False)
+
+
+def _current() -> Workspace:
+    """``Workspace.current()`` without its walk through the file system at each call."""
+    key = (os.environ.get("MIA_WORKSPACE"), os.getcwd())  # noqa: PTH109 - 1 us
+    workspace = _WORKSPACES.get(key)
+    if workspace is None:
+        workspace = _WORKSPACES[key] = Workspace.current()
+    return workspace
