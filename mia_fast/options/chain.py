@@ -1,0 +1,358 @@
+"""From a table of quotes to the flat arrays that the kernels read.
+
+A chain is laid out by *strike*: one row per (root, expiry, strike) with the call and the put side by
+side, because they share one volatility. Rows are ordered by settlement, root and strike.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from mia_fast.clock import NS_PER_SECOND, from_datetime, iso
+from mia_fast.errors import DataError
+from mia_fast.options.config import OptionsConfig, Root
+
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+I8 = npt.NDArray[np.int8]
+
+COLUMNS = (
+    "quote_time",
+    "underlying_price",
+    "root",
+    "settlement",
+    "expiry",
+    "strike",
+    "type",
+    "bid",
+    "ask",
+    "open_interest",
+)
+NEW_YORK = ZoneInfo("America/New_York")
+_OPEN, _CLOSE, _EARLY_CLOSE = dt.time(9, 30), dt.time(16, 0), dt.time(13, 0)
+_EPOCH = dt.date(1970, 1, 1)
+_THEN = "no levels were computed"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One chain at one instant, as arrays: n strikes in g expiries, m distinct strikes.
+
+    Row 0 of the [2, n] arrays is the calls, row 1 the puts. ``years`` is not positive for an expired
+    group. Instants are nanoseconds UTC; prices in the underlying's unit; interest in contracts.
+    """
+
+    quote_time_ns: int  # when the chain was known
+    market_time_ns: int  # the time of its quotes: T is measured from here
+    spot: float
+    root: tuple[str, ...]  # [g]
+    settlement: tuple[str, ...]  # [g]
+    expiry: tuple[dt.date, ...]  # [g]
+    settle_ns: I64  # [g]
+    years: F64  # [g]
+    european: I8  # [g]
+    multiplier: F64  # [g]
+    rate: F64  # [g]
+    dividend_yield: F64  # [g]
+    start: I64  # [g + 1]
+    group: I64  # [n]
+    strike: F64  # [n]
+    level: I64  # [n], index into levels
+    levels: F64  # [m]
+    bid: F64  # [2, n], NaN where there is none
+    ask: F64  # [2, n]
+    interest: F64  # [2, n]
+    listed: I8  # [2, n]
+    stale: I8  # [2, n]
+    interest_missing: int  # contracts without open interest in the table
+
+
+def early_close(day: dt.date) -> bool:
+    """Whether US equity markets close at 13:00 New York by rule.
+
+    3 July and 24 December when they fall on Monday to Thursday (on a Friday the holiday itself is
+    observed then), and the Friday after the fourth Thursday of November (NYSE Rule 7.2 and its
+    yearly calendars, since 2013).
+    """
+    if (day.month, day.day) in {(7, 3), (12, 24)}:
+        return day.weekday() < 4
+    return day.month == 11 and day.weekday() == 4 and 23 <= day.day <= 29
+
+
+def settlement_ns(expiry: dt.date, settlement: str, config: OptionsConfig) -> int:
+    """The instant at which a contract settles: AM 09:30, PM 16:00 (13:00 on early closes) New York."""
+    if settlement == "AM":
+        hour = _OPEN
+    else:
+        by_rule = config.time.early_close_rule == "us_equity" and early_close(expiry)
+        hour = _EARLY_CLOSE if by_rule or expiry in config.time.early_closes else _CLOSE
+    return from_datetime(dt.datetime.combine(expiry, hour, NEW_YORK))
+
+
+def prepare(frame: pl.DataFrame, config: OptionsConfig, now_ns: int | None = None) -> Chain | None:
+    """The chain in ``frame`` as of ``now_ns``, or None when the table holds no row by then.
+
+    Parameters
+    ----------
+    frame
+        Columns :data:`COLUMNS`, optionally ``market_time`` (older than ``quote_time`` in delayed
+        feeds) and ``ticker``. Of several snapshots each contract's last row counts.
+    now_ns
+        Rows with a later ``quote_time`` do not exist yet. None: every row is known.
+
+    Raises
+    ------
+    DataError
+        A column is missing or of the wrong type, a value is impossible, a contract stands twice at
+        one instant, a root is not in ``config/options.yaml``, or the table mixes underlyings.
+    """
+    missing = [name for name in COLUMNS if name not in frame.columns]
+    if missing:
+        raise DataError(
+            f"columns missing: {', '.join(missing)}",
+            where="chain",
+            hint="a chain has quote_time, underlying_price, root, settlement, expiry, strike, type, bid, ask, "
+            "open_interest; map other people's names in config/inputs.yaml",
+            then=_THEN,
+        )
+    quoted = _instants(frame["quote_time"])
+    if now_ns is not None and quoted.size and int(quoted.max()) > now_ns:
+        frame = frame.filter(pl.Series(quoted <= now_ns))
+        quoted = quoted[quoted <= now_ns]
+    if frame.height == 0:
+        return None
+    live = _instants(frame["market_time"]) if "market_time" in frame.columns else quoted
+    quote_time = int(quoted.max())
+    latest = quoted == quote_time
+    market_time = int(live[latest].max())
+    spot = _spot(frame, latest)
+    strike = _numbers(frame, "strike")
+    milli = np.rint(strike * 1000.0)
+    _refuse(frame, "strike", ~((strike > 0.0) & (np.abs(strike - milli / 1000.0) <= 1e-9 * strike) & (milli < 2.0**31)))
+    kind = frame["type"].cast(pl.String)
+    put = kind.eq("P").fill_null(False).to_numpy()
+    _refuse(frame, "type", ~(put | kind.eq("C").fill_null(False).to_numpy()))
+    held = _numbers(frame, "open_interest")
+    unknown = np.isnan(held)
+    held = np.where(unknown, 0.0, held)
+    _refuse(frame, "open_interest", ~((held >= 0.0) & np.isfinite(held)))
+
+    code, root, settlement, expiry, settle = _expiries(frame, config)
+    key = ((code << 31) | milli.astype(np.int64)) << 1 | put
+    order = _ordered(frame, key, quoted)
+    sorted_key = key[order]
+    strike_key = sorted_key >> 1
+    first = np.empty(order.size, dtype=bool)
+    first[0] = True
+    np.not_equal(strike_key[1:], strike_key[:-1], out=first[1:])
+    row = np.cumsum(first) - 1
+    n = int(row[-1]) + 1
+    group = (strike_key[first] >> 31).astype(np.int64)
+    start = np.searchsorted(group, np.arange(len(root) + 1)).astype(np.int64)
+    side = (sorted_key & 1).astype(np.int64)
+    levels, level = np.unique(strike_key[first] & 0x7FFFFFFF, return_inverse=True)
+
+    def table(values: F64, empty: float) -> F64:
+        out = np.full((2, n), empty)
+        out[side, row] = values[order]
+        return out
+
+    listed = np.zeros((2, n), dtype=np.int8)
+    listed[side, row] = 1
+    stale = np.zeros((2, n), dtype=np.int8)
+    lag = market_time - live[order]
+    stale[side, row] = lag > config.quality.stale_quote_seconds * NS_PER_SECOND
+    seconds = (settle - market_time) / NS_PER_SECOND
+    seconds = np.where(seconds > 0.0, np.maximum(seconds, config.time.floor_seconds), seconds)
+    about = [config.roots[name] for name in root]
+    carried = np.array([item.carry == "spot" for item in about])
+    rate = np.full(len(root), config.forward.rate)
+    return Chain(
+        quote_time_ns=quote_time,
+        market_time_ns=market_time,
+        spot=spot,
+        root=root,
+        settlement=settlement,
+        expiry=expiry,
+        settle_ns=settle,
+        years=seconds / config.time.seconds_per_year,
+        european=np.array([item.exercise == "european" for item in about], dtype=np.int8),
+        multiplier=np.array([item.multiplier for item in about]),
+        rate=rate,
+        dividend_yield=np.where(carried, config.forward.dividend_yield, rate),
+        start=start,
+        group=group,
+        strike=strike[order][first],
+        level=level.astype(np.int64),
+        levels=levels / 1000.0,
+        bid=table(_numbers(frame, "bid"), np.nan),
+        ask=table(_numbers(frame, "ask"), np.nan),
+        interest=table(held, 0.0),
+        listed=listed,
+        stale=stale,
+        interest_missing=int(unknown[order].sum()),
+    )
+
+
+def _instants(column: pl.Series) -> I64:
+    """Nanoseconds UTC of a column with a time zone and without nulls."""
+    if not isinstance(column.dtype, pl.Datetime) or column.dtype.time_zone is None:
+        raise DataError(
+            f"is {column.dtype}, not an instant with a time zone",
+            where=f"chain.{column.name}",
+            hint='attach one, for instance dt.replace_time_zone("America/New_York")',
+            then=_THEN,
+        )
+    if column.null_count():
+        raise DataError(
+            "is null",
+            where=f"chain.{column.name} row {column.is_null().arg_true()[0]}",
+            hint="every quote has a time",
+            then=_THEN,
+        )
+    return column.dt.cast_time_unit("ns").to_physical().to_numpy()
+
+
+def _numbers(frame: pl.DataFrame, name: str) -> F64:
+    """A numeric column as float64, NaN for null."""
+    column = frame[name]
+    if not column.dtype.is_numeric():
+        raise DataError(
+            f"is {column.dtype}, not a number", where=f"chain.{name}", hint="cast the column to Float64", then=_THEN
+        )
+    return column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+
+
+def _refuse(frame: pl.DataFrame, name: str, bad: npt.NDArray[np.bool_]) -> None:
+    if bad.any():
+        row = int(np.argmax(bad))
+        wanted = {
+            "strike": "a positive multiple of 0.001, as option symbols hold it",
+            "type": "C or P",
+            "open_interest": "contracts, not negative",
+            "settlement": "AM or PM",
+            "expiry": "a date",
+            "root": "the root of the option symbol",
+        }[name]
+        raise DataError(
+            f"{frame[name][row]!r} is not {wanted}",
+            where=f"chain.{name} row {row}",
+            hint="correct or drop the row",
+            then=_THEN,
+        )
+
+
+def _spot(frame: pl.DataFrame, latest: npt.NDArray[np.bool_]) -> float:
+    if "ticker" in frame.columns and frame["ticker"].n_unique() > 1:
+        raise DataError(
+            f"holds several underlyings: {', '.join(map(str, frame['ticker'].unique().sort().to_list()))}",
+            where="chain.ticker",
+            hint="filter the table to one; exposures of different underlyings do not add up by strike",
+            then=_THEN,
+        )
+    prices = _numbers(frame, "underlying_price")[latest]
+    spot = float(prices[0])
+    if not (0.0 < spot < np.inf) or not (prices == spot).all():
+        values = ", ".join(f"{value:g}" for value in np.unique(prices)[:5])
+        raise DataError(
+            f"one finite positive price per instant is needed, found {values}",
+            where="chain.underlying_price",
+            hint="filter the table to one underlying",
+            then=_THEN,
+        )
+    return spot
+
+
+def _expiries(
+    frame: pl.DataFrame, config: OptionsConfig
+) -> tuple[I64, tuple[str, ...], tuple[str, ...], tuple[dt.date, ...], I64]:
+    """Each row's group, and the groups in order of settlement and root."""
+    expiry = frame["expiry"]
+    if isinstance(expiry.dtype, pl.Datetime):
+        expiry = expiry.dt.date()
+    if expiry.dtype != pl.Date:
+        raise DataError(
+            f"is {expiry.dtype}, not a date", where="chain.expiry", hint="cast the column to Date", then=_THEN
+        )
+    _refuse(frame, "expiry", expiry.is_null().to_numpy())
+    root = frame["root"].cast(pl.String)
+    _refuse(frame, "root", root.is_null().to_numpy())
+    names = sorted(root.unique().to_list())
+    about = [_about(name, config) for name in names]
+    root_code = root.cast(pl.Enum(names)).to_physical().cast(pl.Int64).to_numpy()
+    half = frame["settlement"].cast(pl.String)
+    if half.null_count():
+        default = np.array([item.settlement == "PM" for item in about])[root_code]
+        pm = np.where(half.is_null().to_numpy(), default, half.eq("PM").fill_null(False).to_numpy())
+        known = half.is_null() | half.is_in(["AM", "PM"])
+    else:
+        pm = half.eq("PM").to_numpy()
+        known = half.is_in(["AM", "PM"])
+    _refuse(frame, "settlement", ~known.to_numpy())
+    day = expiry.to_physical().cast(pl.Int64).to_numpy()
+    packed = (day * len(names) + root_code) * 2 + pm
+    distinct, inverse = np.unique(packed, return_inverse=True)
+    days = [_EPOCH + dt.timedelta(days=int(value)) for value in distinct // 2 // len(names)]
+    roots = [names[int(value)] for value in distinct // 2 % len(names)]
+    halves = ["PM" if value else "AM" for value in distinct % 2]
+    pairs = list(zip(roots, days, strict=True))
+    if len(set(pairs)) < len(pairs):
+        twice = next(pair for index, pair in enumerate(pairs) if pair in pairs[:index])
+        raise DataError(
+            f"{twice[0]} {twice[1]} is listed both AM and PM",
+            where="chain.settlement",
+            hint="a contract is known by root, expiry, strike and type; correct the settlement",
+            then=_THEN,
+        )
+    settle = np.array(
+        [settlement_ns(when, which, config) for when, which in zip(days, halves, strict=True)], dtype=np.int64
+    )
+    order = sorted(range(len(roots)), key=lambda g: (int(settle[g]), roots[g]))
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    return (
+        rank[inverse],
+        tuple(roots[g] for g in order),
+        tuple(halves[g] for g in order),
+        tuple(days[g] for g in order),
+        settle[order],
+    )
+
+
+def _about(name: str, config: OptionsConfig) -> Root:
+    found = config.roots.get(name)
+    if found is None:
+        raise DataError(
+            f"the root {name!r} is unknown, so its multiplier and exercise style are",
+            where="chain.root",
+            hint="add it under roots in config/options.yaml",
+            then=_THEN,
+        )
+    return found
+
+
+def _ordered(frame: pl.DataFrame, key: I64, quoted: I64) -> I64:
+    """Row numbers in the order of ``key``, the last quote of each contract only."""
+    if bool((key[1:] > key[:-1]).all()):
+        return np.arange(key.size)
+    order = np.lexsort((quoted, key))
+    same = key[order][1:] == key[order][:-1]
+    if same.any():
+        tie = same & (quoted[order][1:] == quoted[order][:-1])
+        if tie.any():
+            row = int(order[1:][tie].max())
+            what = " ".join(str(frame[name][row]) for name in ("root", "expiry", "strike", "type"))
+            raise DataError(
+                f"{what} stands twice at {iso(int(quoted[row]))}",
+                where=f"chain row {row}",
+                hint="drop one of the two rows",
+                then=_THEN,
+            )
+        order = order[np.append(~same, True)]
+    return order

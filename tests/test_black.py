@@ -1,0 +1,402 @@
+"""Black kernels against mpmath: volatility, greeks, parity, status."""
+
+from __future__ import annotations
+
+import math
+
+import mpmath as mp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mia_kernels import black
+
+YEAR = 31_536_000
+
+
+def exact_price(f, k, s, right):
+    """Undiscounted Black price in 60 digits; f and k are taken as the floats they are."""
+    with mp.workdps(60):
+        f, k, s = mp.mpf(f), mp.mpf(k), mp.mpf(s)
+        d1 = mp.log(f / k) / s + s / 2
+        return right * (f * mp.ncdf(right * d1) - k * mp.ncdf(right * (d1 - s)))
+
+
+def solve(price, forward, strike, years, discount, right):
+    arrays = [np.atleast_1d(np.asarray(a, dtype=float)) for a in (price, forward, strike, years, discount, right)]
+    n = max(a.size for a in arrays)
+    arrays = [np.ascontiguousarray(np.broadcast_to(a, n)).copy() for a in arrays]
+    sigma, status = np.empty(n), np.empty(n, np.int8)
+    black.implied_volatility(*arrays, sigma, status)
+    return sigma, status
+
+
+def test_erfcx_agrees_with_mpmath():
+    for z in [*np.linspace(0, 30, 200), *np.logspace(-8, 8, 60)]:
+        with mp.workdps(40):
+            x = mp.mpf(float(z))
+            exact = (
+                mp.exp(x * x) * mp.erfc(x) if z < 1e3 else (1 - 1 / (2 * x * x) + 3 / (4 * x**4)) / x / mp.sqrt(mp.pi)
+            )
+            assert abs(float(black.erfcx(float(z)) / exact - 1)) < 1e-14
+
+
+@pytest.mark.parametrize("seconds", [60, 3600, 86_400, 30 * 86_400, YEAR, 5 * YEAR])
+def test_volatility_out_of_the_money_is_exact_to_2e_12(seconds):
+    years = seconds / YEAR
+    rows = []
+    for sigma in (0.05, 0.2, 0.6, 1.5, 3.0):
+        s = sigma * math.sqrt(years)
+        for h in (-7.5, -5, -3, -1.5, -0.5, -0.01, 0.0, 1e-6, 0.1, 1, 2, 4, 6, 8):
+            strike = 4500.0 * math.exp(h * s)
+            right = 1.0 if strike >= 4500.0 else -1.0
+            price = float(exact_price(4500.0, strike, s, right))
+            if price > 1e-12:
+                rows.append((price, strike, right, sigma))
+    price, strike, right, sigma = np.array(rows).T
+    found, status = solve(price, 4500.0, strike, years, 1.0, right)
+    assert (status == black.OK).all()
+    assert np.max(np.abs(found / sigma - 1)) < 2e-12
+
+
+def test_prices_outside_the_fit_are_finished_by_the_bracketed_iteration():
+    # far strikes over long times, volatilities of 1000 %, prices near the maximum
+    for f, k, s in [
+        (100, 1e8, 5.0),
+        (100, 1e-6, 3.5),
+        (100, 100, 6.0),
+        (100, 100.001, 1e-5),
+        (100, 5000, 8.0),
+        (1, 1e22, 5.6),
+    ]:
+        right = 1.0 if k >= f else -1.0
+        exact = exact_price(f, k, s, right)
+        found, status = solve(float(exact), f, k, 1.0, 1.0, right)
+        assert status[0] == black.OK
+        # what a relative error of 2^-53 in the price means for s, and the solver's own
+        with mp.workdps(60):
+            x, w = mp.log(mp.mpf(f) / k), mp.mpf(s)
+            vega = mp.sqrt(mp.mpf(f) * k) * mp.npdf(x / w) * mp.exp(-w * w / 8)
+            room = float(exact / vega / w) * 2.3e-16
+        assert abs(found[0] / s - 1) < 2e-12 + 8 * room
+
+
+def test_volatility_in_the_money_uses_all_bits_of_the_price():
+    for h in (0.5, 1.0, 2.0, 3.0):
+        for right in (1.0, -1.0):
+            s = 0.1
+            strike = 4500.0 * math.exp(-right * h * s)
+            price = float(exact_price(4500.0, strike, s, right))
+            found, status = solve(price, 4500.0, strike, 0.25, 1.0, right)
+            with mp.workdps(40):
+                vega = float(mp.mpf(4500) * mp.npdf(mp.log(mp.mpf(4500) / mp.mpf(strike)) / mp.mpf(s) + mp.mpf(s) / 2))
+            assert status[0] == black.OK
+            assert abs(found[0] * 0.5 - s) < 4 * np.spacing(price) / vega + 1e-14 * s
+
+
+def test_every_status_and_no_nan_without_one():
+    nan, inf = math.nan, math.inf
+    cases = [
+        ((10.0, 100, 100, 1.0, 1.0, 1), black.OK),
+        ((0.0, 100, 100, 1.0, 1.0, 1), black.BELOW_INTRINSIC),
+        ((9.9, 110, 100, 1.0, 1.0, 1), black.BELOW_INTRINSIC),
+        ((-1.0, 100, 100, 1.0, 1.0, -1), black.BELOW_INTRINSIC),
+        ((100.0, 100, 120, 1.0, 1.0, 1), black.ABOVE_MAX),
+        ((120.0, 100, 120, 1.0, 1.0, -1), black.ABOVE_MAX),
+        ((10.0, 100, 100, 0.0, 1.0, 1), black.EXPIRED),
+        ((10.0, 100, 100, -1.0, 1.0, 1), black.EXPIRED),
+        ((nan, 100, 100, 1.0, 1.0, 1), black.INVALID),
+        ((10.0, nan, 100, 1.0, 1.0, 1), black.INVALID),
+        ((10.0, 100, 0.0, 1.0, 1.0, 1), black.INVALID),
+        ((10.0, 100, inf, 1.0, 1.0, 1), black.INVALID),
+        ((10.0, 100, 100, inf, 1.0, 1), black.INVALID),
+        ((10.0, 100, 100, 1.0, 0.0, 1), black.INVALID),
+    ]
+    arguments = np.array([case for case, _ in cases], dtype=float).T
+    found, status = solve(*arguments)
+    assert status.tolist() == [code for _, code in cases]
+    assert (np.isnan(found) == (status != black.OK)).all()
+
+
+def test_blocks_do_not_change_a_bit():
+    rng = np.random.default_rng(3)
+    n = 600
+    years, sigma = rng.uniform(1e-4, 3, n), rng.uniform(0.05, 1.2, n)
+    strike = 4500 * np.exp(rng.uniform(-6, 6, n) * sigma * np.sqrt(years))
+    right = np.where(strike >= 4500, 1.0, -1.0)
+    price = np.array(
+        [float(exact_price(4500.0, k, s, r)) for k, s, r in zip(strike, sigma * years**0.5, right, strict=True)]
+    )
+    whole, _ = solve(price, 4500.0, strike, years, 1.0, right)
+    for size in (1, 255, 256, 257):
+        parts = [
+            solve(price[i : i + size], 4500.0, strike[i : i + size], years[i : i + size], 1.0, right[i : i + size])[0]
+            for i in range(0, n, size)
+        ]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    h=st.floats(-6, 6),
+    sigma=st.floats(0.03, 2.0),
+    years=st.floats(1e-4, 4.0),
+    power=st.integers(-8, 8),
+)
+def test_volatility_is_monotone_symmetric_and_free_of_scale(h, sigma, years, power):
+    s = sigma * math.sqrt(years)
+    strike = 4096.0 * math.exp(h * s)
+    right = 1.0 if strike >= 4096.0 else -1.0
+    price = float(exact_price(4096.0, strike, s, right))
+    (low, middle, high), status = solve([price * 0.999, price, price * 1.001], 4096.0, strike, years, 1.0, right)
+    assert (status == black.OK).all()
+    assert low < middle < high
+    scale = 2.0**power
+    scaled, _ = solve(price * scale, 4096.0 * scale, strike * scale, years, 1.0, right)
+    assert scaled[0] == pytest.approx(middle, rel=1e-13)
+    discounted, _ = solve(price * 0.5, 4096.0, strike, years, 0.5, right)
+    assert discounted[0] == middle
+    # the mirrored contract has the same volatility: a put at K on F is a call at F on K
+    mirrored, _ = solve(price, strike, 4096.0, years, 1.0, -right)
+    assert mirrored[0] == pytest.approx(middle, rel=1e-13)
+
+
+# --- greeks -----------------------------------------------------------------------------------
+
+
+def table_of_terms(forward, discount, years, spot):
+    terms = np.empty((black.N_TERMS, 1))
+    carry = discount * forward / spot
+    terms[:, 0] = (
+        forward,
+        discount,
+        carry,
+        years,
+        math.sqrt(years),
+        -math.log(discount) / years,
+        -math.log(carry) / years,
+    )
+    return terms
+
+
+@pytest.mark.parametrize("years", [2 / 8760, 0.1, 1.5])
+@pytest.mark.parametrize("h", [-3.0, -0.7, 0.0, 0.4, 2.5])
+def test_greeks_agree_with_derivatives_in_50_digits(years, h):
+    spot, r, q, sigma = 4480.0, 0.043, 0.013, 0.21
+    discount = math.exp(-r * years)
+    forward = spot * math.exp((r - q) * years)
+    strike = forward * math.exp(h * sigma * math.sqrt(years))
+    right = 1.0 if strike >= forward else -1.0
+    terms = table_of_terms(forward, discount, years, spot)
+    price = float(discount * exact_price(forward, strike, sigma * math.sqrt(years), right))
+    out, status = np.empty((black.N_GREEKS, 1)), np.zeros(1, np.int8)
+    black.smile(np.array([price]), np.array([strike]), np.zeros(1, np.int64), terms, spot, out, status)
+    assert status[0] == black.OK
+
+    with mp.workdps(50):
+        r, q, t, k = mp.mpf(terms[black.RATE, 0]), mp.mpf(terms[black.YIELD, 0]), mp.mpf(years), mp.mpf(strike)
+
+        def call(s, v, tau, rate):
+            f = s * mp.exp((rate - q) * tau)
+            w = v * mp.sqrt(tau)
+            d1 = mp.log(f / k) / w + w / 2
+            return mp.exp(-rate * tau) * (f * mp.ncdf(d1) - k * mp.ncdf(d1 - w))
+
+        at = (mp.mpf(spot), mp.mpf(float(out[black.SIGMA, 0])), t, r)
+        orders = {
+            black.DELTA: (1, 0, 0, 0),
+            black.GAMMA: (2, 0, 0, 0),
+            black.VEGA: (0, 1, 0, 0),
+            black.THETA: (0, 0, 1, 0),
+            black.RHO: (0, 0, 0, 1),
+            black.VANNA: (1, 1, 0, 0),
+            black.CHARM: (1, 0, 1, 0),
+            black.VOMMA: (0, 2, 0, 0),
+            black.SPEED: (3, 0, 0, 0),
+            black.ULTIMA: (0, 3, 0, 0),
+        }
+        exact = {row: float(mp.diff(call, at, order)) for row, order in orders.items()}
+    exact[black.THETA] *= -1  # per year that passes
+    exact[black.CHARM] *= -1
+    s = sigma * math.sqrt(years)
+    gamma, vega = exact[black.GAMMA], exact[black.VEGA]
+    scale = {  # each greek's own size where it does not cross zero
+        black.DELTA: 1.0,
+        black.GAMMA: gamma,
+        black.VEGA: vega,
+        black.THETA: abs(exact[black.THETA]) + vega * sigma / years,
+        black.RHO: strike * years,
+        black.VANNA: vega / spot / s,
+        black.CHARM: vega / spot / s / years * sigma,
+        black.VOMMA: vega / sigma,
+        black.SPEED: gamma / spot / s,
+        black.ULTIMA: vega / sigma**2,
+    }
+    for row, value in exact.items():
+        assert abs(out[row, 0] - value) <= 1e-12 * max(scale[row], abs(value)), row
+
+
+def test_put_call_parity_of_the_call_row():
+    spot, years, sigma = 4480.0, 0.2, 0.3
+    terms = table_of_terms(4500.0, 0.99, years, spot)
+    strikes = np.array([4300.0, 4700.0])
+    price = np.array(
+        [float(0.99 * exact_price(4500.0, k, sigma * years**0.5, r)) for k, r in zip(strikes, (-1, 1), strict=True)]
+    )
+    out, status = np.empty((black.N_GREEKS, 2)), np.zeros(2, np.int8)
+    black.smile(price, strikes, np.zeros(2, np.int64), terms, spot, out, status)
+    np.testing.assert_allclose(out[black.SIGMA], sigma, rtol=1e-12)
+    put_delta = out[black.DELTA] - terms[black.CARRY, 0]
+    assert -1 < put_delta[1] < put_delta[0] < 0
+
+
+def test_smile_flags_impossible_prices_and_skips_what_has_a_status():
+    terms = table_of_terms(100.0, 1.0, 1.0, 100.0)
+    price = np.array([5.0, 0.0, 100.0, math.nan, 5.0])
+    strikes = np.array([100.0, 100.0, 120.0, 100.0, 100.0])
+    out, status = np.empty((black.N_GREEKS, 5)), np.array([0, 0, 0, 0, black.NO_BID], np.int8)
+    black.smile(price, strikes, np.zeros(5, np.int64), terms, 100.0, out, status)
+    assert status.tolist() == [black.OK, black.BELOW_INTRINSIC, black.ABOVE_MAX, black.INVALID, black.NO_BID]
+    assert (np.isnan(out) == (status != black.OK)).all()
+
+
+# --- forwards -----------------------------------------------------------------------------------
+
+
+def quotes(strike, forward, discount, years, sigma=0.2, spread=0.4):
+    bid, ask = np.empty((2, strike.size)), np.empty((2, strike.size))
+    for side, right in enumerate((1.0, -1.0)):
+        mid = np.array([float(discount * exact_price(forward, k, sigma * math.sqrt(years), right)) for k in strike])
+        bid[side], ask[side] = mid - spread / 2, mid + spread / 2
+    return bid, ask
+
+
+def fit(bid, ask, strike, years, *, european=1, spot=4480.0, stale=None, min_pairs=5):
+    terms, source, pairs = np.empty((black.N_TERMS, 1)), np.empty(1, np.int8), np.empty(1, np.int64)
+    black.expiry_terms(
+        bid,
+        ask,
+        np.zeros((2, strike.size), np.int8) if stale is None else stale,
+        strike,
+        np.array([0, strike.size]),
+        np.array([years]),
+        np.array([european], np.int8),
+        spot,
+        np.array([0.04]),
+        np.array([0.014]),
+        0.06,
+        min_pairs,
+        terms,
+        source,
+        pairs,
+    )
+    return terms[:, 0], int(source[0]), int(pairs[0])
+
+
+def test_parity_finds_forward_and_discount_and_ignores_bad_pairs():
+    strike = np.arange(4000.0, 5000.0, 25.0)
+    bid, ask = quotes(strike, 4501.5, 0.9912, 0.25)
+    terms, source, pairs = fit(bid, ask, strike, 0.25)
+    assert source == black.FROM_PARITY
+    assert pairs == int((np.abs(strike / 4480 - 1) < 0.06).sum())
+    assert terms[black.FORWARD] == pytest.approx(4501.5, abs=1e-8)
+    assert terms[black.DISCOUNT] == pytest.approx(0.9912, abs=1e-11)
+    assert terms[black.CARRY] == pytest.approx(0.9912 * 4501.5 / 4480, rel=1e-10)
+    assert terms[black.RATE] == pytest.approx(-math.log(0.9912) / 0.25, rel=1e-8)
+    bad = [9, 14, 22, 27]  # stale calls, 20 points away
+    bid[0, bad] += 20
+    ask[0, bad] += 20
+    terms, source, used = fit(bid, ask, strike, 0.25)
+    assert source == black.FROM_PARITY
+    assert used == pairs - sum(abs(strike[i] / 4480 - 1) < 0.06 for i in bad)
+    assert terms[black.FORWARD] == pytest.approx(4501.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("case", ["american", "few", "one_sided", "stale", "nonsense"])
+def test_where_parity_fails_the_fallback_is_flagged(case):
+    strike = np.arange(4300.0, 4700.0, 25.0)
+    bid, ask = quotes(strike, 4501.5, 0.9912, 0.25)
+    stale = np.zeros((2, strike.size), np.int8)
+    european, keep = 1, strike.size
+    if case == "american":
+        european = 0
+    elif case == "few":
+        keep = 4
+    elif case == "one_sided":
+        bid[1] = 0.0
+    elif case == "stale":
+        stale[0] = 1
+    else:
+        bid, ask = bid[:, ::-1].copy(), ask[:, ::-1].copy()  # prices of other strikes: D < 0
+    terms, source, pairs = fit(
+        bid[:, :keep].copy(), ask[:, :keep].copy(), strike[:keep], 0.25, european=european, stale=stale[:, :keep].copy()
+    )
+    assert (source, pairs) == (black.FROM_RATES, 0)
+    assert terms[black.FORWARD] == pytest.approx(4480 * math.exp(0.026 * 0.25), rel=1e-14)
+    assert terms[black.DISCOUNT] == pytest.approx(math.exp(-0.01), rel=1e-14)
+
+
+def test_an_expired_group_has_no_forward():
+    strike = np.arange(4300.0, 4700.0, 25.0)
+    bid, ask = quotes(strike, 4501.5, 0.9912, 0.25)
+    terms, source, _ = fit(bid, ask, strike, 0.0)
+    assert source == black.NO_FORWARD
+    assert np.isnan(terms).all()
+
+
+def test_quote_status_of_each_contract():
+    terms = table_of_terms(100.0, 1.0, 0.5, 100.0)
+    cases = [  # strike, call (bid, ask), expected call status
+        (110.0, (1.0, 1.2), black.OK),
+        (110.0, (0.0, 0.1), black.NO_BID),
+        (110.0, (math.nan, 0.1), black.NO_BID),
+        (110.0, (1.0, 1.0), black.CROSSED),
+        (110.0, (1.0, 0.9), black.CROSSED),
+        (110.0, (1.0, math.nan), black.CROSSED),
+        (90.0, (9.0, 10.9), black.BELOW_INTRINSIC),
+        (110.0, (99.0, 101.1), black.ABOVE_MAX),
+    ]
+    n = len(cases)
+    strike = np.array([k for k, *_ in cases])
+    bid, ask = np.full((2, n), 11.0), np.full((2, n), 11.2)
+    bid[0], ask[0] = np.array([quote for _, quote, _ in cases]).T
+    listed, stale = np.ones((2, n), np.int8), np.zeros((2, n), np.int8)
+    status, price, strike_status = np.empty((2, n), np.int8), np.empty(n), np.empty(n, np.int8)
+    group = np.zeros(n, np.int64)
+
+    def run(terms=terms):
+        black.otm_prices(bid, ask, listed, stale, strike, group, terms, status, price, strike_status)
+
+    run()
+    assert status[0].tolist() == [code for *_, code in cases]
+    assert (np.isnan(price) == (strike_status != black.OK)).all()
+    assert price[0] == pytest.approx(1.1)
+    assert price[6] == pytest.approx(11.1)  # K < F: the put's mid, whatever the call's status
+    stale[0, 0], listed[0, 1] = 1, 0
+    run()
+    assert status[0, :2].tolist() == [black.STALE, black.NOT_LISTED]
+    run(np.full_like(terms, np.nan))
+    assert status[0, 0] == status[1, 0] == black.EXPIRED
+
+
+def test_atm_volatility_is_linear_in_variance_between_the_neighbours():
+    terms = table_of_terms(100.0, 1.0, 0.5, 100.0)
+    strike = np.array([90.0, 97.0, 99.0, 102.0, 104.0])
+    sigma = np.array([0.3, 0.25, 0.22, 0.19, 0.18])
+    status = np.array([0, 0, 0, 0, 0], np.int8)
+    out = np.empty(1)
+    start = np.array([0, 5])
+    black.atm_volatility(sigma, status, strike, start, terms, 0.06, out)
+    x = np.log(strike / 100)
+    assert out[0] == pytest.approx(math.sqrt(np.interp(0, x, sigma**2)), rel=1e-12)
+    status[2] = black.NO_BID
+    black.atm_volatility(sigma, status, strike, start, terms, 0.06, out)
+    assert out[0] == pytest.approx(math.sqrt(np.interp(0, x[[1, 3]], sigma[[1, 3]] ** 2)), rel=1e-12)
+    status[1] = black.NO_BID  # the next one below is outside the band
+    black.atm_volatility(sigma, status, strike, start, terms, 0.06, out)
+    assert np.isnan(out[0])
+    exact = np.array([95.0, 100.0, 105.0, 110.0, 115.0])
+    status[:] = 0
+    black.atm_volatility(sigma, status, exact, start, terms, 0.06, out)
+    assert out[0] == sigma[1]

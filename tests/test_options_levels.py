@@ -1,0 +1,589 @@
+"""Dealer levels on simulated chains: against the slow twin, at the edges, on disk."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import math
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from naive_options import black_price, naive_levels
+
+from mia_fast.clock import from_datetime, iso
+from mia_fast.errors import ConfigError, DataError, WorkspaceError
+from mia_fast.options import (
+    Levels,
+    LevelsEngine,
+    no_chain,
+    on_future,
+    options_config,
+    prepare,
+    recalculate_levels,
+    save,
+    write_snapshot,
+)
+from mia_fast.options.chain import early_close, settlement_ns
+from mia_fast.options.levels import PRICE_LEVELS, _ranked
+from mia_fast.workspace import Workspace, shipped
+from mia_kernels import black, gamma
+
+NEW_YORK = ZoneInfo("America/New_York")
+NOON = dt.datetime(2024, 5, 15, 12, 0, tzinfo=NEW_YORK)
+SPOT = 5300.0
+CONFIG = options_config(Workspace(shipped()))
+
+
+def simulated(
+    seed: int = 7, *, root: str = "SPXW", days: tuple[int, ...] = (0, 1, 2, 9, 23, 37, 65), tilt: float = 1.0
+) -> pl.DataFrame:
+    """A chain with a skewed smile, ticks, wings without bids, and open interest around round strikes."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for day in days:
+        expiry = NOON.date() + dt.timedelta(days=day)
+        third_friday = day == 2
+        for name, settlement in ((root, "PM"), ("SPX", "AM")) if third_friday and root == "SPXW" else ((root, "PM"),):
+            hour = dt.time(9, 30) if settlement == "AM" else dt.time(16)
+            years = (dt.datetime.combine(expiry, hour, NEW_YORK) - NOON).total_seconds() / 31_536_000
+            discount, forward = math.exp(-0.052 * years), SPOT * math.exp(0.038 * years)
+            width = 0.14 * math.sqrt(years)
+            strikes = np.unique(np.round(forward * np.exp(np.linspace(-7, 5, 61) * width) / 5) * 5)
+            x = np.log(strikes / forward) / math.sqrt(max(years, 1e-3))
+            s = (0.14 - 0.12 * x + 0.15 * x * x).clip(0.05, 1.5) * math.sqrt(years)
+            for right, kind in ((1.0, "C"), (-1.0, "P")):
+                price = discount * black_price(forward, strikes, s, right)
+                tick = 0.05
+                bid = np.floor((price - 0.01 - 0.002 * price) / tick) * tick
+                ask = np.ceil((price + 0.01 + 0.002 * price) / tick) * tick + tick
+                mean = 900 * np.exp(-((np.log(strikes / SPOT) - right * 0.015) ** 2) / 0.002)
+                mean *= (1 + 4 * (strikes % 50 == 0)) * (tilt if kind == "C" else 1.0)
+                for k, b, a, oi in zip(strikes, bid.clip(0), ask, rng.poisson(mean), strict=True):
+                    rows.append((name, settlement, expiry, float(k), kind, float(b), float(a), int(oi)))
+    frame = pl.DataFrame(
+        rows,
+        schema=["root", "settlement", "expiry", "strike", "type", "bid", "ask", "open_interest"],
+        orient="row",
+    )
+    return frame.with_columns(
+        quote_time=pl.lit(NOON).dt.convert_time_zone("UTC").dt.cast_time_unit("ns"),
+        underlying_price=pl.lit(SPOT),
+        volume=pl.lit(0),
+    )
+
+
+def engine() -> LevelsEngine:
+    return LevelsEngine(CONFIG)
+
+
+def assert_agree(levels: Levels, slow: dict, *, spot: float) -> None:
+    """Every level of the engine against the twin's."""
+    assert levels.coverage == pytest.approx(slow["coverage"], abs=1e-12)
+    assert levels.net_gamma == pytest.approx(slow["net_gamma"], rel=1e-7, abs=1e-9 * levels.call_gamma)
+    assert levels.dealer_position_bias == pytest.approx(slow["dealer_position_bias"], abs=1e-8)
+    assert levels.gamma_wall == slow["gamma_wall"]
+    keys = [levels[f"key_strikes_{i}"] for i in range(1, 6)]
+    assert keys == [*slow["key_strikes"], *[None] * (5 - len(slow["key_strikes"]))]
+    assert (levels.call_wall, levels.put_wall) == (slow["call_wall"], slow["put_wall"])
+    assert levels.max_pain == slow["max_pain"]
+    assert levels.iv_atm == (None if slow["iv_atm"] is None else pytest.approx(slow["iv_atm"], rel=1e-7))
+    assert len(levels.zero_gamma_roots) == len(slow["roots"])
+    assert list(levels.zero_gamma_roots) == pytest.approx(slow["roots"], abs=1e-6 * spot)
+    if slow["zero_gamma"] is None:
+        assert levels.zero_gamma is None
+        assert levels.zero_gamma_status == ("NO_CROSSING_POS" if slow["net_gamma"] > 0 else "NO_CROSSING_NEG")
+    else:
+        assert levels.zero_gamma == pytest.approx(slow["zero_gamma"], abs=1e-6 * spot)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_levels_agree_with_the_slow_twin(seed):
+    frame = simulated(seed)
+    worker = engine()
+    levels = worker.update(frame.sample(fraction=1.0, shuffle=True, seed=seed))
+    assert levels.status == "OK"
+    assert levels.reasons == levels.notes == ()
+    slow = naive_levels(frame.to_dicts())
+    assert_agree(levels, slow, spot=SPOT)
+    surface = worker.surface
+    assert surface is not None
+    chain = surface.chain
+    for i in range(0, chain.strike.size, 7):
+        key = (chain.root[chain.group[i]], chain.expiry[chain.group[i]])
+        expected = slow["surface"].get(key, {}).get(chain.strike[i])
+        if surface.strike_status[i] == black.OK:
+            assert surface.greeks[black.SIGMA, i] == pytest.approx(expected, rel=1e-6)
+        else:
+            assert expected is None
+            assert math.isnan(surface.greeks[black.SIGMA, i])
+    for g, (f, discount, parity) in enumerate(slow["forwards"].values()):
+        assert parity == (surface.source[g] == black.FROM_PARITY)
+        assert surface.terms[black.FORWARD, g] == pytest.approx(f, rel=1e-9)
+        assert surface.terms[black.DISCOUNT, g] == pytest.approx(discount, rel=1e-8)
+
+
+def test_third_friday_keeps_the_roots_apart():
+    frame = simulated()
+    surface_engine = engine()
+    surface_engine.update(frame)
+    chain = surface_engine.surface.chain
+    friday = NOON.date() + dt.timedelta(days=2)
+    both = [
+        (r, s, y)
+        for r, s, e, y in zip(chain.root, chain.settlement, chain.expiry, chain.years, strict=True)
+        if e == friday
+    ]
+    assert [item[:2] for item in both] == [("SPX", "AM"), ("SPXW", "PM")]
+    assert (both[1][2] - both[0][2]) * 31_536_000 == pytest.approx(6.5 * 3600)
+
+
+@pytest.mark.parametrize(
+    ("convention", "signs"),
+    [
+        ("dealers_short_calls_long_puts", (-1.0, 1.0)),
+        ("dealers_short_all", (-1.0, -1.0)),
+        ("dealers_long_all", (1.0, 1.0)),
+    ],
+)
+def test_the_sign_convention_is_a_parameter(convention, signs):
+    frame = simulated()
+    config = CONFIG.model_copy(update={"sign_convention": convention})
+    levels = LevelsEngine(config).update(frame)
+    assert_agree(levels, naive_levels(frame.to_dicts(), signs=signs), spot=SPOT)
+    if signs[0] == signs[1]:
+        assert levels.zero_gamma is None
+        assert levels.zero_gamma_status == ("NO_CROSSING_POS" if signs[0] > 0 else "NO_CROSSING_NEG")
+
+
+def test_american_roots_use_the_fallback_forward():
+    frame = simulated(root="SPY")
+    levels = engine().update(frame)
+    assert levels.status == "OK"
+    assert levels.forward_fallbacks == levels.expiries_live == 7
+    assert levels.notes == ("EXERCISE_AMERICAN: expiries=7 model=european",)
+    assert_agree(levels, naive_levels(frame.to_dicts(), american=True), spot=SPOT)
+
+
+def test_flips_between_the_coarse_prices_are_found_when_an_expiry_is_near():
+    years = 600 / 31_536_000  # ten minutes to go: a width of 3 points, a coarse step of 13
+    rows = []
+    for strike, calls, puts in ((5285, 0, 0), (5290, 0, 0), (5295, 0, 0), (5300, 30, 0), (5305, 0, 40), (5310, 30, 0)):
+        for kind, right, held in (("C", 1.0, calls), ("P", -1.0, puts)):
+            price = float(black_price(SPOT, np.array(float(strike)), 0.14 * math.sqrt(years), right))
+            rows.append((float(strike), kind, price * 0.999, price * 1.001, held))
+    frame = pl.DataFrame(rows, schema=["strike", "type", "bid", "ask", "open_interest"], orient="row").with_columns(
+        root=pl.lit("SPXW"),
+        settlement=pl.lit("PM"),
+        expiry=pl.lit(NOON.date()),
+        underlying_price=pl.lit(SPOT),
+        quote_time=pl.lit(NOON.replace(hour=15, minute=50)),
+    )
+    levels = engine().update(frame)
+    assert len(levels.zero_gamma_roots) == 2
+    assert SPOT < levels.zero_gamma_roots[0] < levels.zero_gamma_roots[1] < SPOT * 1.0025
+    assert_agree(levels, naive_levels(frame.to_dicts()), spot=SPOT)
+
+
+def test_ties_go_to_the_strike_nearest_the_price():
+    strikes = np.array([5280.0, 5290.0, 5305.0, 5310.0, 5315.0])
+    assert _ranked(np.array([3.0, 2.0, 0.0, 3.0, 3.0]), strikes, SPOT) == [5310.0, 5315.0, 5280.0, 5290.0]
+    assert _ranked(np.array([0.0, 1.0, 0.0, 1.0, 0.0]), strikes, SPOT) == [5290.0, 5310.0]
+
+
+def test_the_engine_does_not_remember_the_last_chain():
+    worker = engine()
+    big, small = simulated(1), simulated(2, days=(1, 37))
+    first, _, again = worker.update(big), worker.update(small), worker.update(big)
+    assert first == again
+    assert worker.update(small) == engine().update(small)
+
+
+# --- edges ------------------------------------------------------------------------------------
+
+WITHHELD = [*[name for name in PRICE_LEVELS if name != "max_pain"], "net_gamma", "dealer_position_bias"]
+
+
+def test_an_empty_chain_and_no_chain():
+    now = from_datetime(NOON)
+    for nothing in (None, simulated().clear()):
+        levels = engine().update(nothing, now)
+        assert levels.status == "NO_CHAIN"
+        assert levels.zero_gamma_status == "NO_CHAIN"
+        assert all(levels[name] is None for name in (*WITHHELD, "max_pain", "iv_atm", "coverage"))
+
+
+def test_open_interest_of_zero_gives_no_level():
+    frame = simulated().with_columns(open_interest=pl.lit(0))
+    levels = engine().update(frame)
+    assert levels.status == "DEGRADED"
+    assert levels.reasons == ("OPEN_INTEREST_ZERO: contracts=0",)
+    assert all(levels[name] is None for name in (*WITHHELD, "max_pain"))
+    assert levels.iv_atm is not None  # needs no open interest
+
+
+def test_a_chain_that_has_expired():
+    levels = engine().update(
+        simulated()
+        .with_columns(expiry=pl.lit(dt.date(2024, 5, 14)), root=pl.lit("SPXW"), settlement=pl.lit("PM"))
+        .unique(["strike", "type"])
+    )
+    assert levels.status == "DEGRADED"
+    assert levels.reasons[0].startswith("CHAIN_EXPIRED")
+    assert (levels.contracts_live, levels.expiries_live, levels.iv_atm, levels.max_pain) == (0, 0, None, None)
+    assert all(levels[name] is None for name in WITHHELD)
+
+
+def test_a_chain_of_one_contract():
+    frame = simulated(days=(9,)).filter((pl.col("strike") == 5400) & (pl.col("type") == "C"))
+    levels = engine().update(frame.with_columns(open_interest=pl.lit(10)))
+    assert levels.status == "OK"
+    assert levels.notes == ("FORWARD_FALLBACK: expiries=1 of=1",)
+    assert (levels.gamma_wall, levels.call_wall, levels.put_wall, levels.key_strikes_2) == (5400, 5400, None, None)
+    assert (levels.zero_gamma, levels.zero_gamma_status) == (None, "NO_CROSSING_POS")
+    assert (levels.dealer_position_bias, levels.max_pain, levels.iv_atm) == (1.0, 5400, None)
+
+
+def test_wiped_bids_are_degraded_and_yield_no_flip():
+    frame = simulated().with_columns(bid=pl.when(pl.int_range(pl.len()) % 20 == 0).then("bid").otherwise(0.0))
+    levels = engine().update(frame)
+    assert levels.status == "DEGRADED"
+    assert levels.reasons[0].startswith("COVERAGE_LOW")
+    assert levels.zero_gamma_status == "DEGRADED"
+    assert all(levels[name] is None for name in WITHHELD)
+
+
+def test_coverage_is_weighted_by_open_interest():
+    frame = simulated(days=(9, 37))
+    wiped = frame.with_columns(bid=pl.when(pl.col("expiry") == frame["expiry"].max()).then(0.0).otherwise("bid"))
+    levels = engine().update(wiped)
+    assert levels.coverage == pytest.approx(naive_levels(wiped.to_dicts())["coverage"], abs=1e-12)
+    assert levels.coverage < engine().update(frame).coverage - 0.2
+    for threshold, status in ((levels.coverage - 1e-6, "OK"), (levels.coverage + 1e-6, "DEGRADED")):
+        quality = CONFIG.quality.model_copy(update={"coverage_threshold": threshold})
+        assert LevelsEngine(CONFIG.model_copy(update={"quality": quality})).update(wiped).status == status
+
+
+def test_age_gap_and_missing_interest_are_reported():
+    frame = simulated()
+    now = from_datetime(NOON)
+    hour = 3600 * 10**9
+    assert engine().update(frame, now + 23 * hour).status == "OK"
+    old = engine().update(frame, now + 25 * hour)
+    assert (old.status, old.zero_gamma) == ("DEGRADED", None)
+    assert old.reasons == ("CHAIN_STALE: age_seconds=90000 limit=86400",)
+    assert old["timestamp"] == iso(now + 25 * hour)
+    moved = engine().update(frame.with_columns(underlying_price=pl.lit(SPOT * 0.985)))
+    assert moved.status == "DEGRADED"
+    assert moved.reasons[0].startswith("UNDERLYING_GAP: gap=+0.01")
+    partly = frame.with_columns(open_interest=pl.when(pl.int_range(pl.len()) < 3).then(None).otherwise("open_interest"))
+    assert engine().update(partly).notes == ("OPEN_INTEREST_MISSING: contracts=3 counted_as=0",)
+
+
+# --- the chain ----------------------------------------------------------------------------------
+
+
+def test_of_several_snapshots_the_last_known_one_counts():
+    early = simulated(1)
+    late = simulated(2).with_columns(quote_time=pl.col("quote_time").dt.offset_by("30m"))
+    both = pl.concat([late, early])
+    now = from_datetime(NOON)
+    assert engine().update(both, now + 60 * 10**9) == engine().update(early, now + 60 * 10**9)
+    assert engine().update(both).gamma_wall == engine().update(late).gamma_wall
+    assert engine().update(both, now - 1).status == "NO_CHAIN"
+    chain = prepare(late, CONFIG)
+    with pytest.raises(DataError, match="after now"):
+        engine().update(chain, now)
+
+
+def test_a_contract_quoted_long_before_the_rest_is_stale():
+    frame = simulated().with_row_index()
+    lag = pl.when(pl.col("index") % 10 == 0).then(pl.duration(minutes=16)).otherwise(pl.duration(minutes=14))
+    frame = frame.with_columns(
+        quote_time=pl.when(pl.col("index") % 5 == 0).then(pl.col("quote_time") - lag).otherwise("quote_time")
+    )
+    worker = engine()
+    worker.update(frame)
+    assert int((worker.surface.status == black.STALE).sum()) == math.ceil(frame.height / 10)
+
+
+def test_time_is_measured_from_the_market_time():
+    frame = simulated().with_columns(market_time=pl.col("quote_time") - pl.duration(minutes=15))
+    chain = prepare(frame, CONFIG)
+    assert chain.quote_time_ns - chain.market_time_ns == 15 * 60 * 10**9
+    assert chain.years[0] * 31_536_000 == pytest.approx(4.25 * 3600)
+    last = prepare(simulated().with_columns(quote_time=pl.lit(NOON.replace(hour=15, minute=59, second=30))), CONFIG)
+    assert last.years[0] * 31_536_000 == pytest.approx(60)  # the floor
+    over = prepare(simulated().with_columns(quote_time=pl.lit(NOON.replace(hour=16))), CONFIG)
+    assert over.years[0] == 0.0
+
+
+@pytest.mark.filterwarnings("ignore")  # pandas, inside the referee
+def test_early_closes_follow_the_exchange_calendar():
+    xcals = pytest.importorskip("exchange_calendars")
+    calendar = xcals.get_calendar("XNYS", start="2013-01-01", end="2026-12-31")
+    theirs = {day.date() for day in calendar.early_closes}
+    sessions = [day.date() for day in calendar.sessions]
+    assert {day for day in sessions if early_close(day)} == theirs
+
+
+def test_settlement_hours():
+    def hour(day, kind, config=CONFIG):
+        return dt.datetime.fromtimestamp(settlement_ns(day, kind, config) / 1e9, NEW_YORK).time()
+
+    assert hour(dt.date(2024, 5, 17), "AM") == dt.time(9, 30)
+    assert hour(dt.date(2024, 5, 17), "PM") == dt.time(16)
+    assert hour(dt.date(2024, 11, 29), "PM") == dt.time(13)
+    listed = CONFIG.model_copy(
+        update={"time": CONFIG.time.model_copy(update={"early_closes": (dt.date(2024, 5, 17),)})}
+    )
+    assert hour(dt.date(2024, 5, 17), "PM", listed) == dt.time(13)
+    none = CONFIG.model_copy(update={"time": CONFIG.time.model_copy(update={"early_close_rule": "none"})})
+    assert hour(dt.date(2024, 11, 29), "PM", none) == dt.time(16)
+
+
+def test_a_missing_settlement_comes_from_the_root():
+    frame = simulated()
+    without = frame.with_columns(settlement=pl.lit(None, dtype=pl.String))
+    assert engine().update(without) == engine().update(frame)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.drop("bid", "expiry"), "columns missing: expiry, bid"),
+        (lambda f: f.with_columns(type=pl.lit("X")), "'X' is not C or P"),
+        (lambda f: f.with_columns(root=pl.lit("ABC")), "root 'ABC' is unknown"),
+        (lambda f: f.with_columns(settlement=pl.lit("noon")), "is not AM or PM"),
+        (lambda f: f.with_columns(strike=pl.lit(-5.0)), "is not a positive multiple"),
+        (lambda f: f.with_columns(strike=pl.lit(None, dtype=pl.Float64)), "None is not a positive multiple"),
+        (lambda f: f.with_columns(strike=pl.lit("5000")), "not a number"),
+        (lambda f: f.with_columns(open_interest=pl.lit(-1)), "-1 is not contracts"),
+        (lambda f: f.with_columns(expiry=pl.lit("2024-05-17")), "not a date"),
+        (lambda f: f.with_columns(expiry=pl.lit(None, dtype=pl.Date)), "None is not a date"),
+        (lambda f: f.with_columns(quote_time=pl.lit(NOON.replace(tzinfo=None))), "not an instant with a time zone"),
+        (lambda f: f.with_columns(quote_time=pl.lit(None, dtype=pl.Datetime("ns", "UTC"))), "is null"),
+        (lambda f: f.with_columns(underlying_price=pl.col("strike")), "one finite positive price"),
+        (lambda f: f.with_columns(underlying_price=pl.lit(float("nan"))), "one finite positive price"),
+        (lambda f: f.with_columns(ticker=pl.col("type")), "several underlyings: C, P"),
+        (lambda f: pl.concat([f, f.tail(1)]), "stands twice"),
+        (
+            lambda f: f.with_columns(root=pl.lit("SPXW"), strike=pl.int_range(1, pl.len() + 1).cast(pl.Float64)),
+            "both AM and PM",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_its_place(change, message):
+    with pytest.raises(DataError, match=message) as caught:
+        engine().update(change(simulated()))
+    assert caught.value.where
+    assert caught.value.hint
+    assert caught.value.then
+
+
+# --- gamma kernels --------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 40), st.integers(0, 30), st.integers(0, 30)),
+        min_size=1,
+        max_size=25,
+        unique_by=lambda r: r[0],
+    )
+)
+def test_max_pain_is_the_cheapest_listed_strike(rows):
+    rows.sort()
+    strike = 100.0 + 5.0 * np.array([row[0] for row in rows])
+    interest = np.array([[row[1] for row in rows], [row[2] for row in rows]], dtype=float)
+    out = np.empty(1)
+    gamma.max_pain(strike, np.array([0, strike.size]), interest, out)
+    pain = [
+        float((interest[0] * np.maximum(k - strike, 0) + interest[1] * np.maximum(strike - k, 0)).sum()) for k in strike
+    ]
+    if interest.sum() == 0:
+        assert math.isnan(out[0])
+    else:
+        assert out[0] == strike[int(np.argmin(pain))]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(4200, 6400), st.floats(0.004, 0.3), st.floats(-1, 1).filter(lambda w: abs(w) > 1e-3)),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_profile_and_its_roots(rows):
+    strike, width, weight = (np.array(column) for column in zip(*rows, strict=True))
+    table = np.ascontiguousarray([np.log(strike), 1 / width, weight])
+    grid = np.log(SPOT * (1 + np.arange(-80, 81) * 0.0025))
+    values, places = np.empty(161), np.empty(161)
+    gamma.profile(table, strike.size, grid, values)
+    d = (grid[:, None] - table[0]) * table[1]
+    terms = weight * np.exp(-d * d / 2) / math.sqrt(2 * math.pi) * np.exp(grid)[:, None]
+    size = np.abs(terms).sum(axis=1)
+    np.testing.assert_allclose(values, terms.sum(axis=1), atol=1e-13 * size.max(), rtol=0)
+    count = gamma.sign_changes(table, strike.size, grid, values, places)
+    sign = np.sign(values[values != 0])
+    assert count == int((sign[1:] != sign[:-1]).sum())
+    assert (np.diff(places[:count]) > 0).all()
+
+    def net(x):
+        d = (x - table[0]) * table[1]
+        return float((weight * np.exp(-d * d / 2)).sum())
+
+    for root in np.log(places[:count]):
+        below, above = net(root - 1e-12), net(root + 1e-12)
+        assert below * above <= 0 or min(abs(below), abs(above)) <= 1e-14 * np.abs(weight).sum()
+
+
+# --- the future's scale -----------------------------------------------------------------------------
+
+
+def test_levels_move_with_the_basis():
+    levels = engine().update(simulated())
+    moved = on_future(levels, SPOT + 12.25, SPOT)
+    assert (moved.status, moved.basis, moved.reason) == ("OK", 12.25, None)
+    for name in PRICE_LEVELS:
+        assert moved.levels[name] == levels[name] + 12.25
+    assert moved.levels.zero_gamma_roots == tuple(root + 12.25 for root in levels.zero_gamma_roots)
+    assert (moved.levels.net_gamma, moved.levels.iv_atm) == (levels.net_gamma, levels.iv_atm)
+    wide = LevelsEngine(CONFIG.model_copy(update={"basis_limit": 0.05}))
+    assert wide.on_future(levels, SPOT * 1.04, SPOT).status == "OK"
+    missing = on_future(no_chain(0, "CHAIN_MISSING: rows=0"), SPOT, SPOT)
+    assert (missing.status, missing.levels.gamma_wall) == ("OK", None)
+
+
+@pytest.mark.parametrize(
+    ("future", "underlying", "status"),
+    [
+        (SPOT * 1.0201, SPOT, "BASIS_REFUSED"),
+        (SPOT * 0.9799, SPOT, "BASIS_REFUSED"),
+        (math.nan, SPOT, "PRICE_MISSING"),
+        (SPOT, math.inf, "PRICE_MISSING"),
+        (SPOT, 0.0, "PRICE_MISSING"),
+    ],
+)
+def test_a_basis_that_cannot_be_right_is_refused(future, underlying, status):
+    levels = engine().update(simulated())
+    refused = on_future(levels, future, underlying)
+    assert refused.status == status
+    assert refused.reason.startswith(status)
+    assert all(refused.levels[name] is None for name in PRICE_LEVELS)
+    assert refused.levels.zero_gamma_roots == ()
+    assert refused.levels.iv_atm == levels.iv_atm
+
+
+# --- snapshots and the convenience ----------------------------------------------------------------
+
+
+def content(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_a_snapshot_holds_exactly_the_contract_keys(workspace):
+    now = 1_747_144_800_123_456_000
+    levels = recalculate_levels(
+        simulated()
+        .with_columns(expiry=pl.col("expiry") + pl.duration(days=363))
+        .with_columns(quote_time=pl.lit(dt.datetime(2025, 5, 13, 14, tzinfo=dt.UTC))),
+        now_ns=now,
+    )
+    assert levels.path == workspace.data / "options_snapshots" / "levels_20250513T140000_123456Z.json"
+    saved = content(levels.path)
+    assert list(saved) == ["timestamp", "gamma_wall", "iv_atm", "dealer_position_bias"]
+    assert saved == {key: levels[key] for key in saved}
+    assert saved["timestamp"] == "2025-05-13T14:00:00.123456Z"
+    assert saved["gamma_wall"] is not None
+    json.dumps(levels.record(), allow_nan=False)
+    assert dict(levels) == levels.record()
+    assert len(levels) == len(levels.record())
+
+
+def test_two_snapshots_of_one_instant_both_stay(workspace):
+    one, two = (no_chain(1_000_000_000_000_000, "CHAIN_MISSING: rows=0", iv_atm=iv) for iv in (0.1, 0.2))
+    first, second = save(one, workspace), save(two, workspace)
+    assert first.path != second.path
+    assert content(first.path)["iv_atm"] == 0.1
+    assert content(second.path) == {
+        "timestamp": second["timestamp"],
+        "gamma_wall": None,
+        "iv_atm": 0.2,
+        "dealer_position_bias": None,
+    }
+    assert second.timestamp_ns == first.timestamp_ns + 1000
+    assert write_snapshot(one, workspace) not in (first.path, second.path)
+    assert len(list(first.path.parent.iterdir())) == 3  # no claim is left behind
+
+
+def test_a_name_that_another_process_claims_is_left_alone(workspace):
+    levels = no_chain(1_000_000_000_000_000, "CHAIN_MISSING: rows=0")
+    folder = workspace.data / "options_snapshots"
+    folder.mkdir(parents=True)
+    claim = folder / ".levels_19700112T134640_000000Z.json.claim"
+    claim.touch()
+    assert save(levels, workspace).path.name == "levels_19700112T134640_000001Z.json"
+    assert claim.exists()
+
+
+def test_a_workspace_that_cannot_be_written(tmp_path):
+    (tmp_path / "data").write_text("a file")
+    with pytest.raises(WorkspaceError, match="cannot be written"):
+        save(no_chain(0, "CHAIN_MISSING: rows=0"), Workspace(tmp_path))
+    with pytest.raises(DataError, match="no instant"):
+        save(no_chain(None, "CHAIN_MISSING: rows=0"), Workspace(tmp_path))
+
+
+def test_the_old_programs_call(workspace):
+    levels = recalculate_levels({"call_iv_atm": [0.25], "option_skew": [0.05]})
+    assert (levels["iv_atm"], levels["option_skew"], levels["status"]) == (0.25, 0.05, "NO_CHAIN")
+    assert all(levels[name] is None for name in PRICE_LEVELS)
+    assert content(levels.path)["iv_atm"] == 0.25
+    only = recalculate_levels(pl.DataFrame({"call_iv_atm": [0.2, math.nan]}))
+    assert (only.iv_atm, only.option_skew) == (None, None)
+
+
+def test_no_chain_is_written_too(workspace):
+    levels = recalculate_levels(None, now_ns=1_000_000)
+    assert (levels.status, levels["timestamp"]) == ("NO_CHAIN", "1970-01-01T00:00:00.001000Z")
+    assert content(levels.path)["gamma_wall"] is None
+    assert recalculate_levels(simulated().clear()).status == "NO_CHAIN"
+
+
+def test_any_arrow_table_a_path_or_a_prepared_chain(workspace, tmp_path):
+    frame = simulated()
+    path = tmp_path / "chain.parquet"
+    frame.write_parquet(path)
+    expected = recalculate_levels(frame, now_ns=from_datetime(NOON))
+    pandas = frame.to_pandas()
+    for data in (frame.to_arrow(), pandas, path, str(path), prepare(frame, CONFIG)):
+        found = recalculate_levels(data, workspace=tmp_path / "other", now_ns=from_datetime(NOON))
+        assert found.path.is_relative_to(tmp_path / "other")
+        assert found.gamma_wall == expected.gamma_wall
+        assert found.zero_gamma == expected.zero_gamma
+
+
+@pytest.mark.parametrize("data", [42, "absent.parquet", object()])
+def test_what_is_no_table_is_refused(workspace, data):
+    with pytest.raises(DataError):
+        recalculate_levels(data)
+
+
+def test_an_invalid_configuration_is_an_error_and_a_changed_one_is_read(workspace):
+    frame = simulated()
+    usual = recalculate_levels(frame)
+    text = (shipped() / "config" / "options.yaml").read_text()
+    own = workspace.root / "config" / "options.yaml"
+    own.parent.mkdir()
+    own.write_text(text.replace("sign_convention: dealers_long_calls_short_puts", "sign_convention: dealers_short_all"))
+    assert recalculate_levels(frame).net_gamma == pytest.approx(-usual.call_gamma - usual.put_gamma)
+    own.write_text(text + "basis_limits: 0.02\n")
+    with pytest.raises(ConfigError, match="did you mean 'basis_limit'"):
+        recalculate_levels(frame)
