@@ -1,0 +1,48 @@
+"""Risk: the drawdown latch, macro event windows and the order gate. It may only say no.
+
+    desk = Desk(workspace, journal=journal, clock=engine_clock)   # or desk(workspace) for the shared one
+    gate = desk.gate()
+    desk.controller.arm()
+    desk.controller.update_equity(equity, now_ns)                 # each bar: True stops trading
+    verdict = gate.check(order, market, account, now_ns)          # before each order
+
+``docs/risk-codes.md`` lists every denial code.
+"""
+
+from __future__ import annotations
+
+from mia_fast.risk.calendar import Event, EventCalendar, load_calendar
+from mia_fast.risk.codes import Category, Code, Denial
+from mia_fast.risk.config import RiskConfig, risk
+from mia_fast.risk.controller import Cleared, RiskController, State
+from mia_fast.risk.desk import Desk, attach, block_trade, desk, detach, stop_trading
+from mia_fast.risk.gate import Account, Action, Gate, Market, Order, Rule, Side, Verdict, client_id
+
+__all__ = [
+    "Account",
+    "Action",
+    "Category",
+    "Cleared",
+    "Code",
+    "Denial",
+    "Desk",
+    "Event",
+    "EventCalendar",
+    "Gate",
+    "Market",
+    "Order",
+    "RiskConfig",
+    "RiskController",
+    "Rule",
+    "Side",
+    "State",
+    "Verdict",
+    "attach",
+    "block_trade",
+    "client_id",
+    "desk",
+    "detach",
+    "load_calendar",
+    "risk",
+    "stop_trading",
+]

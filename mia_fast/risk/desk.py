@@ -1,0 +1,237 @@
+"""One desk per workspace and process: controller and calendar, shared by the engine and the plain functions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from mia_fast import clock
+from mia_fast import config as desk_config
+from mia_fast.errors import MiaError
+from mia_fast.risk import config as risk_config
+from mia_fast.risk.calendar import EventCalendar, load_calendar
+from mia_fast.risk.codes import Code, Denial, denial
+from mia_fast.risk.controller import Journal, RiskController
+from mia_fast.risk.gate import Gate
+from mia_fast.workspace import Workspace
+
+
+class WorkspaceJournal:
+    """The journal of a workspace, opened when the first row comes.
+
+    Where it cannot be opened (another process holds it), rows are refused and ``health`` says why;
+    the next row tries again. So risk works, and blocks, without a journal.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def append(self, table: str, row: Mapping[str, Any], /) -> int:
+        """Take one row.
+
+        Raises
+        ------
+        JournalError
+            The journal cannot be opened or does not take the row.
+        """
+        return self._open().append(table, row)
+
+    def health(self) -> str:
+        """``"ok"``, or why rows cannot be taken."""
+        try:
+            return self._open().health()
+        except MiaError as error:
+            return error.what
+
+    def _open(self) -> Journal:
+        from mia_fast import journal  # DuckDB is loaded only where a row is written
+
+        return journal.of(self._workspace)
+
+
+class Desk:
+    """What the risk functions of one workspace share.
+
+    Parameters
+    ----------
+    workspace
+        Where configuration, calendar and state live.
+    journal
+        By default the workspace's own.
+    clock
+        The engine's clock, ns UTC; by default the wall clock. A replay gives the bar's time.
+    events
+        The calendar's file; by default ``data/macro_events.csv``.
+    losing_share, state_folder, run_id
+        See :class:`~mia_fast.risk.controller.RiskController`.
+
+    Raises
+    ------
+    ConfigError
+        A configuration file is present but invalid.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        *,
+        journal: Journal | None = None,
+        clock: Callable[[], int] = clock.now_ns,
+        events: Path | None = None,
+        losing_share: Callable[[], float | None] | None = None,
+        state_folder: Path | None = None,
+        run_id: str = "risk",
+    ) -> None:
+        self.workspace = workspace
+        self.config = risk_config.risk(workspace)
+        self.market = desk_config.market(workspace)
+        self.journal: Journal = journal if journal is not None else WorkspaceJournal(workspace)
+        self.clock = clock
+        self.controller = RiskController(
+            workspace,
+            config=self.config,
+            max_drawdown=self.market.max_drawdown,
+            journal=self.journal,
+            clock=clock,
+            losing_share=losing_share,
+            state_folder=state_folder,
+            run_id=run_id,
+        )
+        self._run_id = run_id
+        self._events = events if events is not None else workspace.data / "macro_events.csv"
+        self._seen = self._fingerprint()
+        self.calendar: EventCalendar = load_calendar(workspace, self.config.events, self._events)
+        self._told: tuple[Code, str] | None = None
+
+    def gate(self, passed_ids: tuple[str, ...] = ()) -> Gate:
+        """A gate on this desk's controller, calendar and journal."""
+        return Gate(
+            self.controller, self.calendar, self.market.instrument, self.config.freshness, self.journal, passed_ids
+        )
+
+    def blocked(self, event_active: bool, now_ns: int) -> Denial | None:
+        """Why entries are forbidden by events at ``now_ns``, or None."""
+        quiet = isinstance(event_active, bool | int | np.bool_) and not event_active
+        if not quiet:  # None, NaN or text cannot be read as "no event"
+            return denial(Code.EVENT_ASSERTED)
+        return self.calendar.blocked(now_ns)
+
+    def reload(self) -> None:
+        """Read the calendar again if its file changed. The gate of an engine keeps the one it was given."""
+        seen = self._fingerprint()
+        if seen != self._seen:
+            self.calendar = load_calendar(self.workspace, self.config.events, self._events)
+            self._seen = seen
+
+    def tell(self, found: Denial | None, now_ns: int) -> None:
+        """One alert when the reason changes, not one for each question."""
+        reason = None if found is None else (found.code, str(found))
+        if found is not None and reason != self._told:
+            self.journal.append(
+                "alerts",
+                {
+                    "timestamp": now_ns,
+                    "priority": 2,
+                    "code": found.code.name,
+                    "message": f"{found}: entries blocked, exits continue. {found.hint}",
+                    "source": "trade_window_filter",
+                    "run_id": self._run_id,
+                },
+            )
+        self._told = reason
+
+    def _fingerprint(self) -> tuple[int, int, int] | None:
+        try:
+            status = self._events.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+_DESKS: Final[dict[str, Desk]] = {}
+_MUTEX: Final = threading.Lock()
+
+
+def desk(workspace: Workspace | None = None) -> Desk:
+    """The desk of a workspace in this process; made at the first call.
+
+    Raises
+    ------
+    ConfigError
+        A configuration file is present but invalid.
+    """
+    chosen = workspace if workspace is not None else Workspace.current()
+    key = os.fspath(chosen.root)
+    with _MUTEX:
+        found = _DESKS.get(key)
+        if found is None:
+            found = _DESKS[key] = Desk(chosen)
+        return found
+
+
+def attach(engine_desk: Desk) -> None:
+    """From now on the plain functions of this workspace work on the engine's own desk."""
+    with _MUTEX:
+        _DESKS[os.fspath(engine_desk.workspace.root)] = engine_desk
+
+
+def detach(workspace: Workspace) -> None:
+    """Forget the desk of a workspace; the next call makes one from the files."""
+    with _MUTEX:
+        _DESKS.pop(os.fspath(workspace.root), None)
+
+
+def stop_trading(drawdown: float, *, workspace: Workspace | None = None) -> bool:
+    """True when trading is latched, ``drawdown`` exceeds the limit, or it is not finite.
+
+    A breach latches until ``mia-fast risk reset --reason``: penalty line, snapshot and alert are
+    written, and the state is on disk, before this returns.
+
+    Parameters
+    ----------
+    drawdown
+        Fraction of peak equity: 0.06 is 6 %.
+    workspace
+        Default: ``MIA_WORKSPACE``, else the current directory.
+
+    Raises
+    ------
+    ConfigError
+        A configuration file is present but invalid.
+    """
+    controller = desk(workspace).controller
+    controller.refresh()
+    return controller.stop_trading(drawdown)
+
+
+def block_trade(event_active: bool, *, workspace: Workspace | None = None, now_ns: int | None = None) -> bool:
+    """True when entries are forbidden by macro events.
+
+    Parameters
+    ----------
+    event_active
+        True: the caller asserts an event, which always blocks. False leaves it to the calendar,
+        which also blocks when it is missing, unreadable, malformed, empty or has run out.
+    workspace
+        Default: ``MIA_WORKSPACE``, else the current directory.
+    now_ns
+        The instant, ns UTC; default: the desk's clock, which is the wall clock unless an engine runs.
+
+    Raises
+    ------
+    ConfigError
+        A configuration file is present but invalid.
+    """
+    here = desk(workspace)
+    now = here.clock() if now_ns is None else now_ns
+    here.reload()
+    found = here.blocked(event_active, now)
+    with contextlib.suppress(MiaError):  # a block that cannot be journalled is still a block
+        here.tell(found, now)
+    return found is not None
