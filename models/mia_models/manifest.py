@@ -1,0 +1,213 @@
+"""The manifest of a served model: what goes in, what comes out, and the proof that the graph is the one described.
+
+One model is two files in one folder, ``NAME.onnx`` and ``NAME.manifest.json``, and for a shipped one a model card
+``NAME.md``. The manifest is written last, so a graph without a fitting manifest is an unfinished export.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mia_models.errors import ModelError
+
+FORMAT: Final = "mia-model/1"
+INPUT_NAME = "features"
+"""The graph's only input: float64 (n, number of features)."""
+OUTPUT_NAME = "predictions"
+"""The graph's only output: float64 (n, number of outputs)."""
+SCHEMA_KEY = "mia_schema_sha256"
+"""Metadata entry of the graph that ties it to its manifest."""
+THEN = "the model was not loaded; nothing is predicted without it"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Input(_Part):
+    """One column that the graph reads."""
+
+    name: str = Field(min_length=1)
+    unit: str
+    median: float = Field(
+        description="of the training rows; stands in for a missing value when imputation is asked for"
+    )
+    low: float = Field(description="1st percentile of the training rows")
+    high: float = Field(description="99th percentile of the training rows")
+    minimum: float
+    maximum: float
+    definition: str = Field(
+        default="", description="digest of the catalogue rows that compute it at training time; empty: not recorded"
+    )
+
+
+class Output(_Part):
+    """One number that the graph predicts."""
+
+    name: str = Field(min_length=1)
+    unit: str
+    minimum: float = Field(description="a prediction below is refused")
+    maximum: float = Field(description="a prediction above is refused")
+    meaning: str
+
+
+class DataFile(_Part):
+    """A file the model was trained or judged on."""
+
+    name: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Training(_Part):
+    """On what the shipped weights were fitted."""
+
+    first: dt.date = Field(description="first target date")
+    last: dt.date = Field(description="last target date")
+    sessions: int = Field(ge=1)
+    rows: int = Field(ge=1)
+    seed: int
+    method: str
+    data: tuple[DataFile, ...]
+
+
+class Metric(_Part):
+    """Mean absolute errors in one period and view, out of sample, against the baselines."""
+
+    period: str
+    view: str = Field(description="'all bars', a New York time of day, or a regime")
+    sessions: int = Field(ge=1)
+    errors: dict[str, float] = Field(description="mean absolute error by method, unit of the output")
+    best_baseline: str
+    gain: float = Field(description="1 - error of the model / error of the best baseline")
+    gain_low: float = Field(description="2.5 % quantile of the gain, bootstrap by session")
+    gain_high: float = Field(description="97.5 % quantile")
+
+
+class SelfTest(_Part):
+    """Rows the graph is asked at every load, and what it answered when it was exported."""
+
+    inputs: tuple[tuple[float, ...], ...]
+    outputs: tuple[tuple[float, ...], ...]
+    relative_tolerance: float = Field(gt=0)
+
+
+class Manifest(_Part):
+    """``NAME.manifest.json``."""
+
+    format: Literal["mia-model/1"]
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    version: str
+    target: str
+    inputs: tuple[Input, ...] = Field(min_length=1)
+    outputs: tuple[Output, ...] = Field(min_length=1)
+    schema_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    graph_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    opset: int
+    versions: dict[str, str]
+    training: Training
+    self_test: SelfTest
+    metrics: tuple[Metric, ...]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Manifest:
+        if len(set(self.features)) != len(self.features):
+            raise ValueError("an input is listed twice")
+        if self.schema_sha256 != schema_sha256(self.features, self.output_names):
+            raise ValueError("schema_sha256 is not the hash of the listed inputs and outputs: the list was edited")
+        rows, answers = self.self_test.inputs, self.self_test.outputs
+        if (
+            not rows
+            or len(rows) != len(answers)
+            or any(len(row) != len(self.inputs) for row in rows)
+            or any(len(row) != len(self.outputs) for row in answers)
+        ):
+            raise ValueError("self_test does not have one answer of the listed width for each row of inputs")
+        return self
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the inputs, in the order of the graph's columns."""
+        return tuple(part.name for part in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in the order of the graph's columns."""
+        return tuple(part.name for part in self.outputs)
+
+
+def schema_sha256(features: Sequence[str], outputs: Sequence[str]) -> str:
+    """SHA-256 over the ordered names of inputs and outputs."""
+    text = json.dumps({"features": list(features), "outputs": list(outputs)}, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def graph_path(directory: Path, name: str) -> Path:
+    """The graph of the model ``name`` in ``directory``."""
+    return directory / f"{name}.onnx"
+
+
+def manifest_path(directory: Path, name: str) -> Path:
+    """The manifest of the model ``name`` in ``directory``."""
+    return directory / f"{name}.manifest.json"
+
+
+def read(directory: Path, name: str) -> Manifest:
+    """Read and check the manifest of the model ``name``.
+
+    Raises
+    ------
+    ModelError
+        The file is missing, unreadable, not JSON, of another format, or contradicts itself.
+    """
+    path = manifest_path(directory, name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"the manifest cannot be read ({error})",
+            where=str(path),
+            hint=f"a model is {name}.onnx with {name}.manifest.json beside it; restore both, or train again",
+            then=THEN,
+        ) from error
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ModelError(
+            f"the manifest is not JSON: {error}", where=str(path), hint="restore it from where it came", then=THEN
+        ) from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise ModelError(
+            f"the manifest has format {found!r}, this version reads {FORMAT!r}",
+            where=str(path),
+            hint="train or export the model again with this version",
+            then=THEN,
+        )
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc']) or 'manifest'}: {fault['msg']}"
+            for fault in error.errors()[:3]
+        )
+        raise ModelError(
+            f"the manifest does not fit its format: {faults}",
+            where=str(path),
+            hint="restore it, or export the model again; manifests are not edited by hand",
+            then=THEN,
+        ) from None
+    if manifest.name != name:
+        raise ModelError(
+            f"the manifest describes {manifest.name!r}, not {name!r}",
+            where=str(path),
+            hint="a manifest keeps the name of its model; do not rename the files",
+            then=THEN,
+        )
+    return manifest

@@ -1,0 +1,1 @@
+"""Training and export. Needs the extra ``train``; nothing here is imported when a model is served."""
