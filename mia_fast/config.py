@@ -113,7 +113,8 @@ def _explain(error: ValidationError, model: type[BaseModel], node: Any, path: Pa
     faults = []
     first_line = 0
     hint = None
-    for fault in error.errors():
+    # A misspelt key shows up twice, as unknown and as missing: the unknown one is the one to mend.
+    for fault in sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden"):
         location = [part for part in fault["loc"] if not str(part).startswith("function-")]
         line = _line_of(node, location)
         first_line = first_line or line

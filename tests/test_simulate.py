@@ -146,14 +146,28 @@ def test_every_file_says_that_it_is_simulated(folder: Path) -> None:
         assert name in text
 
 
-def test_the_sample_is_small(folder: Path) -> None:
-    sizes = [path.stat().st_size for path in folder.iterdir()]
+def test_the_sample_is_small() -> None:
+    sizes = [path.stat().st_size for path in (shipped() / "data" / "sample").iterdir()]
     assert max(sizes) < 2_500_000
     assert sum(sizes) < 4_000_000
 
 
-def test_the_shipped_sample_is_what_the_simulator_makes(folder: Path) -> None:
+def test_a_warm_up_puts_bars_and_closes_before_the_first_session(sample: Frames, tmp_path: Path) -> None:
+    warm = run(tmp_path, warmup_sessions=3)
+    first = sample["bars"]["timestamp"][0]
+    earlier = warm["bars"].filter(pl.col("timestamp") < first)
+    assert earlier.height == 3 * 1380
+    assert warm["bars"].height == sample["bars"].height + earlier.height
+    for name in ("trades", "book", "chain"):
+        moment = "quote_time" if name == "chain" else "timestamp"
+        assert warm[name][moment].min() >= first, name
+    assert warm["cross"].filter(pl.col("symbol") == "VIX", pl.col("timestamp") < first).height == 60 + 3 * 405
+
+
+def test_the_shipped_sample_is_what_the_simulator_makes(tmp_path: Path) -> None:
     shipped_sample = shipped() / "data" / "sample"
+    folder = tmp_path
+    simulate(folder, warmup_sessions=6)
     assert sorted(path.name for path in shipped_sample.iterdir()) == sorted(path.name for path in folder.iterdir())
     for path in sorted(folder.iterdir()):
         twin = shipped_sample / path.name

@@ -196,16 +196,18 @@ def adx8(
     final average of DX follows at ``integers[24:]`` and ``floats[16:]``.
     """
     n = high.size
-    plus, minus = work[8, :n], work[9, :n]
+    plus, minus, ranges = work[8, :n], work[9, :n], work[10, :n]
     for i in range(n):
         up = high[i] - high_before[i]
         down = low_before[i] - low[i]
-        missing = (up - up) + (down - down)  # 0, or NaN where either is missing
+        # 0, or NaN where anything is missing: then all three sums hold, or they would fall out of step.
+        missing = (up - up) + (down - down) + (true_range[i] - true_range[i])
+        ranges[i] = true_range[i] + missing
         plus[i] = (up if up > down and up > 0.0 else 0.0) + missing
         minus[i] = (down if down > up and down > 0.0 else 0.0) + missing
     average8(plus, integers, floats, state, at, work[16:24])
     average8(minus, integers, floats, state, at + AVERAGE_STATE, work[24:32])
-    average8(true_range, integers, floats, state, at + 2 * AVERAGE_STATE, work[32:40])
+    average8(ranges, integers, floats, state, at + 2 * AVERAGE_STATE, work[32:40])
     for lane in range(count):
         p, m, t, dx = work[16 + lane, :n], work[24 + lane, :n], work[32 + lane, :n], work[40 + lane, :n]
         for i in range(n):

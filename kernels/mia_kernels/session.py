@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mia_kernels.compile import kernel
-from mia_kernels.opcodes import MINUTE, SESSION, TIME
+from mia_kernels.opcodes import HISTORY, MINUTE, SESSION, TIME
 
 Floats = NDArray[np.float64]
 
@@ -21,7 +21,7 @@ OPEN_MINUTE = 18 * 60
 
 VWAP_STATE = 3
 SESSION_VARIANCE_STATE = 10
-RETURN_SINCE_STATE = 3
+RETURN_SINCE_STATE = 2
 PROFILE_BINS = 8192
 PROFILE_STATE = 8 + PROFILE_BINS
 VALUE_AREA = 0.70
@@ -34,7 +34,8 @@ def _opens(columns: Floats, row: int, bar_minutes: float) -> bool:
     """True when this row is the first of a session whose beginning is in the series."""
     before = columns[SESSION, row - 1]
     if before != before:  # noqa: PLR0124 - the very first row
-        return bool(columns[MINUTE, row] == OPEN_MINUTE + bar_minutes)
+        seconds = columns[TIME, row] - math.floor(columns[TIME, row] / 60.0) * 60.0
+        return bool(60.0 * columns[MINUTE, row] + seconds == 60.0 * (OPEN_MINUTE + bar_minutes))
     return bool(columns[SESSION, row] != before)
 
 
@@ -59,12 +60,13 @@ def vwap(
             state[at + _SEEN], state[at + _A], state[at + _B] = 1.0, 0.0, 0.0
         v = columns[volume, row]
         price = (columns[high, row] + columns[low, row] + columns[close, row]) / 3.0
-        missing = (price - price) + (v - v) != 0.0
+        missing = price * v - price * v != 0.0  # NaN, or beyond the range of numbers
         if not missing:
             state[at + _A] += price * v
             state[at + _B] += v
         known = state[at + _SEEN] != 0.0 and state[at + _B] > 0.0 and not missing
-        out[i] = state[at + _A] / state[at + _B] if known else math.nan
+        average = state[at + _A] / state[at + _B]
+        out[i] = average if known and average - average == 0.0 else math.nan
 
 
 @kernel
@@ -108,11 +110,12 @@ def profile(
             continue
         if state[at + 1] != state[at + 1]:
             state[at + 1] = math.floor(lo / tick + 0.5) - PROFILE_BINS // 2
-        start = int(math.floor(lo / tick + 0.5) - state[at + 1])
-        stop = int(math.floor(h / tick + 0.5) - state[at + 1])
-        if start < 0 or stop >= PROFILE_BINS:
+        # Compared as floats: an absurd price would wrap around as an integer and pass.
+        from_first, to_last = math.floor(lo / tick + 0.5) - state[at + 1], math.floor(h / tick + 0.5) - state[at + 1]
+        if not (from_first >= 0.0 and to_last < PROFILE_BINS and to_last >= from_first):
             state[at] = 0.0
             continue
+        start, stop = int(from_first), int(to_last)
         if v > 0.0:
             share = v / (stop - start + 1)
             poc = int(state[at + 4])
@@ -183,17 +186,18 @@ def return_since(
     """Log return since the instant at which the slow value named by ``key`` became known.
 
     ``key`` holds that instant in seconds UTC, constant until a newer value arrives. The reference is
-    the last close known at or before it. Missing until the series has seen the key change.
+    the last close known at or before it, looked for among the last 128 bars, so that a value which
+    arrives late is still measured from its own instant. Missing while the series does not reach back
+    to it.
     """
     for i in range(n):
         row = p + i
         now, mark = columns[log_close, row], columns[key, row]
         if mark == mark and mark != state[at]:  # noqa: PLR0124 - not NaN
-            if state[at + 2] != 0.0:
-                reference = now if columns[TIME, row] == mark else columns[log_close, row - 1]
-                state[at + 1] = reference
-            else:
-                state[at + 1] = now if columns[TIME, row] == mark else math.nan
-                state[at + 2] = 1.0
             state[at] = mark
+            state[at + 1] = math.nan
+            for j in range(row, row - HISTORY, -1):
+                if columns[TIME, j] <= mark:
+                    state[at + 1] = columns[log_close, j]
+                    break
         out[i] = now - state[at + 1] if mark == mark else math.nan  # noqa: PLR0124

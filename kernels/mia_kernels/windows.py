@@ -197,7 +197,7 @@ def stochastic(
     """Lane's slow stochastic: %K smoothed over 3 in ``work[2]``, %D over 3 more in ``work[3]``; 0..100.
 
     The raw and the smoothed %K live in the working columns ``fast`` and ``slow``. A window without
-    range gives 0, as in TA-Lib.
+    range gives 0, as in TA-Lib. %K is missing wherever %D is: in the warm-up, and after a missing bar.
     """
     top, bottom = work[0, :n], work[1, :n]
     window_maximum(columns, high, high_table, window, p, n, top)
@@ -215,7 +215,7 @@ def stochastic(
         out_k[i] = k[i]
     for i in range(n):
         out_d[i] = ((k2[i] + k1[i]) + k[i]) / 3.0
-    # TA-Lib reports %K only from the first %D on; the smoothed column keeps its own warm-up.
+    # TA-Lib reports %K only together with %D; the smoothed column itself starts earlier.
     for i in range(n):
         out_k[i] += out_d[i] - out_d[i]
 

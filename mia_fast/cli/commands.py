@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mia_fast.cli import show
+from mia_fast.sessions import session_open
 from mia_fast.workspace import Workspace, shipped
 
 app = typer.Typer(
@@ -44,15 +45,21 @@ def demo(workspace: WorkspaceOption = None) -> None:
 
     Example: [cyan]mia-fast demo --workspace /tmp/desk[/cyan]
     """
+    import pyarrow.parquet as pq
+
+    from mia_fast.simulate import FIRST_SESSION
+
     sample = shipped() / "data" / "sample"
     place = Workspace.current(workspace)
     show.simulated(sample)
+    label = pq.read_schema(sample / "bars.parquet").metadata
     _replay(
         place,
         bars=sample / "bars.parquet",
         events=sample / "events.parquet",
         cross=sample / "cross.parquet",
         chain=sample / "chain.parquet",
+        start=session_open(dt.date.fromisoformat(label[FIRST_SESSION.encode()].decode())),
         fresh=True,
     )
 
@@ -86,8 +93,8 @@ def run(
         events=events,
         cross=cross,
         chain=chain,
-        start=None if start is None else _session_open(start.date()),
-        end=None if end is None else _session_open(end.date() + dt.timedelta(days=1)),
+        start=None if start is None else session_open(start.date()),
+        end=None if end is None else session_open(end.date() + dt.timedelta(days=1)),
         fresh=fresh,
     )
 
@@ -95,9 +102,7 @@ def run(
 @app.command()
 def features(
     bars: Annotated[Path, typer.Argument(help="Bars of one symbol (Parquet or CSV).")],
-    out: Annotated[
-        Path | None, typer.Argument(help="Parquet file to write. Without it, only the plan.")
-    ] = None,
+    out: Annotated[Path | None, typer.Argument(help="Parquet file to write. Without it, only the plan.")] = None,
     cross: CrossOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -171,6 +176,9 @@ def simulate(
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 7,
     start: Annotated[dt.datetime, typer.Option(help="First trade date (YYYY-MM-DD).")] = dt.datetime(2025, 5, 13),
     sessions: Annotated[int, typer.Option(min=1, help="How many sessions.")] = 2,
+    warmup_sessions: Annotated[
+        int, typer.Option(min=0, help="Earlier sessions with bars and cross-asset closes only.")
+    ] = 0,
     book_seconds: Annotated[int, typer.Option(help="Seconds between book snapshots; a divisor of 60.")] = 10,
     only: Annotated[list[str] | None, typer.Option(help="Only these tables (repeat the option).")] = None,
 ) -> None:
@@ -188,6 +196,7 @@ def simulate(
             seed=seed,
             start=start.date(),
             sessions=sessions,
+            warmup_sessions=warmup_sessions,
             tables=only,
             book_seconds=book_seconds,
             progress=lambda _what, done, total: advance(done, total),
@@ -273,13 +282,3 @@ def _replay(
     with show.progress("bars") as advance:
         summary = replay(place, inputs, start=start, end=end, fresh=fresh, progress=advance)
     show.summary(summary, place)
-
-
-def _session_open(day: dt.date) -> int:
-    """18:00 New York on the evening before a trade date, ns UTC."""
-    from zoneinfo import ZoneInfo
-
-    from mia_fast.clock import from_datetime
-
-    evening = dt.datetime.combine(day - dt.timedelta(days=1), dt.time(18), ZoneInfo("America/New_York"))
-    return from_datetime(evening) + 1  # a bar known at 18:00 sharp belongs to the session before

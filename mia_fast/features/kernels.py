@@ -20,10 +20,14 @@ from mia_kernels.session import PROFILE_STATE, RETURN_SINCE_STATE, SESSION_VARIA
 if TYPE_CHECKING:
     from mia_fast.features.plan import Builder
 
-HOLDS = "null while an input is missing; the state is held and goes on from there"
+HOLDS = (
+    "null while an input is missing (for RSI and ADX the input is the change from the bar before); "
+    "the state is held and goes on from there"
+)
 FORGETS = "null while a missing value is in the window; forgets it with its row"
 POINTWISE = "null where an operand is missing or the result is not finite"
 SKIPS = "null at a bar with a missing input, which is left out of the sum"
+KEEPS = "keeps its value at a bar with a missing input, which is left out of the sum"
 
 Rows = Sequence[Column]
 
@@ -516,7 +520,7 @@ KERNELS: dict[str, Kernel] = {
             ("log_return",),
             FORGETS,
             _lower_time_deviation,
-            lambda row: Warmup(rows=period(row, "minutes") - 1),
+            _no_warmup,  # by the bar's length: the plan adds it
             parameters={"minutes": Parameter(2, op.HISTORY - 1, "length in minutes")},
         ),
         Kernel(
@@ -558,7 +562,7 @@ KERNELS: dict[str, Kernel] = {
             "session_variance",
             "realised volatility of whole sessions, annualised with 252",
             ("log_return",),
-            SKIPS,
+            KEEPS,
             _lower_session_variance,
             lambda row: Warmup(sessions=1 if row.output == "one_session" else 5),
             outputs=_VARIANCE,

@@ -43,7 +43,7 @@ class Plan:
     features: tuple[str, ...]
     inputs: tuple[str, ...]
     missing: dict[str, tuple[str, ...]]
-    """Features that stay null, each with the input columns it lacks."""
+    """Features that stay null, each with the input columns (or the length of bars) it lacks."""
     warmups: dict[str, Warmup]
     auxiliary: tuple[str, ...]
     """Auxiliary columns that were asked for; they follow the features in the output."""
@@ -123,11 +123,12 @@ def make_plan(
     for name in order:
         column = columns[name]
         lacks = tuple(sorted({lack for source in column.inputs for lack in lacking.get(source, ())}))
+        lacks = lacks or _unfit_bars(column, parsed.get(name), bar_minutes)
         if lacks:
             lacking[name] = lacks
         warmups[name] = _warmup(column, kernels[name], parsed.get(name), warmups, bar_minutes)
     for feature in catalogue.features:
-        if feature.warmup != warmups[feature.name]:
+        if bar_minutes == 1.0 and feature.warmup != warmups[feature.name]:
             raise ConfigError(
                 f"declares a warm-up of {feature.warmup}, but its kernel and inputs give {warmups[feature.name]}",
                 where=f"{FILE}, {feature.name}",
@@ -204,14 +205,7 @@ class Builder:
 
     def rows_in(self, minutes: int) -> int:
         """How many bars a time window spans when none is missing."""
-        rows = minutes / self.bar_minutes
-        if rows != int(rows) or rows < 1:
-            raise ConfigError(
-                f"a window of {minutes} minutes is not a whole number of bars of {self.bar_minutes:g} minutes",
-                where=FILE,
-                hint="choose windows that are multiples of the bar's length",
-            )
-        return int(rows)
+        return round(minutes / self.bar_minutes)
 
     def expression(self, row: Column) -> expressions.Expression:
         """The parsed formula of a row."""
@@ -355,6 +349,8 @@ def _warmup(
     bar_minutes: float,
 ) -> Warmup:
     own = kernel.warmup(column)
+    if column.kernel == "time_deviation":  # its inputs bring one row of it
+        own = Warmup(rows=max(0, int(column.params["minutes"] / bar_minutes) - 1))
     if expression is None:
         before = [warmups[source] for source in column.inputs]
     else:
@@ -370,6 +366,18 @@ def _warmup(
     if own.sessions:  # whole sessions outlast the rows that their inputs need
         return Warmup(sessions=sessions)
     return Warmup(rows=own.rows + max((w.rows for w in before), default=0), sessions=sessions)
+
+
+def _unfit_bars(column: Column, expression: expressions.Expression | None, bar_minutes: float) -> tuple[str, ...]:
+    """What bars a time window would need, where these do not fit it: a whole number of them, within reach."""
+    spans = [(token.minutes, 1) for token in expression.tokens if token.minutes] if expression is not None else []
+    if column.kernel == "time_deviation":
+        spans.append((column.params["minutes"], 2))
+    for minutes, fewest in spans:
+        rows = minutes / bar_minutes
+        if rows != int(rows) or not fewest <= rows < op.HISTORY:
+            return (f"bars that fit {minutes:g} minutes {fewest} to {op.HISTORY - 1} times",)
+    return ()
 
 
 def _yaml(warmup: Warmup) -> str:

@@ -38,6 +38,7 @@ from mia_fast.live.engine import BAR_COLUMNS, MINUTE, STAGES, Bar, Engine
 from mia_fast.live.policy import Policy
 from mia_fast.options.config import options_config
 from mia_fast.options.levels import FutureLevels, Levels, LevelsEngine, no_chain
+from mia_fast.options.snapshot import SNAPSHOT_KEYS
 from mia_fast.options.snapshot import save as save_levels
 from mia_fast.predict import NeuralPipeline
 from mia_fast.risk import Desk
@@ -175,7 +176,7 @@ def replay(
     inputs
         From :func:`read_inputs`.
     start, end
-        Only decide on bars known in [start, end), ns UTC; the bars before ``start`` warm the features.
+        Only decide on bars known in (start, end], ns UTC; the bars up to ``start`` warm the features.
     fresh
         Start from the first bar although a killed run left a checkpoint.
     checkpoint_bars
@@ -186,9 +187,9 @@ def replay(
     began = time.perf_counter()
     frame = inputs.bars.frame
     if end is not None:
-        frame = frame.filter(pl.col("known_at").dt.epoch("ns") < end)
+        frame = frame.filter(pl.col("known_at").dt.epoch("ns") <= end)
     known_at = frame["known_at"].dt.epoch("ns").to_numpy()
-    first = 0 if start is None else int(np.searchsorted(known_at, start))
+    first = 0 if start is None else int(np.searchsorted(known_at, start, side="right"))
     if first >= len(known_at):
         raise DataError(
             "there is no bar in the period asked for",
@@ -209,8 +210,9 @@ def replay(
     saved = Checkpoint.read(folder / "checkpoint")
 
     with contextlib.ExitStack() as stack:
-        other_core = stack.enter_context(_own_core())
-        journal = stack.enter_context(journals.Journal.open(workspace, pin_core=other_core))
+        mine, other = _two_cores()
+        journal = stack.enter_context(journals.Journal.open(workspace, pin_core=other))
+        stack.enter_context(_pinned(mine))
         run = _Run(workspace, inputs, bars, vix, model, run_id, folder, parts, journal, first, known_at)
         if saved is None:
             run.begin()
@@ -397,14 +399,15 @@ class _Run:
             path.unlink()
         for name, text in (risk_state or {}).items():
             (self.folder / name).write_text(text, encoding="utf-8")
+        self.now = int(self.known_at[self.first])
         desk = Desk(
             self.workspace,
             journal=self.journal,
             clock=lambda: self.now,
             events=self.events,
             state_folder=self.folder,
+            run_id=self.run_id,
         )
-        self.now = int(self.known_at[self.first])
         digest = configs.digest(*(self.workspace.config(name) for name in CONFIGS))
         assert self.bars.interval_ns is not None
         self.engine = Engine(
@@ -436,8 +439,13 @@ class _Run:
         self._keep_levels(self.engine.on_chain(chain, at), at)
 
     def _keep_levels(self, levels: Levels, at: int) -> None:
-        """One snapshot file and one journal row per chain."""
-        levels = save_levels(levels, self.workspace)
+        """One snapshot file and one journal row per chain; a run that is repeated finds its own file."""
+        content = {key: levels[key] for key in SNAPSHOT_KEYS}
+        path = self.workspace.data / "options_snapshots" / f"levels_{clocks.file_stamp(at)}.json"
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == content:
+            levels = replace(levels, path=path)
+        else:
+            levels = save_levels(levels, self.workspace)
         self.last_levels = levels
         record = levels.record()
         assert levels.path is not None
@@ -579,18 +587,24 @@ def _iso(frame: pl.DataFrame, row: int) -> str:
     return clocks.iso(frame["known_at"].dt.epoch("ns")[row])
 
 
+def _two_cores() -> tuple[int | None, int | None]:
+    """A core for the loop and another for the journal's writer; None where there is no choice."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return (cores[0], cores[-1]) if len(cores) > 1 else (None, None)
+
+
 @contextlib.contextmanager
-def _own_core() -> Iterator[int | None]:
-    """Keep this thread on one core and leave another to the journal's writer; None with a single core."""
-    if not hasattr(os, "sched_getaffinity") or len(cores := os.sched_getaffinity(0)) < 2:
-        yield None
+def _pinned(core: int | None) -> Iterator[None]:
+    """Keep this thread on one core: shared with the writer, the loop's worst bars take ten times as long."""
+    if core is None:
+        yield
         return
-    mine, *_, other = sorted(cores)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
     try:
-        os.sched_setaffinity(0, {mine})  # of this thread; the writer's is set to the other core
-        yield other
+        yield
     finally:
-        os.sched_setaffinity(0, cores)
+        os.sched_setaffinity(0, before)
 
 
 @contextlib.contextmanager

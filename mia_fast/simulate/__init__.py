@@ -26,12 +26,15 @@ from mia_fast.simulate import calendar, market, options
 from mia_fast.simulate.calendar import SESSION_MINUTES
 from mia_fast.simulate.market import TICK, Floats, Ints, Minutes, State
 
-__all__ = ["NOTICE", "TABLES", "VERSION", "simulate"]
+__all__ = ["FIRST_SESSION", "NOTICE", "TABLES", "VERSION", "simulate"]
 
 VERSION = 1
 """Version of the model: raise it with every change that moves a number."""
 
 NOTICE = "SIMULATED DATA - invented by `mia-fast simulate`; no price in this folder was ever traded."
+
+FIRST_SESSION = "first_session"
+"""Metadata key of every file: the trade date at which a replay of it should begin."""
 
 TABLES = ("bars", "trades", "book", "chain", "cross", "events")
 
@@ -132,6 +135,7 @@ def simulate(
     seed: int = 7,
     start: dt.date = dt.date(2025, 5, 13),
     sessions: int = 2,
+    warmup_sessions: int = 0,
     tables: Sequence[str] | None = None,
     book_seconds: int = 10,
     progress: Callable[[str, int, int], None] | None = None,
@@ -149,13 +153,16 @@ def simulate(
         without a session moves on to the next one.
     sessions
         Number of sessions. Memory does not grow with it.
+    warmup_sessions
+        Sessions before the first that have bars and cross-asset closes only: history for features to
+        warm up on.
     tables
         Names out of :data:`TABLES`; all by default. ``("bars",)`` is the quick way to a long history.
         The choice does not change a table's content.
     book_seconds
         Seconds between two snapshots of the book; a divisor of 60.
     progress
-        Called as ``progress("sessions", done, sessions)`` after each session.
+        Called as ``progress("sessions", done, all)`` after each session, those of the warm-up included.
 
     Returns
     -------
@@ -168,10 +175,13 @@ def simulate(
     DataError
         An argument out of its range.
     """
-    chosen = _checked(tables, seed=seed, sessions=sessions, book_seconds=book_seconds)
+    chosen = _checked(tables, seed=seed, sessions=sessions, warmup_sessions=warmup_sessions, book_seconds=book_seconds)
     days = calendar.sessions_from(start, sessions)
-    history_days = calendar.sessions_before(days[0], HISTORY_SESSIONS)
+    warm_days = calendar.sessions_before(days[0], warmup_sessions) if warmup_sessions else []
+    history_days = calendar.sessions_before((warm_days or days)[0], HISTORY_SESSIONS)
     command = f"mia-fast simulate --seed {seed} --start {days[0]} --sessions {sessions}"
+    if warmup_sessions:
+        command += f" --warmup-sessions {warmup_sessions}"
     if book_seconds != 10:
         command += f" --book-seconds {book_seconds}"
     label = {
@@ -180,6 +190,7 @@ def simulate(
         "simulator_version": str(VERSION),
         "seed": str(seed),
         "command": command,
+        FIRST_SESSION: str(days[0]),
     }
     paths = {name: out / f"{name}.parquet" for name in TABLES if name in chosen}
 
@@ -189,13 +200,15 @@ def simulate(
         if "cross" in sinks:
             sinks["cross"].write(_daily(history_days, log_price, log_vix, state))
         previous = history_days[-1]
-        for number, day in enumerate(days):
-            _session(sinks, seed, number, day, state, weekend=(day - previous).days > 1, book_seconds=book_seconds)
+        warm_sinks = {name: sink for name, sink in sinks.items() if name in ("bars", "cross")}
+        for number, day in enumerate([*warm_days, *days]):
+            written = warm_sinks if number < len(warm_days) else sinks
+            _session(written, seed, number, day, state, weekend=(day - previous).days > 1, book_seconds=book_seconds)
             previous = day
             if progress is not None:
-                progress("sessions", number + 1, sessions)
+                progress("sessions", number + 1, len(warm_days) + sessions)
         if "events" in sinks:
-            planned = calendar.events_between(days[0], days[-1] + CALENDAR_TAIL)
+            planned = calendar.events_between((warm_days or days)[0], days[-1] + CALENDAR_TAIL)
             sinks["events"].write(
                 {
                     "start_time": [event.start_ns for event in planned],
@@ -213,16 +226,25 @@ def simulate(
         for sink in sinks.values():
             sink.flush()
     paths["readme"] = out / "README.md"
-    files.write_text(paths["readme"], _readme(command, seed, days, list(paths)[:-1]))
+    files.write_text(paths["readme"], _readme(command, seed, days, warm_days, list(paths)[:-1]))
     return paths
 
 
-def _checked(tables: Sequence[str] | None, *, seed: int, sessions: int, book_seconds: int) -> frozenset[str]:
+def _checked(
+    tables: Sequence[str] | None, *, seed: int, sessions: int, warmup_sessions: int, book_seconds: int
+) -> frozenset[str]:
     then = "nothing was written"
     if seed < 0:
         raise DataError(f"the seed is {seed}", where="seed", hint="take 0 or a positive integer", then=then)
     if sessions < 1:
         raise DataError(f"{sessions} sessions were asked for", where="sessions", hint="take 1 or more", then=then)
+    if warmup_sessions < 0:
+        raise DataError(
+            f"{warmup_sessions} sessions of warm-up were asked for",
+            where="warmup_sessions",
+            hint="take 0 or more",
+            then=then,
+        )
     if book_seconds < 1 or 60 % book_seconds:
         raise DataError(
             f"{book_seconds} seconds between snapshots do not fill a minute",
@@ -347,7 +369,7 @@ _DESCRIPTIONS = {
 }
 
 
-def _readme(command: str, seed: int, days: list[dt.date], written: list[str]) -> str:
+def _readme(command: str, seed: int, days: list[dt.date], warm_days: list[dt.date], written: list[str]) -> str:
     seconds = command.split("--book-seconds ")[1] if "--book-seconds" in command else "10"
     rows = [
         f"| `{name}.{'csv' if name == 'macro_events' else 'parquet'}` | "
@@ -355,11 +377,13 @@ def _readme(command: str, seed: int, days: list[dt.date], written: list[str]) ->
         + " |\n"
         for name in written
     ]
+    warm = f"- bars and cross begin {len(warm_days)} sessions earlier, on {warm_days[0]}\n" if warm_days else ""
     return (
         f"{NOTICE}\n\n"
         f"- made by: `{command}`\n"
         f"- seed {seed}, simulator version {VERSION}\n"
         f"- sessions: {len(days)}, {days[0]} to {days[-1]} (18:00 New York of the evening before to 17:00)\n"
+        f"{warm}"
         "- all times are UTC; prices in index points, sizes in contracts; the label is also in each Parquet file's"
         " metadata\n\n"
         "| file | content |\n| --- | --- |\n" + "".join(rows) + "\n"

@@ -1,0 +1,80 @@
+"""Which room may import what (docs/decisions/0001-house.md), read from the sources."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FORBIDDEN_EVERYWHERE = {"pandas", "matplotlib", "pickle", "joblib", "cloudpickle"}
+TRAINING_ONLY = {"torch", "onnx", "onnxscript", "safetensors", "stable_baselines3"}
+
+
+def _imports(path: Path) -> Iterator[tuple[str, int, bool]]:
+    """(top-level name, line, at module level) of each import."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.split(".")[0], node.lineno, id(node) in top
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module.split(".")[0], node.lineno, id(node) in top
+
+
+def _sources(folder: str) -> list[Path]:
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found, folder
+    return found
+
+
+def _allowed(folder: str) -> set[str]:
+    common = set(sys.stdlib_module_names) | {"numpy"}
+    return common | {
+        "kernels/mia_kernels": {"mia_kernels", "numba", "llvmlite", "platformdirs"},
+        "models/mia_models": {"mia_models", "mia_kernels", "pydantic", "onnxruntime"} | TRAINING_ONLY,
+        "mia_fast": {
+            "mia_fast", "mia_models", "mia_kernels", "polars", "pyarrow", "duckdb", "pydantic", "yaml",
+            "typer", "rich", "psutil", "tenacity", "numba",
+        },
+    }[folder]  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", ["kernels/mia_kernels", "models/mia_models", "mia_fast"])
+def test_only_downwards(folder: str) -> None:
+    allowed = _allowed(folder)
+    bad = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in _sources(folder)
+        for name, line, _ in _imports(path)
+        if name not in allowed or name in FORBIDDEN_EVERYWHERE
+    ]
+    assert not bad, "\n".join(bad)
+
+
+def test_training_libraries_stay_in_training() -> None:
+    bad = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for folder in ("kernels/mia_kernels", "models/mia_models", "mia_fast")
+        for path in _sources(folder)
+        for name, line, _ in _imports(path)
+        if name in TRAINING_ONLY and "training" not in path.relative_to(ROOT).as_posix()
+    ]
+    assert not bad, "\n".join(bad)
+
+
+def test_heavy_libraries_load_at_first_use() -> None:
+    heavy = {"duckdb", "onnxruntime", "sklearn", "lightgbm", *TRAINING_ONLY}
+    bad = [
+        f"{path.relative_to(ROOT)}:{line} imports {name} at module level"
+        for folder in ("kernels/mia_kernels", "models/mia_models", "mia_fast")
+        for path in _sources(folder)
+        if "training" not in path.parts
+        for name, line, top in _imports(path)
+        if top and name in heavy
+    ]
+    assert not bad, "\n".join(bad)

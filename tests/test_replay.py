@@ -1,0 +1,270 @@
+"""The whole house on the simulated sample: what a replay leaves behind, and that kill -9 changes none of it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import mia_fast
+from mia_fast import journal as journals
+from mia_fast.errors import DataError, StateError
+from mia_fast.live.replay import Inputs, Summary, read_inputs, replay
+from mia_fast.sessions import session_open
+from mia_fast.workspace import Workspace, shipped
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = shipped() / "data" / "sample"
+START = session_open(dt.date(2025, 5, 13))
+BARS = 2760
+WARMUP = 6 * 1380
+
+
+def _inputs(place: Workspace, **changed: Path | None) -> Inputs:
+    paths: dict[str, Path | None] = {
+        "events": SAMPLE / "events.parquet",
+        "cross": SAMPLE / "cross.parquet",
+        "chain": SAMPLE / "chain.parquet",
+        **changed,
+    }
+    return read_inputs(place, bars=SAMPLE / "bars.parquet", **paths)
+
+
+def _run(place: Workspace, inputs: Inputs, **options: Any) -> Summary:
+    return replay(place, inputs, **{"start": START, **options})
+
+
+def _features(place: Workspace, run_id: str) -> pl.DataFrame:
+    return pl.concat(
+        [pl.read_parquet(path) for path in sorted((place.data / "features" / "runs" / run_id).glob("*.parquet"))]
+    )
+
+
+def _rows(place: Workspace, table: str) -> pl.DataFrame:
+    with journals.Journal.open(place) as journal:
+        return journal.query(f"SELECT * EXCLUDE (sequence) FROM {table} ORDER BY timestamp, trade_id")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Summary]:
+    """One undisturbed replay."""
+    place = Workspace(tmp_path_factory.mktemp("whole"))
+    return place, _run(place, _inputs(place), checkpoint_bars=500)
+
+
+def test_every_bar_is_decided_and_every_decision_is_logged(whole: tuple[Workspace, Summary]) -> None:
+    place, done = whole
+    assert done.bars == BARS
+    assert sum(done.tally.actions.values()) == BARS
+    log = pl.read_csv(place.data / "logs" / "trading" / "decision_log.csv")
+    assert log.columns == ["timestamp", "trade_id", "decision", "signal_score", "regime_probs"]
+    assert log.height == BARS
+    assert log["trade_id"].n_unique() == BARS
+    assert log["timestamp"].is_sorted()
+    assert set(log["decision"]) <= {"buy", "sell", "exit", "hold"}
+    probs = json.loads(log["regime_probs"].drop_nulls()[0])
+    assert set(probs) == {"trend", "range", "defensive"}
+    assert done.trades > 0, "the sample must exercise entries and exits"
+    trades = pl.read_csv(place.data / "trades" / "trades_simulated.csv")
+    assert trades.columns == ["trade_id", "timestamp", "entry_price", "profit", "regime_probs"]
+    assert trades.height == done.trades
+    assert trades["profit"].sum() == pytest.approx(done.equity - done.starting_equity)
+
+
+def test_live_features_equal_batch_bit_for_bit(whole: tuple[Workspace, Summary]) -> None:
+    place, done = whole
+    live = _features(place, done.run_id)
+    batch = mia_fast.generate_features(
+        SAMPLE / "bars.parquet", cross=SAMPLE / "cross.parquet", workspace=Workspace(place.root / "batch")
+    )[WARMUP:]
+    assert live.columns == batch.columns
+    assert live["timestamp"].equals(batch["timestamp"])
+    for name in live.columns[1:]:
+        assert live[name].is_null().equals(batch[name].is_null()), name
+        a, b = (np.asarray(frame[name].fill_null(0.0)).view(np.int64) for frame in (live, batch))
+        assert np.array_equal(a, b), name
+
+
+def test_files_of_the_contract(whole: tuple[Workspace, Summary]) -> None:
+    place, done = whole
+    latest = pl.read_csv(place.data / "features" / "features_latest.csv")
+    assert latest.height == 1440
+    assert latest.columns[0] == "timestamp"
+    assert latest.columns[1:] == _features(place, done.run_id).columns[1:]
+    levels = sorted((place.data / "options_snapshots").glob("levels_*.json"))
+    assert len(levels) == done.snapshots > 0
+    content = json.loads(levels[0].read_text())
+    assert list(content) == ["timestamp", "gamma_wall", "iv_atm", "dealer_position_bias"]
+    assert (
+        levels[0].name == "levels_" + content["timestamp"].replace("-", "").replace(":", "").replace(".", "_") + ".json"
+    )
+    risk = json.loads(next((place.data / "risk_snapshots").glob("risk_*.json")).read_text())
+    assert list(risk) == ["timestamp", "drawdown", "overtrade_risk_score", "penalty_active"]
+    penalties = (place.data / "logs" / "trading" / "penalty_log.csv").read_text().splitlines()
+    assert penalties[0] == "timestamp,penalty_active,overtrade_risk_score"
+    for component in ("neural_pipeline", "risk", "decision_log"):
+        header = (place.data / "logs" / f"{component}_performance.csv").read_text().splitlines()[0]
+        assert header == "timestamp,operation,latency,success,memory_usage_mb,cpu_percent"
+
+
+def test_entries_are_blocked_inside_event_windows(whole: tuple[Workspace, Summary]) -> None:
+    place, done = whole
+    with journals.Journal.open(place) as journal:
+        rows = journal.query("SELECT * FROM decisions WHERE decision IN ('buy', 'sell') ORDER BY timestamp")
+    events = pl.read_parquet(SAMPLE / "events.parquet").filter(pl.col("impact") > 0.7)
+    for event in events["start_time"].to_list():
+        near = rows.filter(
+            ((pl.col("timestamp").dt.replace_time_zone("UTC") - event).dt.total_minutes()).is_between(-15, 29)
+        )
+        assert (near["verdict"] == "deny").all()
+    assert done.tally.blocks["EVENT_WINDOW"] == rows.filter(pl.col("code") == "EVENT_WINDOW").height
+
+
+def test_every_decision_can_be_explained(whole: tuple[Workspace, Summary]) -> None:
+    place, done = whole
+    with journals.Journal.open(place) as journal:
+        row = journal.query("SELECT * FROM decisions WHERE verdict = 'allow' AND decision <> 'hold' LIMIT 1").row(
+            0, named=True
+        )
+    assert row["run_id"] == done.run_id
+    assert len(row["model_sha256"]) == 64
+    assert len(row["config_digest"]) == 16
+    assert len(row["input_hash"]) == 64
+    seen = np.frombuffer(row["context"], dtype="<f8")
+    features = _features(place, done.run_id)
+    at = features["timestamp"].dt.replace_time_zone(None).dt.offset_by("1m").index_of(row["timestamp"])
+    assert at is not None
+    stored = np.array([np.nan if x is None else x for x in features.row(at)[1:]])
+    assert np.array_equal(seen, stored, equal_nan=True)
+
+
+def test_the_same_run_again_changes_nothing(whole: tuple[Workspace, Summary], tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    first = _run(place, _inputs(place), checkpoint_bars=1000)
+    log = place.data / "logs" / "trading" / "decision_log.csv"
+    before = log.read_bytes()
+    snapshots = sorted(path.name for path in (place.data / "options_snapshots").iterdir())
+    again = _run(place, _inputs(place), checkpoint_bars=777, fresh=True)
+    assert again.run_id == first.run_id == whole[1].run_id
+    assert log.read_bytes() == before
+    assert sorted(path.name for path in (place.data / "options_snapshots").iterdir()) == snapshots
+    assert again.equity == first.equity
+    with journals.Journal.open(place) as journal:
+        assert journal.query("SELECT count(*) FROM alerts WHERE priority >= 3").item() == 0
+
+
+@pytest.mark.parametrize("kill_after", [1, 4])
+def test_a_killed_replay_resumes_to_the_same_end(
+    whole: tuple[Workspace, Summary], tmp_path: Path, kill_after: int
+) -> None:
+    undisturbed, expected = whole
+    place = Workspace(tmp_path)
+    places = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "models"))
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "crash_replay.py"), str(SAMPLE), str(tmp_path), "400"],
+        env={**os.environ, "PYTHONPATH": places},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        for _ in range(kill_after):
+            done = int(child.stdout.readline())
+        time.sleep(0.02)  # into the bars after the checkpoint
+        child.kill()
+    assert done == 400 * kill_after
+    # What was acknowledged before the kill is there before anything is resumed.
+    acknowledged = _rows(place, "decisions")
+    assert acknowledged.height >= done
+    resumed = _run(place, _inputs(place), checkpoint_bars=400)
+    assert resumed.resumed_at >= done
+    assert resumed.run_id == expected.run_id
+    assert _features(place, resumed.run_id).equals(_features(undisturbed, expected.run_id))
+    assert _rows(place, "decisions").equals(_rows(undisturbed, "decisions"))
+    assert _rows(place, "trades").equals(_rows(undisturbed, "trades"))
+    for name in ("logs/trading/decision_log.csv", "trades/trades_simulated.csv", "logs/trading/penalty_log.csv"):
+        assert (place.data / name).read_bytes() == (undisturbed.data / name).read_bytes(), name
+    assert resumed.tally == expected.tally
+    assert resumed.equity == expected.equity
+    with journals.Journal.open(place) as journal:
+        assert journal.query("SELECT count(*) FROM alerts WHERE priority >= 3").item() == 0
+
+
+def test_without_a_chain_the_levels_are_null_and_say_so(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    done = _run(place, _inputs(place, chain=None), checkpoint_bars=3000)
+    assert done.levels is not None
+    assert done.levels.status == "NO_CHAIN"
+    content = json.loads(next((place.data / "options_snapshots").glob("*.json")).read_text())
+    assert content["gamma_wall"] is None
+
+
+def test_without_a_calendar_no_entry_passes(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    done = _run(place, _inputs(place, events=None), checkpoint_bars=3000)
+    assert done.trades == 0
+    assert set(done.tally.blocks) == {"CALENDAR_MISSING"}
+
+
+def test_without_vix_there_is_no_forecast_and_no_entry(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    done = _run(place, _inputs(place, cross=None), checkpoint_bars=3000)
+    assert done.trades == 0
+    assert done.tally.actions["hold"] == BARS
+    assert set(done.null_features) == {"vix_term_1m", "vix_rolling_mean", "vix_rolling_std"}
+
+
+def test_a_breach_latches_the_run_but_not_the_desk(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    (tmp_path / "config").mkdir()
+    market = (shipped() / "config" / "market_config.yaml").read_text(encoding="utf-8")
+    (tmp_path / "config" / "market_config.yaml").write_text(
+        market.replace("max_drawdown: 0.05", "max_drawdown: 0.0005"), encoding="utf-8"
+    )
+    done = _run(place, _inputs(place), checkpoint_bars=1000)
+    assert done.tally.latched_at is not None
+    assert done.tally.blocks["RISK_LATCHED"] > 0
+    penalties = pl.read_csv(place.data / "logs" / "trading" / "penalty_log.csv")
+    assert penalties["penalty_active"].to_list() == [True]
+    after = pl.read_csv(place.data / "logs" / "trading" / "decision_log.csv")
+    assert after.height == BARS
+    assert mia_fast.stop_trading(0.0, workspace=place) is False, "a replay is a simulation: the desk is not latched"
+
+
+def test_a_damaged_checkpoint_is_refused_and_fresh_begins_again(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    first = _run(place, _inputs(place), checkpoint_bars=2000)
+    path = place.data / "runs" / first.run_id / "checkpoint"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StateError, match="--fresh"):
+        _run(place, _inputs(place))
+    assert _run(place, _inputs(place), fresh=True, checkpoint_bars=2000).equity == first.equity
+
+
+def test_a_period_without_bars_is_refused(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    with pytest.raises(DataError, match="no bar in the period"):
+        _run(place, _inputs(place), start=2_000_000_000_000_000_000)
+    with pytest.raises(DataError):
+        read_inputs(place, bars=tmp_path / "none.parquet")
+
+
+def test_the_bars_before_the_start_warm_the_features(whole: tuple[Workspace, Summary], tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    inputs = _inputs(place)
+    known = inputs.bars.frame["known_at"].dt.epoch("ns")
+    first = WARMUP + 1380
+    done = replay(place, inputs, start=int(known[first - 1]), end=int(known[first + 119]), checkpoint_bars=100)
+    assert done.bars == 120
+    part = _features(whole[0], whole[1].run_id)[1380:1500]
+    assert _features(place, done.run_id).equals(part)
