@@ -47,6 +47,9 @@ class NeuralPipeline:
     ----------
     model
         The loaded model; a live engine calls its ``step`` for each bar.
+    auxiliary
+        The model's inputs that are not among the catalogue's features; ``generate_features`` and ``make_plan`` give
+        them when they are asked for by their argument ``auxiliary``.
     refusals
         How many rows of the last call were refused, by reason.
     """
@@ -57,7 +60,9 @@ class NeuralPipeline:
         shipped = Path(mia_models.__file__).parent / "artifacts"
         self.model = OnnxModel.load(own if any(own.glob(f"{MODEL}.*")) else shipped, MODEL)
         self.refusals: dict[str, int] = {}
-        _check_definitions(self.model, catalogues.read(workspace))
+        catalogue = catalogues.read(workspace)
+        self.auxiliary = tuple(name for name in self.model.features if name not in catalogue.names)
+        _check_definitions(self.model, catalogue)
 
     def generate_predictions(self, data: Any, *, missing: Literal["error", "impute"] = "error") -> pl.DataFrame:
         """Add ``predicted_vix`` to a frame of features.
@@ -92,7 +97,13 @@ class NeuralPipeline:
         model = self.model
         absent = [name for name in model.features if name not in frame.columns]
         if absent and missing == "error":
-            raise missing_features(model.manifest, absent, frame.columns)
+            raise missing_features(
+                model.manifest,
+                absent,
+                frame.columns,
+                hint=f"compute them with generate_features(bars, cross=daily_vix, auxiliary={list(self.auxiliary)}), "
+                "or pass missing='impute' to take the training medians and flag the rows",
+            )
         matrix = np.full((frame.height, len(model.features)), np.nan)
         for k, name in enumerate(model.features):
             if name in frame.columns:

@@ -160,7 +160,8 @@ def session_variance(
     """Realised volatility of the last one and of the last five whole sessions; ``out`` (2, n).
 
     The realised variance of a session is the sum of its squared log returns (Andersen and Bollerslev
-    1998), the first of which spans the break before it. The result is sqrt(252 * mean variance).
+    1998), the first of which spans the break before it; a session without any return has none. The
+    result is sqrt(252 * mean variance).
     """
     for i in range(n):
         row = p + i
@@ -170,10 +171,11 @@ def session_variance(
                     state[at + 3 + k] = state[at + 2 + k]
                 state[at + 3] = state[at + 1]
                 state[at + 2] += 1.0
-            state[at], state[at + 1] = 1.0, 0.0
+            state[at], state[at + 1] = 1.0, math.nan
         r = columns[source, row]
         if r == r:  # noqa: PLR0124 - not NaN
-            state[at + 1] += r * r
+            sofar = state[at + 1]
+            state[at + 1] = (sofar if sofar == sofar else 0.0) + r * r  # noqa: PLR0124 - not NaN
         out[0, i] = math.sqrt(252.0 * state[at + 3]) if state[at + 2] >= 1.0 else math.nan
         five = state[at + 3] + state[at + 4] + state[at + 5] + state[at + 6] + state[at + 7]
         out[1, i] = math.sqrt(252.0 * (five / 5.0)) if state[at + 2] >= 5.0 else math.nan

@@ -175,26 +175,26 @@ def files(paths: Sequence[Path], place: Workspace) -> None:
     out.print("[bold]Written[/bold]")
     for path in paths:
         shown = path.relative_to(place.root) if path.is_relative_to(place.root) else path
-        out.print(f"  {escape(str(shown))}")
+        out.print(f"  {escape(str(shown))}", soft_wrap=True)
 
 
 def simulated_files(paths: Mapping[str, Path]) -> None:
     """Files of a simulated market."""
     for name, path in paths.items():
-        out.print(f"  {name:<13} {path.stat().st_size / 1e3:>9,.0f} kB  {escape(str(path))}")
+        out.print(f"  {name:<13} {path.stat().st_size / 1e3:>9,.0f} kB  {escape(str(path))}", soft_wrap=True)
 
 
 def warm(seconds: Mapping[str, float], where: Path) -> None:
     """Seconds by step, and where the machine code is."""
     steps = ", ".join(f"{name} {spent:.2f} s" for name, spent in seconds.items())
-    out.print(f"Kernels are ready: {steps}\n  {escape(str(where))}")
+    out.print(f"Kernels are ready: {steps}\n  {escape(str(where))}", soft_wrap=True)
 
 
 def findings(found: Sequence[Finding], scanned: int, configs: int) -> None:
     """What validation found."""
     for item in found:
         place = f"{item.path}:{item.line}" if item.line else str(item.path)
-        out.print(f"[red]{escape(place)}[/red] {escape(item.what)}")
+        out.print(f"[red]{escape(place)}[/red] {escape(item.what)}", soft_wrap=True)
         if item.hint:
             out.print(f"    {escape(item.hint)}", style="green")
     verdict = f"[red]{len(found)} findings[/red]" if found else "[green]nothing found[/green]"

@@ -1,0 +1,180 @@
+"""The command line as a person meets it: help that teaches, errors with a hint, files where it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from mia_fast.cli.commands import app
+from mia_fast.workspace import Workspace, shipped
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = shipped() / "data" / "sample"
+COMMANDS = ("demo", "run", "features", "levels", "export", "simulate", "warmup", "validate")
+WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+
+
+def _cli(*arguments: str | Path, workspace: Path | None = None, code: int = 0) -> str:
+    result = CliRunner(env=WIDE | ({"MIA_WORKSPACE": str(workspace)} if workspace else {})).invoke(
+        app, [str(part) for part in arguments]
+    )
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result.output
+
+
+def _process(*arguments: str | Path, workspace: Path) -> subprocess.CompletedProcess[str]:
+    places = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "models"))
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "mia_fast", *map(str, arguments)],
+        env={**os.environ, **WIDE, "PYTHONPATH": places, "MIA_WORKSPACE": str(workspace)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_lists_every_command_and_each_teaches() -> None:
+    overview = _cli("--help")
+    for command in COMMANDS:
+        assert re.search(rf"\b{command}\b", overview), command
+        text = _cli(command, "--help")
+        assert "Example" in text or command in ("export", "warmup"), command
+    assert "reset" in _cli("risk", "--help")
+
+
+def test_demo_ends_with_the_table_and_the_files(tmp_path: Path) -> None:
+    done = _process("demo", workspace=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
+    assert "SIMULATED DATA" in text
+    for part in ("Bars", "2,760", "Features", "85 computed", "Decisions", "Entries blocked", "Largest drawdown", "p99"):
+        assert part in text, part
+    for name in re.findall(r"^\s+(data/\S+)$", text, flags=re.MULTILINE):
+        assert (tmp_path / name).is_file(), name
+    assert (tmp_path / "data" / "mia.duckdb").is_file()
+
+
+def test_a_known_error_is_a_panel_with_a_hint_and_status_2(tmp_path: Path) -> None:
+    done = _process("features", tmp_path / "none.parquet", workspace=tmp_path)
+    assert done.returncode == 2
+    assert "DataError" in done.stderr
+    assert "What to do" in done.stderr
+    assert "Traceback" not in done.stderr
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "market_config.yaml").write_text("max_drawdwn: 1\n")
+    done = _process("demo", workspace=tmp_path)
+    assert done.returncode == 2
+    assert "market_config.yaml:1" in done.stderr
+    assert "max_drawdown" in done.stderr
+
+
+def test_features_shows_the_plan_before_any_work(tmp_path: Path) -> None:
+    text = _cli("features", SAMPLE / "bars.parquet", workspace=tmp_path)
+    assert "82 of 85 features can be computed" in text
+    assert "null for want of vix: vix_term_1m" in text
+    assert not (tmp_path / "data").exists()
+
+
+def test_features_writes_parquet(tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    text = _cli("features", SAMPLE / "bars.parquet", out, "--cross", SAMPLE / "cross.parquet", workspace=tmp_path)
+    assert "85 of 85" in text
+    assert "rows/s" in text
+    frame = pl.read_parquet(out)
+    assert frame.shape == (11_040, 86)
+    assert frame["vix_term_1m"].null_count() == 0
+
+
+def test_levels_of_the_latest_snapshot(tmp_path: Path) -> None:
+    text = _cli("levels", SAMPLE / "chain.parquet", workspace=tmp_path)
+    assert "OK" in text
+    paths = list((tmp_path / "data" / "options_snapshots").glob("levels_*.json"))
+    assert len(paths) == 1
+    content = json.loads(paths[0].read_text())
+    last = pl.read_parquet(SAMPLE / "chain.parquet")["quote_time"].max()
+    assert content["timestamp"].startswith(last.strftime("%Y-%m-%dT%H:%M"))  # type: ignore[union-attr]
+    assert f"{content['gamma_wall']:,.2f}" in text
+
+
+def test_export_of_a_new_workspace_writes_the_headers(tmp_path: Path) -> None:
+    text = _cli("export", workspace=tmp_path)
+    assert "data/logs/trading/decision_log.csv" in text
+    header = (tmp_path / "data" / "logs" / "trading" / "decision_log.csv").read_text()
+    assert header == "timestamp,trade_id,decision,signal_score,regime_probs\n"
+
+
+def test_simulate_only_what_is_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "market"
+    text = _cli("simulate", out, "--seed", "3", "--sessions", "1", "--only", "bars", "--warmup-sessions", "1")
+    assert "bars.parquet" in text
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "bars.parquet"]
+    assert pl.read_parquet(out / "bars.parquet").height == 2760
+
+
+def test_warmup_says_where_the_kernels_are(tmp_path: Path) -> None:
+    from mia_kernels.compile import cache_dir
+
+    text = _cli("warmup", workspace=tmp_path)
+    assert "Kernels are ready" in text
+    assert str(cache_dir()) in text.replace("\n", "")
+
+
+def test_validate_finds_retired_names_with_line_and_replacement(tmp_path: Path) -> None:
+    (tmp_path / "old.py").write_text(
+        "x = 1\nobs" + "_t = read('dx" + "Feed')\n# 81 " + "dimensions, 320 " + "features\n"
+    )
+    (tmp_path / "new.py").write_text("observation = 320 + 81\nobs_total = 1\n")
+    text = _cli("validate", tmp_path, workspace=tmp_path, code=1)
+    assert text.count("old.py:2") == 2
+    assert text.count("old.py:3") == 2
+    assert "new.py" not in text
+    assert "create_observation" in text
+    (tmp_path / "old.py").unlink()
+    assert "nothing found" in _cli("validate", tmp_path, workspace=tmp_path)
+
+
+def test_this_tree_has_no_retired_names() -> None:
+    assert "nothing found" in _cli("validate", ROOT, workspace=ROOT)
+
+
+def test_validate_reports_a_broken_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "risk.yaml").write_text("nonsense: 1\n")
+    text = _cli("validate", tmp_path, workspace=tmp_path, code=1)
+    assert "risk.yaml" in text
+    assert "nonsense" in text
+
+
+def test_risk_status_and_reset(tmp_path: Path) -> None:
+    import mia_fast
+
+    place = Workspace(tmp_path)
+    assert mia_fast.stop_trading(0.06, workspace=place) is True
+    assert mia_fast.stop_trading(0.01, workspace=place) is True
+    assert "LATCHED" in _cli("risk", "status", workspace=tmp_path)
+    with pytest.raises(Exception, match="needs a reason"):
+        CliRunner(env=WIDE | {"MIA_WORKSPACE": str(tmp_path)}).invoke(
+            app, ["risk", "reset", "--reason", " "], catch_exceptions=False
+        )
+    assert "cleared" in _cli("risk", "reset", "--reason", "test", workspace=tmp_path).lower()
+    assert mia_fast.stop_trading(0.01, workspace=place) is False
+    assert "DISARMED" in _cli("risk", "status", workspace=tmp_path)
+
+
+def test_a_period_of_trade_dates(tmp_path: Path) -> None:
+    done = _process(
+        "run", "--bars", SAMPLE / "bars.parquet", "--events", SAMPLE / "events.parquet",
+        "--cross", SAMPLE / "cross.parquet", "--start", "2025-05-14", "--end", "2025-05-14",
+        workspace=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "1,380 from 2025-05-13 22:01Z to 2025-05-14 21:00Z" in done.stdout
+    assert "NO_CHAIN" in done.stdout
