@@ -49,10 +49,10 @@ def rows(count: int, seed: int = 0) -> np.ndarray:
             vix,
             vix * g.uniform(0.8, 1.2, count),
             vix * g.uniform(0.7, 1.4, count),
-            g.normal(0, 0.01, count),
-            g.integers(0, 5760, count).astype(float),
             g.uniform(0.03, 0.9, count),
             g.uniform(0.05, 0.9, count),
+            g.normal(0, 0.01, count),
+            g.integers(0, 5760, count).astype(float),
         ]
     )
 
@@ -204,7 +204,7 @@ def test_manifest_with_a_number_that_is_none(folder):
 def test_callers_columns(folder, model):
     names = model.features
     assert OnnxModel.load(folder, NAME, features=names).features == names
-    refused(folder, "missing: vol_historical_5d", features=names[:-1])
+    refused(folder, "missing: minutes_since_vix_close", "compute them first", features=names[:-1])
     refused(folder, "another order", "'vix_mean_5' stands where", features=(names[1], names[0], *names[2:]))
     refused(folder, "not among them: rsi_14", features=(*names, "rsi_14"))
     refused(folder, "some are offered twice", features=(*names, names[0]))

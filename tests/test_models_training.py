@@ -38,7 +38,7 @@ def simulated(first: str, last: str, seed: int = 1, noise: float = 0.02) -> Samp
             local = 975 + minute
             day = int(previous) + local // 1440 if minute < 465 else int(today)
             age = (today - previous - 1) * 1440 * (minute >= 465) + minute
-            out.append((day, local % 1440, v, five, month, move, age, vol1, vol5, target, today))
+            out.append((day, local % 1440, v, five, month, vol1, vol5, move, age, target, today))
         vix.append(target)
     table = np.array(out)
     columns = {name: table[:, 2 + k] for k, name in enumerate(INPUTS)}
@@ -62,12 +62,12 @@ def plain_prediction(model: response.Response, row: dict[str, float]) -> float:
     month = math.log(row["vix_rolling_mean"] / v)
     nights = row["minutes_since_vix_close"] // 1440
     x = (
-        move,
-        min(move, 0.0),
         math.log(row["vix_mean_5"] / v),
         month,
         math.log(row["vol_historical_1d"] * 100 / v),
         math.log(row["vol_historical_5d"] * 100 / v),
+        move,
+        min(move, 0.0),
         move * month,
         nights,
     )
@@ -129,7 +129,7 @@ def test_fit_finds_the_response(fitted):
 
 def test_prior_is_what_remains_without_evidence(sessions):
     """With targets that follow the prior exactly, nothing is added to it, in any unit."""
-    wanted = np.array([-0.02, -0.05, -0.03, 0.04, 0.05, 0.0, -0.01, 0.1, 0.01])
+    wanted = np.array([-0.02, 0.04, 0.05, 0.0, -0.01, -0.05, -0.03, 0.1, 0.01])
     expected = wanted[0] + response.terms(sessions.columns) @ wanted[1:]
     target = sessions.columns["vix_term_1m"] * np.exp(expected)
     model = response.fit(sessions.columns, target, wanted)

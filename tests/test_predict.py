@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import math
 import shutil
@@ -95,6 +96,7 @@ def test_old_call_with_two_features(pipeline):
         assert name in str(caught.value)
     assert "7 of the 7 features" in str(caught.value)
     assert "missing='impute'" in str(caught.value)
+    assert "auxiliary=['vix_mean_5', 'es_return_since_vix_close', 'minutes_since_vix_close']" in str(caught.value)
     result = pipeline.generate_predictions(old, missing="impute")
     assert result.columns == ["rsi_14", "ofi_score", "predicted_vix", "imputed"]
     assert result["imputed"].to_list() == [True]
@@ -258,7 +260,7 @@ def test_no_input_is_known_too_early(real_data, workspace):
 
     bars = pl.read_parquet(real_data / "bars" / "demo_es_1m_20220606_20220617.parquet")
     vix = pl.read_parquet(real_data / "vol" / "vix_family_daily_to_202206.parquet").filter(pl.col("symbol") == "VIX")
-    names = ["vix_mean_5", "es_return_since_vix_close", "minutes_since_vix_close"]
+    names = NeuralPipeline(workspace).auxiliary
     cut = pl.date(2022, 6, 14)
     spoilt = vix.with_columns(
         pl.when(pl.col("date") >= cut).then(pl.col("close") * 2).otherwise(pl.col("close")).alias("close")
@@ -278,3 +280,70 @@ def test_no_input_is_known_too_early(real_data, workspace):
     assert first.equals(second)
     after = (frame.filter(~before)["predicted_vix"] for frame in (honest, other))
     assert not next(after).equals(next(after))
+
+
+# --- the glue of training ------------------------------------------------------------------------------------
+
+
+def minute_bars(first: str, count: int) -> pl.DataFrame:
+    start = dt.datetime.fromisoformat(first + "+00:00")
+    times = pl.datetime_range(start, start + dt.timedelta(minutes=count - 1), interval="1m", eager=True)
+    price = 4000.0 + np.arange(count) * 0.25
+    return pl.DataFrame(
+        {"timestamp": times, "open": price, "high": price + 1, "low": price - 1, "close": price, "volume": 10.0}
+    )
+
+
+def closes(symbol: str, path: Path, days: int = 40) -> Path:
+    dates = pl.date_range(pl.date(2021, 5, 10), pl.date(2021, 7, 1), eager=True)[:days]
+    pl.DataFrame({"date": dates, "symbol": symbol, "close": 20.0 + np.arange(days) * 0.1}).write_parquet(path)
+    return path
+
+
+def test_samples_from_files(tmp_path, workspace):
+    from mia_fast.training import vix_samples
+
+    for k, first in enumerate(("2021-06-10T13:00:00", "2021-06-09T13:00:00")):
+        minute_bars(first, 600).write_parquet(tmp_path / f"{k}.parquet")
+    names = ["vix_term_1m", "minutes_since_vix_close", "close"]
+    bars = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
+    samples = vix_samples(bars, closes("VIX", tmp_path / "v.parquet"), names, workspace=workspace)
+    assert len(samples) == 1200
+    assert samples.local_minute[:2].tolist() == [541, 542]  # known at 09:01 New York
+    day = np.datetime64("2021-06-09").astype(int)
+    assert samples.local_day[[0, 600]].tolist() == [day, day + 1]
+    # The close of 9 June, the 31st of the file, is known from 16:15: the 435th bar of that day closes then.
+    assert samples.columns["minutes_since_vix_close"][[433, 434]].tolist() == [1439.0, 0.0]
+    assert samples.columns["vix_term_1m"][[433, 434]].tolist() == pytest.approx([22.9, 23.0])
+    assert samples.target[[433, 434]].tolist() == pytest.approx([23.0, 23.1])
+    assert samples.target_day[[433, 434]].tolist() == [day, day + 1]
+
+
+def test_files_that_training_refuses(tmp_path, workspace):
+    from mia_fast.training import vix_prior, vix_samples
+
+    minute_bars("2021-06-09T13:00:00", 600).write_parquet(tmp_path / "a.parquet")
+    minute_bars("2021-06-09T22:00:00", 600).write_parquet(tmp_path / "b.parquet")
+    vix = closes("VIX", tmp_path / "v.parquet")
+    with pytest.raises(DataError, match="overlap in time"):
+        vix_samples([tmp_path / "a.parquet", tmp_path / "b.parquet"], vix, ["close"], workspace=workspace)
+    other = closes("VVIX", tmp_path / "o.parquet")
+    with pytest.raises(DataError, match="no symbol VIX in it"):
+        vix_samples([tmp_path / "a.parquet"], other, ["close"], workspace=workspace)
+    with pytest.raises(DataError, match="no symbol SPX in it"):
+        vix_prior(vix, other, workspace=workspace)
+    with pytest.raises(ModelError, match="0 days have both closes"):
+        vix_prior(vix, closes("SPX", tmp_path / "s.parquet"), workspace=workspace)
+
+
+@pytest.mark.real
+def test_prior_of_the_real_history(real_data, workspace):
+    """VIX fell by about 5 % for a rise of one implied daily move from 2004 to 2018, and rose by more for a fall."""
+    from mia_fast.training import vix_prior
+    from mia_models.training.response import TERMS
+
+    vix = real_data / "vol" / "vix_family_daily_to_202206.parquet"
+    prior = vix_prior(vix, real_data / "cross" / "daily_prices_to_202206.parquet", workspace=workspace)
+    move, fall = prior[1 + TERMS.index("move")], prior[1 + TERMS.index("fall")]
+    assert -0.06 < move < -0.04
+    assert -0.05 < fall < -0.02

@@ -267,13 +267,12 @@ def require(manifest: Manifest, offered: Sequence[str]) -> None:
     )
 
 
-def missing_features(manifest: Manifest, missing: Sequence[str], offered: Sequence[str]) -> ModelError:
+def missing_features(
+    manifest: Manifest, missing: Sequence[str], offered: Sequence[str], *, hint: str = "compute them first"
+) -> ModelError:
     """The error for columns that the model needs and the caller does not have."""
     near = {name: difflib.get_close_matches(name, offered, n=1, cutoff=0.8) for name in missing}
     similar = [f"{found[0]!r} for {name!r}" for name, found in near.items() if found]
-    hint = (
-        "compute them with generate_features, or pass missing='impute' to take the training medians and flag the rows"
-    )
     return ModelError(
         f"{len(missing)} of the {len(manifest.inputs)} features of {manifest.name!r} are missing: {', '.join(missing)}",
         where=f"model {manifest.name}",

@@ -40,6 +40,7 @@ def fit_predict(train: Samples, test: Samples, prior: Floats, seed: int) -> Floa
 
     raw, raw_test = terms(train.columns), terms(test.columns)
     slow = [k for k, name in enumerate(TERMS) if name not in ("move", "fall", "move_x_vix_20d")]
+    fast = [TERMS.index("move"), TERMS.index("fall")]
     low, high = np.quantile(raw[:, slow], [0.002, 0.998], axis=0)
     states, states_test = (
         np.column_stack([np.clip(values[:, slow], low, high), basis(rows.columns["minutes_since_vix_close"])[:, 1:]])
@@ -51,7 +52,7 @@ def fit_predict(train: Samples, test: Samples, prior: Floats, seed: int) -> Floa
         return torch.tensor(np.ascontiguousarray(values), dtype=torch.float32)
 
     x, x_test = tensor((states - centre) / scale), tensor((states_test - centre) / scale)
-    moves, moves_test = (tensor(np.column_stack([np.ones(len(v)), v[:, :2]])) for v in (raw, raw_test))
+    moves, moves_test = (tensor(np.column_stack([np.ones(len(v)), v[:, fast]])) for v in (raw, raw_test))
     expected, expected_test = (prior[0] + values @ prior[1:] for values in (raw, raw_test))
     y = tensor((np.log(train.target / train.columns["vix_term_1m"]) - expected) / TYPICAL)
     block = train.target_day // _FORTNIGHT % COPIES

@@ -50,11 +50,11 @@ def from_daily(day: Integers, vix: Floats, index: Floats) -> Floats:
         vix[rows - 1],
         mean5,
         mean20,
+        np.maximum(volatility, _LOWEST_VOLATILITY),
+        np.maximum(volatility, _LOWEST_VOLATILITY),
         move[rows - 1],
         # Just before the next close: the whole days between the two closes, and all but a minute of the last.
         (day[rows] - day[rows - 1]) * MINUTES_PER_DAY - 1.0,
-        np.maximum(volatility, _LOWEST_VOLATILITY),
-        np.maximum(volatility, _LOWEST_VOLATILITY),
     )
     columns = {name: column[within] for name, column in zip(INPUTS, values, strict=True)}
     target = np.log(vix[rows] / vix[rows - 1])[within]

@@ -28,13 +28,13 @@ INPUTS = (
     "vix_term_1m",
     "vix_mean_5",
     "vix_rolling_mean",
-    "es_return_since_vix_close",
-    "minutes_since_vix_close",
     "vol_historical_1d",
     "vol_historical_5d",
+    "es_return_since_vix_close",
+    "minutes_since_vix_close",
 )
-UNITS = ("index points", "index points", "index points", "log return", "minutes", "fraction", "fraction")
-TERMS = ("move", "fall", "vix_5d", "vix_20d", "realised_1d", "realised_5d", "move_x_vix_20d", "nights")
+UNITS = ("index points", "index points", "index points", "fraction", "fraction", "log return", "minutes")
+TERMS = ("vix_5d", "vix_20d", "realised_1d", "realised_5d", "move", "fall", "move_x_vix_20d", "nights")
 
 DAILY = 100.0 * np.sqrt(252.0)
 """VIX points (annual percent) per unit of daily log return."""
@@ -77,12 +77,12 @@ def terms(columns: Mapping[str, Floats]) -> Floats:
     month = np.log(columns["vix_rolling_mean"] / vix)
     return np.stack(
         [
-            move,
-            np.minimum(move, 0.0),
             np.log(columns["vix_mean_5"] / vix),
             month,
             np.log(100.0 * columns["vol_historical_1d"] / vix),
             np.log(100.0 * columns["vol_historical_5d"] / vix),
+            move,
+            np.minimum(move, 0.0),
             move * month,
             np.floor(columns["minutes_since_vix_close"] / MINUTES_PER_DAY),
         ],
@@ -111,10 +111,8 @@ def fit(columns: Mapping[str, Floats], target: Floats, prior: Floats) -> Respons
     """
     raw = terms(columns)
     lowest, highest = raw.min(axis=0), raw.max(axis=0)
-    for k in (TERMS.index("move"), TERMS.index("fall")):
-        lowest[k], highest[k] = -MOVE_BOUND, MOVE_BOUND
-    product = TERMS.index("move_x_vix_20d")
-    lowest[product], highest[product] = -MOVE_BOUND, MOVE_BOUND
+    for name in ("move", "fall", "move_x_vix_20d"):
+        lowest[TERMS.index(name)], highest[TERMS.index(name)] = -MOVE_BOUND, MOVE_BOUND
     centre, scale = raw.mean(axis=0), raw.std(axis=0)
     x = np.column_stack([np.ones(len(raw)), (raw - centre) / scale])
     phi = basis(columns["minutes_since_vix_close"])
