@@ -9,16 +9,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from mia_fast.errors import ConfigError
+from mia_fast.features.builder import Builder
 from mia_fast.features.catalogue import Column, Warmup
 from mia_kernels import opcodes as op
 from mia_kernels.recurrences import AVERAGE_STATE
 from mia_kernels.session import PROFILE_STATE, RETURN_SINCE_STATE, SESSION_VARIANCE_STATE, VWAP_STATE
-
-if TYPE_CHECKING:
-    from mia_fast.features.plan import Builder
 
 HOLDS = (
     "null while an input is missing (for RSI and ADX the input is the change from the bar before); "

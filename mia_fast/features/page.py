@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from mia_fast.features import catalogue as catalogues
+from mia_fast.features.builder import CALENDAR
 from mia_fast.features.catalogue import Catalogue, Column, Feature
 from mia_fast.features.expression import FUNCTIONS
 from mia_fast.features.kernels import KERNELS
-from mia_fast.features.plan import CALENDAR
 from mia_fast.workspace import Workspace, shipped
 
 

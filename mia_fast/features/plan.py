@@ -19,19 +19,10 @@ from numpy.typing import NDArray
 
 from mia_fast.errors import ConfigError
 from mia_fast.features import expression as expressions
+from mia_fast.features.builder import CALENDAR, Builder
 from mia_fast.features.catalogue import Catalogue, Column, Warmup
 from mia_fast.features.kernels import Kernel, check
 from mia_kernels import opcodes as op
-
-CALENDAR = {
-    "time": op.TIME,
-    "session_date": op.SESSION,
-    "minute_of_day": op.MINUTE,
-    "weekday": op.WEEKDAY,
-    "month_day": op.MONTH_DAY,
-    "month": op.MONTH,
-}
-"""Columns that every program has, made from the bar's close (New York wall clock)."""
 
 FILE = "feature_sets.yaml"
 
@@ -138,8 +129,8 @@ def make_plan(
     wanted = [name for name in (*catalogue.names, *auxiliary) if name not in lacking]
     present = [c.name for c in catalogue.inputs if c.name in available]
     outputs = {name: k for k, name in enumerate((*catalogue.names, *auxiliary))}
-    builder = Builder(columns, kernels, parsed, present, outputs, bar_minutes, tick_size)
-    builder.build(order, wanted, raw_copies)
+    builder = Builder(columns, parsed, present, outputs, bar_minutes, tick_size)
+    _lower(builder, kernels, order, wanted, raw_copies)
     identity = f"{catalogue.digest}|{present}|{auxiliary}|{bar_minutes}|{tick_size}"
     return Plan(
         features=catalogue.names,
@@ -157,161 +148,67 @@ def make_plan(
     )
 
 
-class Builder:
-    """Collects instructions; hands out working columns, tables and targets."""
+def _lower(
+    builder: Builder,
+    kernels: dict[str, Kernel],
+    order: Sequence[str],
+    wanted: Sequence[str],
+    raw_copies: dict[str, str],
+) -> None:
+    """Emit everything that ``wanted`` needs, rows of one kernel and inputs together."""
+    columns = builder.columns
+    inputs = builder.held
+    needed = _needed(columns, wanted)
+    rows = [columns[name] for name in order if name in needed]
+    for column in rows:
+        for source in column.inputs:
+            if source in columns:
+                builder.give_slot(source)
+        _ask_tables(builder, column)
+    defined = set(inputs)
+    while rows:
+        ready = [row for row in rows if all(source in defined for source in row.inputs)]
+        groups: dict[tuple[Any, ...], list[Column]] = {}
+        for row in ready:
+            alone = row.name if row.kernel in ("formula", "column") else ""
+            groups.setdefault((row.kernel, row.inputs, alone), []).append(row)
+        for group in groups.values():
+            kernels[group[0].name].lower(builder, group)
+        defined |= {row.name for row in ready}
+        rows = [row for row in rows if row.name not in defined]
+    for name in wanted:
+        if name in raw_copies:
+            builder.copy(raw_copies[name], name)
+        elif name in builder.held:
+            builder.copy(name, name)
+    builder.emit_copies()
 
-    def __init__(
-        self,
-        columns: dict[str, Column],
-        kernels: dict[str, Kernel],
-        parsed: dict[str, expressions.Expression],
-        inputs: Sequence[str],
-        outputs: dict[str, int],
-        bar_minutes: float,
-        tick_size: float,
-    ) -> None:
-        self.columns, self.kernels, self.parsed = columns, kernels, parsed
-        self.outputs = outputs
-        self.bar_minutes, self.tick_size = bar_minutes, tick_size
-        self.program: list[int] = []
-        self.integers: list[int] = []
-        self.floats: list[float] = []
-        self.state = op.HEADER
-        self.slots = op.FIRST_INPUT
-        self._slot = dict(CALENDAR)
-        for name in inputs:
-            self._slot[name] = self.slots
-            self.slots += 1
-        self._tables: dict[tuple[int, str], int] = {}
-        self._levels: dict[tuple[int, str], int] = {}
-        self._copies: list[tuple[int, int]] = []
 
-    # --- what kernels ask for when they lower their rows ----------------------------------------
+def _needed(columns: dict[str, Column], wanted: Sequence[str]) -> set[str]:
+    needed: set[str] = set()
+    stack = [name for name in wanted if name in columns]
+    while stack:
+        name = stack.pop()
+        if name not in needed:
+            needed.add(name)
+            stack += [source for source in columns[name].inputs if source in columns]
+    return needed
 
-    def slot(self, name: str) -> int:
-        """The working column that holds ``name``."""
-        return self._slot[name]
 
-    def private_slot(self) -> int:
-        """A working column for a kernel's own use."""
-        self.slots += 1
-        return self.slots - 1
-
-    def target(self, name: str) -> int:
-        """Where a result goes: its working column if others read it, else the output itself."""
-        if name in self._slot:
-            return -1 - self._slot[name]
-        return self.outputs[name]
-
-    def rows_in(self, minutes: int) -> int:
-        """How many bars a time window spans when none is missing."""
-        return round(minutes / self.bar_minutes)
-
-    def expression(self, row: Column) -> expressions.Expression:
-        """The parsed formula of a row."""
-        return self.parsed[row.name]
-
-    def table(self, code: int, source: str) -> int:
-        """First column of the window table over ``source``; filled once, by whoever needs it first."""
-        key = (code, source)
-        if key not in self._tables:
-            levels = self._levels[key]
-            self._tables[key] = self.slots
-            self.slots += levels * (2 if code == op.MOMENT_TABLE else 1)
-            if levels:
-                self.emit(code, a=self.slot(source), b=self._tables[key], count=levels)
-        return self._tables[key]
-
-    def copy(self, source: str, name: str) -> None:
-        """Put a working column out under ``name``."""
-        self._copies.append((self._slot[source], self.outputs[name]))
-
-    def emit(
-        self,
-        code: int,
-        *,
-        a: int = 0,
-        b: int = 0,
-        c: int = 0,
-        d: int = 0,
-        count: int = 1,
-        state: int = 0,
-        integers: Sequence[int] = (),
-        floats: Sequence[float] = (),
-        targets: Sequence[int] = (),
-    ) -> None:
-        """Append one instruction with its numbers, reserving ``state`` floats of state."""
-        integers_at, floats_at, state_at = len(self.integers), len(self.floats), self.state
-        self.integers += integers
-        self.floats += floats
-        targets_at = len(self.integers)
-        self.integers += targets
-        self.state += state
-        self.program += [code, a, b, c, d, count, state_at, integers_at, floats_at, targets_at]
-
-    # --- the whole program ----------------------------------------------------------------------
-
-    def build(self, order: Sequence[str], wanted: Sequence[str], raw_copies: dict[str, str]) -> None:
-        """Emit everything that ``wanted`` needs, rows of one kernel and inputs together."""
-        needed = self._needed(wanted)
-        rows = [self.columns[name] for name in order if name in needed]
-        for column in rows:
-            for source in column.inputs:
-                if source in self.columns and source not in self._slot:
-                    self._slot[source] = self.private_slot()
-        self._plan_tables(rows)
-        defined = set(self._slot) - set(self.columns)
-        while rows:
-            ready = [row for row in rows if all(source in defined for source in row.inputs)]
-            groups: dict[tuple[Any, ...], list[Column]] = {}
-            for row in ready:
-                alone = row.name if row.kernel in ("formula", "column") else ""
-                groups.setdefault((row.kernel, row.inputs, alone), []).append(row)
-            for group in groups.values():
-                self.kernels[group[0].name].lower(self, group)
-            defined |= {row.name for row in ready}
-            rows = [row for row in rows if row.name not in defined]
-        for name in wanted:
-            if name in raw_copies:
-                self.copy(raw_copies[name], name)
-            elif name in self._slot:
-                self.copy(name, name)
-        if self._copies:
-            self.emit(
-                op.COPY,
-                count=len(self._copies),
-                integers=[slot for slot, _ in self._copies],
-                targets=[output for _, output in self._copies],
-            )
-
-    def _needed(self, wanted: Sequence[str]) -> set[str]:
-        needed: set[str] = set()
-        stack = [name for name in wanted if name in self.columns]
-        while stack:
-            name = stack.pop()
-            if name not in needed:
-                needed.add(name)
-                stack += [source for source in self.columns[name].inputs if source in self.columns]
-        return needed
-
-    def _plan_tables(self, rows: Sequence[Column]) -> None:
-        """How many levels each window table needs for its longest window."""
-        for row in rows:
-            length = int(row.params.get("period", 0))
-            wants: list[tuple[int, str]] = []
-            if row.kernel == "window":
-                wants = [(op.MOMENT_TABLE, row.inputs[0])]
-            elif row.kernel == "time_deviation":
-                wants = [(op.MOMENT_TABLE, row.inputs[0])]
-                length = self.rows_in(int(row.params["minutes"]))
-            elif row.kernel == "highest":
-                wants = [(op.MAXIMUM_TABLE, row.inputs[0])]
-            elif row.kernel == "lowest":
-                wants = [(op.MINIMUM_TABLE, row.inputs[0])]
-            elif row.kernel == "stochastic":
-                wants = [(op.MAXIMUM_TABLE, row.inputs[0]), (op.MINIMUM_TABLE, row.inputs[1])]
-            for key in wants:
-                self._levels[key] = max(self._levels.get(key, 0), length.bit_length() - 1)
+def _ask_tables(builder: Builder, row: Column) -> None:
+    """Which window tables a row will use, and for how long a window."""
+    length = int(row.params.get("period", 0))
+    if row.kernel == "window":
+        builder.ask_table(op.MOMENT_TABLE, row.inputs[0], length)
+    elif row.kernel == "time_deviation":
+        builder.ask_table(op.MOMENT_TABLE, row.inputs[0], builder.rows_in(int(row.params["minutes"])))
+    elif row.kernel == "highest":
+        builder.ask_table(op.MAXIMUM_TABLE, row.inputs[0], length)
+    elif row.kernel == "lowest":
+        builder.ask_table(op.MINIMUM_TABLE, row.inputs[0], length)
+    elif row.kernel == "stochastic":
+        builder.ask_table(op.MAXIMUM_TABLE, row.inputs[0], length)
+        builder.ask_table(op.MINIMUM_TABLE, row.inputs[1], length)
 
 
 def _sorted(columns: dict[str, Column]) -> list[str]:
