@@ -36,8 +36,11 @@ torture: $(VENV)/.dev ## The whole of the slow tests: all real data, many rounds
 	$(BIN)/mia-fast warmup
 	MIA_TORTURE_ROUNDS=200 MIA_WHOLE=1 $(BIN)/python -m pytest -W error -n $(WORKERS)
 
-train: $(VENV)/.train ## Train the shipped models again (needs the real data beside the project)
-	$(BIN)/python -m mia_fast.training
+DATA ?= ../shared/data
+train: $(VENV)/.train ## Train the shipped model again, in place (needs the real data; DATA=folder)
+	$(BIN)/mia-fast train predicted_vix --out models/mia_models/artifacts \
+	  $(foreach y,2019 2020 2021 2022h1,--bars $(DATA)/bars/es_1m_$(y).parquet) \
+	  --vix $(DATA)/vol/vix_family_daily_to_202206.parquet --index $(DATA)/cross/daily_prices_to_202206.parquet
 
 clean: ## Remove the environment and what tools left behind
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

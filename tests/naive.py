@@ -301,11 +301,13 @@ def time_deviation(returns: Floats, known_at: NDArray[np.int64], minutes: int, b
 
 def sessions(twin: Twin) -> tuple[list[bool], list[bool]]:
     """For each row: does a session begin here, and has the series seen this session's beginning?"""
-    date, minute = twin["session_date"], twin["minute_of_day"]
+    date, local = twin["session_date"], wall_clock(twin.known_at)
+    open_seconds = 18 * 3600 + round(60 * twin.bar_minutes)
     begins, seen = [], []
     for i in range(len(date)):
         first = i == 0 or date[i] != date[i - 1]
-        opening = first and (i > 0 or minute[i] == 18 * 60 + twin.bar_minutes)
+        second = local[i].hour * 3600 + local[i].minute * 60 + local[i].second
+        opening = first and (i > 0 or second == open_seconds)
         begins.append(first)
         seen.append(opening or (not first and seen[-1]))
     return begins, seen
@@ -333,13 +335,17 @@ def vwap(twin: Twin) -> Floats:
 PROFILE = ("poc", "vah", "val", "volume_at_poc", "volume_at_vah", "volume_at_val")
 
 
-def value_area(at: Mapping[int, float]) -> tuple[int, int, int]:
-    """Point of control, top and bottom of the value area of a profile by tick."""
+def value_area(at: Mapping[int, float]) -> tuple[int, int, int, bool]:
+    """Point of control, top and bottom of the value area of a profile by tick.
+
+    The last value says that 70 % was met to 9 digits on the way, so that rounding decides where it ends.
+    """
     lowest, highest = min(at), max(at)
     most = max(at.values())
     poc = min(tick for tick, volume in at.items() if volume == most)
     top = bottom = poc
     held, wanted = most, 0.7 * math.fsum(at.values())
+    near = abs(held - wanted) <= 1e-9 * wanted
     while held < wanted and (top < highest or bottom > lowest):
         above = [tick for tick in (top + 1, top + 2) if tick <= highest]
         below = [tick for tick in (bottom - 1, bottom - 2) if tick >= lowest]
@@ -349,7 +355,8 @@ def value_area(at: Mapping[int, float]) -> tuple[int, int, int]:
             top, held = above[-1], held + volume_above
         else:
             bottom, held = below[-1], held + volume_below
-    return poc, top, bottom
+        near = near or abs(held - wanted) <= 1e-9 * wanted
+    return poc, top, bottom, near
 
 
 def profile(twin: Twin) -> dict[str, Floats]:
@@ -357,6 +364,7 @@ def profile(twin: Twin) -> dict[str, Floats]:
     high, low, volume = (twin[name] for name in ("high", "low", "volume"))
     begins, seen = sessions(twin)
     out = {name: np.full(len(high), NAN) for name in PROFILE}
+    out["near"] = np.zeros(len(high))
     at: dict[int, float] = {}
     first: int | None = None
     for i in range(len(high)):
@@ -370,10 +378,10 @@ def profile(twin: Twin) -> dict[str, Floats]:
             first = -(10**9)  # every later bar of the session is too far as well
         if first == -(10**9):
             continue
-        for tick in range(bottom, top + 1):
+        for tick in range(bottom, top + 1) if volume[i] > 0 else ():
             at[tick] = at.get(tick, 0.0) + volume[i] / (top - bottom + 1)
-        if max(at.values()) > 0:
-            ticks = value_area(at)
+        if at:
+            *ticks, out["near"][i] = value_area(at)
             for name, tick in zip(PROFILE, ticks, strict=False):
                 out[name][i] = tick * twin.tick_size
                 out[f"volume_at_{name}"][i] = at.get(tick, 0.0)
@@ -383,39 +391,41 @@ def profile(twin: Twin) -> dict[str, Floats]:
 def session_variance(twin: Twin, count: int) -> Floats:
     """sqrt(252 * mean of the last ``count`` whole sessions' sums of squared returns).
 
-    A missing return is left out of its session's sum; the value, which is of past sessions, stays.
+    A missing return is left out of its session's sum, and the value, which is of past sessions, stays. A
+    session without any return has no variance.
     """
     returns = twin["log_return"]
     begins, seen = sessions(twin)
     out = np.full(len(returns), NAN)
     whole: list[float] = []
-    total = 0.0
+    squares: list[float] = []
     for i in range(len(returns)):
         if begins[i]:
             if i > 0 and seen[i - 1]:
-                whole.append(total)
-            total = 0.0
+                whole.append(math.fsum(squares) if squares else NAN)
+            squares = []
         if not math.isnan(returns[i]):
-            total += returns[i] ** 2
+            squares.append(returns[i] ** 2)
         if len(whole) >= count:
-            out[i] = math.sqrt(252 * math.fsum(whole[-count:]) / count)
+            out[i] = math.sqrt(252 * sum(whole[-count:]) / count)
     return out
 
 
 def return_since(log_close: Floats, known_at: NDArray[np.int64], key: Floats) -> Floats:
-    """Return since the last close at or before the instant ``key`` (s), once that instant has moved."""
+    """Return since the last close at or before the instant ``key`` (s).
+
+    That close is looked for among the last 128 bars when a key is first seen; none, if it is not there.
+    """
     out = np.full(len(key), NAN)
     times = (known_at / 1e9).tolist()
-    first = None
+    last = reference = NAN
     for i in range(len(key)):
         if math.isnan(key[i]):
             continue
-        first = key[i] if first is None else first
-        if key[i] == first:
-            continue
-        j = bisect.bisect_right(times, key[i]) - 1
-        if j >= 0:
-            out[i] = log_close[i] - log_close[j]
+        if key[i] != last:
+            j = bisect.bisect_right(times, key[i], 0, i + 1) - 1
+            last, reference = key[i], log_close[j] if j >= 0 and i - j < 128 else NAN
+        out[i] = log_close[i] - reference
     return out
 
 
@@ -611,6 +621,10 @@ UNDECIDED: dict[str, Callable[[Twin], NDArray[np.bool_]]] = {
     "volatility_spike_indicator": lambda c: _near(c["realized_vol_5m"], 2 * c["realized_vol_30m"]),
     "trend_exhaustion_signal": lambda c: _near(lag(c["adx_14"], 5), c["adx_14"]),
     "trend_strength": lambda c: _near(c["plus_di_14"], c["minus_di_14"]),
+    **{
+        name: lambda c: c.profile("near") > 0
+        for name in ("vah", "val", "volume_at_vah", "volume_at_val", "price_memory_zone_overlap")
+    },
     "market_regime": lambda c: (
         _near(c["realized_vol_60m"] * 589.7, 1.5 * c["vol_historical_1d"]) | _near(c["efficiency_ratio_20"], 0.35)
     ),

@@ -219,6 +219,35 @@ def warmup() -> None:
 
 
 @app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="Model to train: predicted_vix.")],
+    bars: Annotated[list[Path], typer.Option(help="Minute bars of ES, 2019 to 2022H1 (repeat the option).")],
+    vix: Annotated[Path, typer.Option(help="Daily closes with the symbol VIX, from 2004 on.")],
+    index: Annotated[Path, typer.Option(help="Daily closes with the symbol SPX, from 2004 on.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for graph, manifest and card. Default: data/models.", show_default=False)
+    ] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Train a model again and judge it against its baselines (needs the extra [bold]train[/bold]).
+
+    A model in data/models of the workspace is served in place of the shipped one.
+
+    Example: [cyan]mia-fast train predicted_vix --bars es_2019.parquet --bars es_2020.parquet --bars es_2021.parquet
+    --bars es_2022h1.parquet --vix vix.parquet --index daily.parquet[/cyan]
+    """
+    from mia_fast.errors import ConfigError
+    from mia_fast.training import train_predicted_vix
+
+    if name != "predicted_vix":
+        raise ConfigError(f"there is no model {name!r} to train", where="NAME", hint="predicted_vix", then="no change")
+    place = Workspace.current(workspace)
+    target = out if out is not None else place.data / "models"
+    manifest = train_predicted_vix(bars, vix, index, target, workspace=place, progress=show.say)
+    show.trained(manifest, target)
+
+
+@app.command()
 def validate(
     path: Annotated[Path, typer.Argument(help="File or folder to search for retired names.")] = Path(),
     workspace: WorkspaceOption = None,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mia_fast.risk import Desk
     from mia_fast.tables import Table as InputTable
     from mia_fast.validate import Finding
+    from mia_models.manifest import Manifest
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -188,6 +189,26 @@ def warm(seconds: Mapping[str, float], where: Path) -> None:
     """Seconds by step, and where the machine code is."""
     steps = ", ".join(f"{name} {spent:.2f} s" for name, spent in seconds.items())
     out.print(f"Kernels are ready: {steps}\n  {escape(str(where))}", soft_wrap=True)
+
+
+def trained(manifest: Manifest, folder: Path) -> None:
+    """Errors out of sample against the best baseline of each row."""
+    table = Table(title=f"{manifest.name} {manifest.version}: mean absolute error out of sample", title_justify="left")
+    for name in ("period", "view", "model", "best baseline", "its error", "gain", "95 %"):
+        table.add_column(name, justify="left" if name in ("period", "view", "best baseline") else "right")
+    for row in manifest.metrics:
+        table.add_row(
+            row.period,
+            row.view,
+            f"{row.errors['model']:.3f}",
+            row.best_baseline,
+            f"{row.errors[row.best_baseline]:.3f}",
+            f"{row.gain:+.1%}",
+            f"{row.gain_low:+.1%} to {row.gain_high:+.1%}",
+            style="" if row.gain > 0 else "yellow",
+        )
+    out.print(table)
+    out.print(f"Model card: {escape(str(folder / manifest.name))}.md", soft_wrap=True)
 
 
 def findings(found: Sequence[Finding], scanned: int, configs: int) -> None:
