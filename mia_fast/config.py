@@ -7,6 +7,7 @@ The desk-wide ``config/market_config.yaml`` is declared here.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,6 +76,13 @@ def load(model: type[M], path: Path) -> M:
         raise ConfigError(
             f"cannot be read ({error})", where=str(path), hint="restore the file or its permissions", then=_THEN
         ) from error
+    parsed: M = _parse(model, text, path)
+    return parsed
+
+
+@functools.lru_cache(maxsize=64)
+def _parse(model: type[M], text: str, path: Path) -> M:
+    """The model of a file's text: parsed once for each content, because models are frozen."""
     try:
         node = yaml.compose(text, Loader=_Loader)
         content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader

@@ -95,7 +95,9 @@ def same_bits(a: Floats, b: Floats, names: Sequence[str] = ()) -> None:
     if different.any():
         row, column = np.argwhere(different.T)[0][::-1]
         name = names[row] if len(names) else row
-        raise AssertionError(f"{different.sum()} values differ; {name} at {column}: {a[row, column]!r} {b[row, column]!r}")
+        raise AssertionError(
+            f"{different.sum()} values differ; {name} at {column}: {a[row, column]!r} {b[row, column]!r}"
+        )
 
 
 def session_days(sunday: dt.date, count: int) -> list[dt.date]:

@@ -1,6 +1,6 @@
 """The obvious slow twins of the features, from their definitions: loops, dictionaries, whole windows.
 
-Nothing here imports a kernel. A value that is missing is NaN; an input that is not finite is missing.
+Nothing here imports a kernel. A value that is missing is NaN; an input that is not finite, or beyond 1e15, is missing.
 ``Twin(known_at, columns)[name]`` computes any auxiliary column or feature, and what it reads.
 """
 
@@ -30,8 +30,8 @@ def wall_clock(known_at: NDArray[np.int64]) -> list[dt.datetime]:
 
 
 def trade_date(local: dt.datetime) -> dt.date:
-    """The Globex session of a date opens at 18:00 on the evening before."""
-    return (local.replace(tzinfo=None) + dt.timedelta(hours=6)).date()
+    """The Globex session of a date opens at 18:00 on the evening before; a bar that closes then precedes it."""
+    return (local.replace(tzinfo=None) + dt.timedelta(hours=6, microseconds=-1)).date()
 
 
 def calendar(known_at: NDArray[np.int64]) -> dict[str, Floats]:
@@ -65,8 +65,8 @@ def vix_columns(known_at: NDArray[np.int64], dates: Sequence[dt.date], closes: S
     known = [int(dt.datetime(d.year, d.month, d.day, 16, 15, tzinfo=NEW_YORK).timestamp()) * 10**9 for d in dates]
     names = ("vix", "vix_known_at", "vix_mean_5", "vix_mean_20", "vix_deviation_20")
     out = {name: np.full(len(known_at), NAN) for name in names}
+    count = 0
     for i, t in enumerate(known_at):
-        count = sum(k <= t for k in known) if i == 0 else count
         while count < len(known) and known[count] <= t:
             count += 1
         if count:
@@ -91,9 +91,7 @@ def finite(x: Floats) -> Floats:
 
 def lag(x: Floats, bars: int) -> Floats:
     """The value that many bars back."""
-    out = np.full(len(x), NAN)
-    out[bars:] = x[: len(x) - bars]
-    return out
+    return np.concatenate([np.full(bars, NAN), x])[: len(x)]
 
 
 def ago(x: Floats, known_at: NDArray[np.int64], minutes: float) -> Floats:
@@ -138,9 +136,9 @@ def true_range(high: Floats, low: Floats, close: Floats) -> Floats:
     """Wilder 1978: the bar's range, stretched to the close before it."""
     out = np.full(len(high), NAN)
     for i in range(1, len(high)):
-        h, l, c = high[i], low[i], close[i - 1]
-        if not (math.isnan(h) or math.isnan(l) or math.isnan(c)):
-            out[i] = max(h - l, abs(h - c), abs(l - c))
+        top, bottom, before = high[i], low[i], close[i - 1]
+        if not (math.isnan(top) or math.isnan(bottom) or math.isnan(before)):
+            out[i] = max(top - bottom, abs(top - before), abs(bottom - before))
     return out
 
 
@@ -444,7 +442,9 @@ class Twin:
         bar_minutes: float = 1.0,
     ) -> None:
         self.known_at, self.tick_size, self.bar_minutes = known_at, tick_size, bar_minutes
-        self._known: dict[str, Floats] = {name: finite(array) for name, array in columns.items()}
+        self._known: dict[str, Floats] = {
+            name: np.where(np.abs(array) <= 1e15, array, NAN) for name, array in columns.items()
+        }
         self._known |= calendar(known_at)
 
     def __getitem__(self, name: str) -> Floats:

@@ -57,7 +57,9 @@ FAULTS: dict[str, Callable[[], Bars]] = {
     "missing volume": lambda: short().injected(FAULT, volume=math.nan),
     "infinite high": lambda: short().injected(FAULT, high=math.inf),
     "minus infinite low": lambda: short().injected(FAULT, low=-math.inf),
-    "two missing rows": lambda: short().injected(FAULT, close=math.nan, high=math.nan).injected(FAULT + 1, close=math.nan),
+    "two missing rows": lambda: (
+        short().injected(FAULT, close=math.nan, high=math.nan).injected(FAULT + 1, close=math.nan)
+    ),
     "missing first row": lambda: short().injected(0, open=math.nan, high=math.nan, low=math.nan, close=math.nan),
     "missing at the open": lambda: short().injected(SESSION, close=math.nan, volume=math.nan),
     "missing before the open": lambda: short().injected(SESSION - 1, high=math.nan, close=math.nan),
@@ -65,10 +67,14 @@ FAULTS: dict[str, Callable[[], Bars]] = {
     "no volume at the open": lambda: short().injected(SESSION, volume=0.0),
     "price zero": lambda: short().injected(FAULT, open=0.0, high=0.0, low=0.0, close=0.0),
     "close zero": lambda: short().injected(FAULT, close=0.0),
-    "jump after a missing close": lambda: short().injected(FAULT, close=math.nan).altered(
-        high=short().columns["high"] + 60.0 * (np.arange(len(short())) > FAULT)
+    "jump after a missing close": lambda: (
+        short()
+        .injected(FAULT, close=math.nan)
+        .altered(high=short().columns["high"] + 60.0 * (np.arange(len(short())) > FAULT))
     ),
-    "nothing moves": lambda: short().altered(**{n: np.full(len(short()), 5000.0) for n in ("open", "high", "low", "close")}),
+    "nothing moves": lambda: short().altered(
+        **{n: np.full(len(short()), 5000.0) for n in ("open", "high", "low", "close")}
+    ),
     "no volume ever": lambda: short().altered(volume=np.zeros(len(short()))),
     "all volume missing": lambda: short().altered(volume=np.full(len(short()), math.nan)),
     "all closes missing": lambda: short().altered(close=np.full(len(short()), math.nan)),
@@ -241,7 +247,10 @@ TALIB: dict[str, tuple[float, Referee]] = {
     **{f"atr_{n}": (RECURRENCE, _hlc(talib.ATR, n)) for n in (7, 10, 14, 21)},
     **{f"momentum_{n}": (0.0, lambda c, n=n: talib.MOM(c["close"], n)) for n in (5, 10, 20)},
     **{
-        f"stochastic_{'kd'[line]}{end}": (STOCHASTIC, lambda c, n=n, line=line: _hlc(talib.STOCH, n, 3, 0, 3, 0)(c)[line])
+        f"stochastic_{'kd'[line]}{end}": (
+            STOCHASTIC,
+            lambda c, n=n, line=line: _hlc(talib.STOCH, n, 3, 0, 3, 0)(c)[line],
+        )
         for n, end in ((14, ""), (7, "_7"), (21, "_21"))
         for line in (0, 1)
     },
@@ -267,7 +276,9 @@ PERCENT = ("rsi", "adx", "plus", "minus", "stochastic")
 
 def check_against_talib(name: str, data: Bars, got: Floats) -> None:
     tolerance, referee = TALIB[name]
-    scale = 100.0 if name.startswith(PERCENT) else 1.0 if name == "atr_normalized" else float(np.max(data.columns["high"]))
+    scale = (
+        100.0 if name.startswith(PERCENT) else 1.0 if name == "atr_normalized" else float(np.max(data.columns["high"]))
+    )
     agree(got, referee(data.columns), tolerance, scale)
 
 
@@ -350,7 +361,12 @@ def test_a_held_average_is_that_of_the_bars_without_the_bad_one(period: int, ker
         name="average", kernel=kernel, inputs=("close",), params={"period": period}, family="test", unit="points",
         range=(None, None), warmup=period - 1, definition="an average", source="test",
     )  # fmt: skip
-    plan = make_plan(catalogue().model_copy(update={"features": (column,), "auxiliary": ()}), ("close",), bar_minutes=1, tick_size=0.25)
+    plan = make_plan(
+        catalogue().model_copy(update={"features": (column,), "auxiliary": ()}),
+        ("close",),
+        bar_minutes=1,
+        tick_size=0.25,
+    )
     data = CASES["missing close"]()
     got = FeatureEngine(plan).batch(data.known_at, data.columns)
     kept = np.ones(len(data), dtype=bool)
@@ -396,7 +412,9 @@ POWERS = {
     "index points": (1, 0),
     "contracts": (0, 1),
     "contracts per point": (-1, 1),
-    **dict.fromkeys(("percent", "fraction", "ATR", "per bar", "annualised fraction", "flag", "score", "ratio per bar"), (0, 0)),
+    **dict.fromkeys(
+        ("percent", "fraction", "ATR", "per bar", "annualised fraction", "flag", "score", "ratio per bar"), (0, 0)
+    ),
     **dict.fromkeys(("0 trend, 1 range, 2 defensive", "-", "0 Monday .. 6 Sunday", "minutes"), (0, 0)),
 }
 """By a feature's unit: the powers of price and of volume that it scales with."""
@@ -447,7 +465,9 @@ def test_calendar_columns_can_be_put_out() -> None:
     from mia_fast.features.plan import make_plan
 
     data = long()
-    plan = make_plan(catalogue(), tuple(data.columns), bar_minutes=1, tick_size=0.25, auxiliary=(*CALENDAR, "vix_mean_5"))
+    plan = make_plan(
+        catalogue(), tuple(data.columns), bar_minutes=1, tick_size=0.25, auxiliary=(*CALENDAR, "vix_mean_5")
+    )
     got = FeatureEngine(plan).batch(data.known_at, data.columns)[len(FEATURES) :]
     want = naive.calendar(data.known_at)
     same_bits(got, np.array([*(want[name] for name in CALENDAR), data.columns["vix_mean_5"]]), plan.auxiliary)

@@ -49,7 +49,7 @@ _LN2_LOW = 1.90821492927058770002e-10
 
 @inlined
 def exp(x: float) -> float:
-    """e**x for x in [-708, 709], clamped outside; relative error below 3e-16."""
+    """e**x for x in [-708, 709], clamped outside; relative error below 4e-16."""
     x = max(x, -708.0)
     x = min(x, 709.0)
     t = x * _LOG2_E + _ROUND
@@ -106,7 +106,7 @@ def log(x: float) -> float:
 
 @inlined
 def sin_turn(x: float) -> float:
-    """sin(2 pi x): the argument counts turns, so that calendar fractions reduce exactly."""
+    """sin(2 pi x) for x in turns, so that calendar fractions reduce exactly; absolute error below 2e-16."""
     y = x - np.floor(x + 0.5)  # [-1/2, 1/2)
     y = 0.5 - y if y > 0.25 else y
     y = -0.5 - y if y < -0.25 else y  # [-1/4, 1/4]
@@ -126,5 +126,5 @@ def sin_turn(x: float) -> float:
 
 @inlined
 def cos_turn(x: float) -> float:
-    """cos(2 pi x), by the quarter turn."""
+    """cos(2 pi x), by the quarter turn, whose sum is rounded: absolute error below 1e-15 for |x| < 1."""
     return sin_turn(x + 0.25)

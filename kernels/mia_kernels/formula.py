@@ -122,7 +122,9 @@ def evaluate(
                     x[i] = log(z) if valid else math.nan
             elif code == EXPONENTIAL:
                 for i in range(n):
-                    x[i] = exp(x[i]) + (x[i] - x[i])
+                    y = exp(x[i])
+                    y = y if x[i] <= 709.0 else math.nan  # beyond the numbers, or NaN
+                    x[i] = y if x[i] >= -708.0 else 0.0 * y
             elif code == SIGN:
                 for i in range(n):
                     s = 1.0 if x[i] > 0.0 else 0.0
@@ -151,7 +153,7 @@ def evaluate(
                     a[i] = a[i] * b[i]
             elif code == DIVIDE:
                 for i in range(n):
-                    a[i] = a[i] / b[i]
+                    a[i] = a[i] / b[i] + (b[i] - b[i])  # nothing is zero for being over infinity
             elif code == LESSER:
                 for i in range(n):
                     m = a[i] if a[i] < b[i] else b[i]

@@ -38,6 +38,9 @@ from mia_kernels.windows import (
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+LARGEST = 1e15
+"""No price, volume or time in seconds is larger."""
+
 BLOCK, HISTORY, CAPACITY = op.BLOCK, op.HISTORY, op.CAPACITY
 ROWS, POSITION, FIRST_INPUT = op.ROWS, op.POSITION, op.FIRST_INPUT
 CODE, SOURCE_A, SOURCE_B, SOURCE_C, SOURCE_D = op.CODE, op.SOURCE_A, op.SOURCE_B, op.SOURCE_C, op.SOURCE_D
@@ -247,6 +250,9 @@ def run(call: Integers) -> None:
         (SCRATCH, BLOCK) float64 scratch.
     OUT, OUT_ROWS
         (OUT_ROWS, ROW_COUNT) float64 results; NaN where a value is missing.
+
+    An input beyond LARGEST in size is missing, as infinity and NaN are: squares and sums of what is left
+    stay finite.
     """
     program = table_at(call[PROGRAM], call[PROGRAM_SIZE], op.FIELDS)
     integers = integers_at(call[INTEGER_TABLE], call[INTEGER_TABLE_SIZE])
@@ -277,7 +283,7 @@ def run(call: Integers) -> None:
             column = columns[FIRST_INPUT + j, p : p + n]
             for i in range(n):
                 x = source[i]
-                column[i] = x if x - x == 0.0 else math.nan
+                column[i] = x if abs(x) <= LARGEST else math.nan  # NaN compares false
         _step(program, integers, floats, state, columns, p, n, out, done, work)
         state[POSITION] = p + n
         state[ROWS] += n

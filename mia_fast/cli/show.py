@@ -91,10 +91,10 @@ def table_report(table: InputTable) -> None:
 
 def plan(found: Plan) -> None:
     """How many features can be computed, and what the others lack."""
-    computed = len(found.features) - len(found.missing)
+    computed = len(found.features) - len(found.null_features)
     out.print(f"[bold]{computed}[/bold] of {len(found.features)} features can be computed")
     lacking: dict[tuple[str, ...], list[str]] = {}
-    for name, columns in found.missing.items():
+    for name, columns in found.null_features.items():
         lacking.setdefault(columns, []).append(name)
     for columns, names in lacking.items():
         out.print(f"  null for want of [yellow]{', '.join(columns)}[/yellow]: {', '.join(names)}")

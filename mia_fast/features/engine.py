@@ -115,7 +115,15 @@ class FeatureEngine:
                 hint="feed bars in the order of their closes, each once",
                 then="the bar was not taken; the state is unchanged",
             )
-        self._pack(self._bar.data, 0, known_at, *values)
+        try:
+            self._pack(self._bar.data, 0, known_at, *values)
+        except struct.error as error:
+            raise DataError(
+                f"takes an int and {len(self.plan.inputs)} numbers, got {known_at!r} and {len(values)} ({error})",
+                where="FeatureEngine.update",
+                hint=f"give, in this order: {', '.join(self.plan.inputs)}",
+                then="the bar was not taken; the state is unchanged",
+            ) from None
         call.run(self._live_call)
         self._last_known_at = known_at
         return self._bar_values
@@ -189,14 +197,9 @@ class FeatureEngine:
 
     def save(self) -> bytes:
         """The state as bytes: the same bytes however the rows were cut into blocks."""
-        body = self._canonical().tobytes()
-        header = {
-            "plan": self.plan.digest,
-            "rows": self.rows,
-            "last_known_at": self._last_known_at,
-            "sha256": hashlib.sha256(body).hexdigest(),
-        }
-        return _MAGIC + json.dumps(header).encode() + b"\n" + body
+        header = {"plan": self.plan.digest, "rows": self.rows, "last_known_at": self._last_known_at}
+        content = json.dumps(header).encode() + b"\n" + self._canonical().tobytes()
+        return _MAGIC + hashlib.sha256(content).digest() + content
 
     def restore(self, saved: bytes) -> None:
         """Go on from a saved state.
@@ -243,16 +246,13 @@ def _split(saved: bytes) -> tuple[dict[str, Any], bytes]:
             where="feature state",
             hint="restore the file from a backup, or start from history again",
         )
-    line, _, body = saved[len(_MAGIC) :].partition(b"\n")
-    try:
-        header = json.loads(line)
-        whole = hashlib.sha256(body).hexdigest() == header["sha256"]
-    except (ValueError, KeyError, TypeError):
-        whole, header = False, {}
-    if not whole:
+    start = len(_MAGIC) + hashlib.sha256().digest_size
+    content = saved[start:]
+    if hashlib.sha256(content).digest() != saved[len(_MAGIC) : start]:
         raise StateError(
             "the feature state is damaged: its checksum does not match",
             where="feature state",
             hint="restore the file from a backup, or start from history again",
         )
-    return header, body
+    line, _, body = content.partition(b"\n")
+    return json.loads(line), body

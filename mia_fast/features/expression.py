@@ -30,6 +30,7 @@ FUNCTIONS = {
     "lag": "lag(column, bars): the value that many bars back",
     "ago": "ago(column, minutes): the last value known that many minutes ago",
 }
+_LARGEST = 1e300
 _BINARY = {ast.Add: op.ADD, ast.Sub: op.SUBTRACT, ast.Mult: op.MULTIPLY, ast.Div: op.DIVIDE}
 _COMPARE = {ast.Gt: (op.IS_MORE, False), ast.GtE: (op.IS_MORE_OR_EQUAL, False)}
 _COMPARE_SWAPPED = {ast.Lt: (op.IS_MORE, True), ast.LtE: (op.IS_MORE_OR_EQUAL, True)}
@@ -97,7 +98,7 @@ def _is_unary(code: int) -> bool:
 
 def _walk(node: ast.expr, tokens: list[Token], text: str, where: str) -> None:
     match node:
-        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool) and abs(number) <= _LARGEST:
             tokens.append(Token(op.PUSH_NUMBER, number=float(number)))
         case ast.Name(id=name):
             tokens.append(Token(op.PUSH_COLUMN, column=name))
@@ -115,11 +116,15 @@ def _walk(node: ast.expr, tokens: list[Token], text: str, where: str) -> None:
             for side in (right, left) if swapped else (left, right):
                 _walk(side, tokens, text, where)
             tokens.append(Token(code))
-        case ast.Call(func=ast.Name(id="lag"), args=[ast.Name(id=name), ast.Constant(value=int() as bars)]):
+        case ast.Call(func=ast.Name(id="lag"), args=[ast.Name(id=name), ast.Constant(value=int() as bars)]) if (
+            type(bars) is int
+        ):
             if not 0 < bars <= op.HISTORY:
                 raise _refuse(node, text, where, f"lag takes 1 to {op.HISTORY} bars")
             tokens.append(Token(op.PUSH_LAG, column=name, bars=bars))
-        case ast.Call(func=ast.Name(id="ago"), args=[ast.Name(id=name), ast.Constant(value=int() as minutes)]):
+        case ast.Call(func=ast.Name(id="ago"), args=[ast.Name(id=name), ast.Constant(value=int() as minutes)]) if (
+            type(minutes) is int
+        ):
             if not 0 < minutes <= op.HISTORY:
                 raise _refuse(node, text, where, f"ago takes 1 to {op.HISTORY} minutes")
             tokens.append(Token(op.PUSH_AGO, column=name, minutes=float(minutes)))

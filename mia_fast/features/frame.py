@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -32,15 +33,46 @@ def plan_for(
     bars: Table, *, workspace: Workspace, vix: VixHistory | None = None, auxiliary: Sequence[str] = ()
 ) -> Plan:
     """The plan of this workspace's catalogue over what ``bars`` (and ``vix``) bring."""
+    catalogue, available, bar_minutes, tick_size = _shape(bars, workspace, vix)
+    return make_plan(catalogue, available, bar_minutes=bar_minutes, tick_size=tick_size, auxiliary=auxiliary)
+
+
+def _shape(
+    bars: Table, workspace: Workspace, vix: VixHistory | None
+) -> tuple[catalogues.Catalogue, tuple[str, ...], float, float]:
+    """What decides a plan: catalogue, columns at hand, bar length in minutes, tick size."""
     assert bars.interval_ns is not None
-    available = [*bars.frame.columns, *(VIX_COLUMNS if vix is not None else ())]
-    return make_plan(
+    available = (*bars.frame.columns, *(VIX_COLUMNS if vix is not None else ()))
+    return (
         catalogues.read(workspace),
         available,
-        bar_minutes=bars.interval_ns / 60e9,
-        tick_size=config.market(workspace).instrument.tick_size,
-        auxiliary=auxiliary,
+        bars.interval_ns / 60e9,
+        config.market(workspace).instrument.tick_size,
     )
+
+
+_ENGINES_KEPT: Final = 8
+_ENGINES: Final[dict[tuple[Any, ...], FeatureEngine]] = {}
+_TURN: Final = threading.Lock()
+
+
+def _engine(
+    catalogue: catalogues.Catalogue,
+    available: tuple[str, ...],
+    bar_minutes: float,
+    tick_size: float,
+    auxiliary: tuple[str, ...],
+) -> FeatureEngine:
+    """One engine for each shape of input: a second call on the same kind of frame pays for its rows alone."""
+    key = (catalogue.digest, available, bar_minutes, tick_size, auxiliary)
+    engine = _ENGINES.get(key)
+    if engine is None:
+        plan = make_plan(catalogue, available, bar_minutes=bar_minutes, tick_size=tick_size, auxiliary=auxiliary)
+        engine = FeatureEngine(plan)
+        if len(_ENGINES) >= _ENGINES_KEPT:
+            _ENGINES.pop(next(iter(_ENGINES)))
+        _ENGINES[key] = engine
+    return engine
 
 
 def input_arrays(plan: Plan, bars: Table, vix: VixHistory | None) -> tuple[NDArray[np.int64], dict[str, Floats]]:
@@ -127,9 +159,13 @@ def generate_features(
     if cross is not None:
         table = cross if isinstance(cross, Table) else read_table("cross", cross, workspace=workspace)
         vix = VixHistory.from_cross(table.frame)
-    plan = plan_for(bars, workspace=workspace, vix=vix, auxiliary=auxiliary)
-    known_at, columns = input_arrays(plan, bars, vix)
-    matrix = FeatureEngine(plan).batch(known_at, columns)
+    shape = _shape(bars, workspace, vix)
+    with _TURN:
+        engine = _engine(*shape, tuple(auxiliary))
+        plan = engine.plan
+        known_at, columns = input_arrays(plan, bars, vix)
+        engine.reset()
+        matrix = engine.batch(known_at, columns)
     frame = feature_frame(bars.frame["timestamp"], plan.outputs, matrix)
     write_latest(frame.select("timestamp", *plan.features), workspace)
     return frame

@@ -50,6 +50,8 @@ class Kernel:
     warmup: Callable[[Column], Warmup]
     outputs: tuple[str, ...] = ()
     parameters: dict[str, Parameter] = field(default_factory=dict)
+    refuse: Callable[[Column], str | None] = lambda _row: None
+    """What is wrong with parameters that are each in their bounds; None if nothing is."""
 
 
 def period(column: Column, name: str = "period") -> int:
@@ -101,6 +103,9 @@ def check(column: Column, where: str) -> Kernel:
                 f"{parameter.low} to {parameter.high}",
                 where=where,
             )
+    wrong = kernel.refuse(column)
+    if wrong is not None:
+        raise ConfigError(wrong, where=where)
     if kernel.outputs and column.output not in kernel.outputs:
         raise ConfigError(
             f"kernel {kernel.name!r} has no output {column.output!r}",
@@ -198,6 +203,11 @@ def _lower_adx(builder: Builder, rows: Rows) -> None:
 
 def _macd_key(row: Column) -> tuple[int, ...]:
     return (period(row, "fast"), period(row, "slow"), period(row, "signal"))
+
+
+def _macd_refuse(row: Column) -> str | None:
+    fast, slow, _ = _macd_key(row)
+    return None if fast < slow else f"fast = {fast} is not shorter than slow = {slow}"
 
 
 def _lower_macd(builder: Builder, rows: Rows) -> None:
@@ -466,6 +476,7 @@ KERNELS: dict[str, Kernel] = {
             _lower_macd,
             lambda row: Warmup(rows=period(row, "slow") + period(row, "signal") - 2),
             outputs=("line", "signal", "histogram"),
+            refuse=_macd_refuse,
             parameters={
                 "fast": Parameter(2, op.HISTORY, "length of the fast average"),
                 "slow": Parameter(3, op.HISTORY, "length of the slow average"),

@@ -34,7 +34,7 @@ class Plan:
     features: tuple[str, ...]
     inputs: tuple[str, ...]
     missing: dict[str, tuple[str, ...]]
-    """Features that stay null, each with the input columns (or the length of bars) it lacks."""
+    """Features and auxiliary columns that stay null, each with the input columns (or the length of bars) it lacks."""
     warmups: dict[str, Warmup]
     auxiliary: tuple[str, ...]
     """Auxiliary columns that were asked for; they follow the features in the output."""
@@ -45,6 +45,11 @@ class Plan:
     columns_at: int
     bar_minutes: float
     digest: str
+
+    @property
+    def null_features(self) -> dict[str, tuple[str, ...]]:
+        """Of :attr:`missing`, the features."""
+        return {name: lacks for name, lacks in self.missing.items() if name in self.features}
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -135,7 +140,7 @@ def make_plan(
     return Plan(
         features=catalogue.names,
         inputs=tuple(present),
-        missing={name: lacking[name] for name in catalogue.names if name in lacking},
+        missing={name: lacking[name] for name in (*catalogue.names, *auxiliary) if name in lacking},
         warmups={name: warmups[name] for name in (*catalogue.names, *auxiliary)},
         auxiliary=tuple(auxiliary),
         program=np.array(builder.program, dtype=np.int64).reshape(-1, op.FIELDS),
