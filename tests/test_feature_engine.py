@@ -944,3 +944,15 @@ def test_the_zone_table_is_new_york_s() -> None:
     years = [dt.datetime.fromtimestamp(at // 10**9, dt.UTC).year for at in transitions[1:].tolist()]
     assert {year: years.count(year) for year in years if 1976 <= year <= 2099} == dict.fromkeys(range(1976, 2100), 2)
     assert set(itertools.chain(offsets.tolist())) == {-4 * 3600 * 10**9, -5 * 3600 * 10**9}
+
+
+def test_progress_is_told_and_changes_no_bit() -> None:
+    data = bars.make(15, seed=5)
+    plan = bars.plan_for(data)
+    told: list[tuple[int, int]] = []
+    known_at, columns = data.known_at, data.columns
+    watched = FeatureEngine(plan).batch(known_at, columns, progress=lambda done, total: told.append((done, total)))
+    same_bits(watched, FeatureEngine(plan).batch(known_at, columns))
+    assert told[-1] == (len(data), len(data))
+    assert len(told) > 1
+    assert [done for done, _ in told] == sorted(done for done, _ in told)

@@ -122,9 +122,9 @@ def evaluate(
                     x[i] = log(z) if valid else math.nan
             elif code == EXPONENTIAL:
                 for i in range(n):
-                    y = exp(x[i])
-                    y = y if x[i] <= 709.0 else math.nan  # beyond the numbers, or NaN
-                    x[i] = y if x[i] >= -708.0 else 0.0 * y
+                    power = exp(x[i])
+                    power = power if x[i] <= 709.0 else math.nan  # beyond the numbers, or NaN
+                    x[i] = power if x[i] >= -708.0 else 0.0 * power
             elif code == SIGN:
                 for i in range(n):
                     s = 1.0 if x[i] > 0.0 else 0.0

@@ -224,8 +224,9 @@ def _step(
     WORK,
     OUT,
     OUT_ROWS,
-) = range(18)
-CALL_SIZE = 18
+    OUT_STRIDE,
+) = range(19)
+CALL_SIZE = 19
 
 
 @kernel
@@ -248,8 +249,9 @@ def run(call: Integers) -> None:
         The flat state, advanced in place; working columns begin at COLUMNS_AT.
     WORK
         (SCRATCH, BLOCK) float64 scratch.
-    OUT, OUT_ROWS
-        (OUT_ROWS, ROW_COUNT) float64 results; NaN where a value is missing.
+    OUT, OUT_ROWS, OUT_STRIDE
+        Where the first row's results go, in a float64 matrix of OUT_ROWS rows that lie OUT_STRIDE numbers
+        apart; NaN where a value is missing.
 
     An input beyond LARGEST in size is missing, as infinity and NaN are: squares and sums of what is left
     stay finite.
@@ -266,7 +268,7 @@ def run(call: Integers) -> None:
     slots = (call[STATE_SIZE] - columns_at) // CAPACITY
     columns = matrix_at(call[STATE_TABLE] + 8 * columns_at, slots, CAPACITY)
     work = matrix_at(call[WORK], op.SCRATCH, BLOCK)
-    out = matrix_at(call[OUT], call[OUT_ROWS], count)
+    out = matrix_at(call[OUT], call[OUT_ROWS], call[OUT_STRIDE])
     done = 0
     while done < count:
         p = int(state[POSITION])

@@ -126,8 +126,8 @@ def features(
     if out is None:
         return
     began = time.perf_counter()
-    with show.working("computing"):
-        frame = generate_features(table, cross=other, workspace=place)
+    with show.progress("rows") as advance:
+        frame = generate_features(table, cross=other, workspace=place, progress=advance)
     computed = time.perf_counter()
     with show.working("writing"), replacing(out) as temporary:
         frame.write_parquet(temporary)

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from mia_kernels import program as call
 Floats = NDArray[np.float64]
 
 _MAGIC = b"mia-fast feature state 1\n"
+_STRETCH = 1 << 14
+
+Progress = Callable[[int, int], None]
 
 
 @functools.cache
@@ -65,14 +68,14 @@ class FeatureEngine:
         self._call[call.WORK] = self._work.ctypes.data
         self._call[call.OUT_ROWS] = len(plan.outputs)
         self._call[call.INPUT_TABLE_SIZE] = len(plan.inputs)
-        self._live_call = self._aim(self._bar.ctypes.data, 1, self._bar_inputs, self._bar_out)
+        self._live_call = self._aim(self._bar.ctypes.data, 1, self._bar_inputs, self._bar_out.ctypes.data, 1)
         self.reset()
 
-    def _aim(self, known_at: int, count: int, inputs: NDArray[np.int64], out: Floats) -> NDArray[np.int64]:
+    def _aim(self, known_at: int, count: int, inputs: NDArray[np.int64], out: int, stride: int) -> NDArray[np.int64]:
         """The argument of one call: this engine's program and state over those rows."""
         aimed = self._call.copy()
         aimed[call.KNOWN_AT], aimed[call.ROW_COUNT] = known_at, count
-        aimed[call.INPUT_TABLE], aimed[call.OUT] = inputs.ctypes.data, out.ctypes.data
+        aimed[call.INPUT_TABLE], aimed[call.OUT], aimed[call.OUT_STRIDE] = inputs.ctypes.data, out, stride
         return aimed
 
     @property
@@ -134,6 +137,7 @@ class FeatureEngine:
         columns: Mapping[str, Floats],
         *,
         out: Floats | None = None,
+        progress: Progress | None = None,
     ) -> Floats:
         """Take a block of bars; return their features.
 
@@ -146,6 +150,9 @@ class FeatureEngine:
         out
             (outputs, n) float64 to fill; allocated if not given. Reusing it saves the first touch
             of its memory, which costs more than the features.
+        progress
+            Called with (rows done, rows) after each stretch of rows; what was done stays done when it
+            raises.
 
         Returns
         -------
@@ -191,8 +198,15 @@ class FeatureEngine:
         addresses = np.array([array.ctypes.data for array in arrays], dtype=np.int64)
         for row in self._missing:
             out[row] = np.nan
-        call.run(self._aim(times.ctypes.data, n, addresses, out))
-        self._last_known_at = int(times[-1])
+        stretch = n if progress is None else _STRETCH
+        for first in range(0, n, stretch):
+            count = min(stretch, n - first)
+            ahead = 8 * first
+            inputs = addresses + ahead
+            call.run(self._aim(times.ctypes.data + ahead, count, inputs, out.ctypes.data + ahead, n))
+            self._last_known_at = int(times[first + count - 1])
+            if progress is not None:
+                progress(first + count, n)
         return out
 
     def save(self) -> bytes:

@@ -16,7 +16,7 @@ from mia_fast import config
 from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.cross import VIX_COLUMNS, VixHistory
-from mia_fast.features.engine import FeatureEngine
+from mia_fast.features.engine import FeatureEngine, Progress
 from mia_fast.features.plan import Plan, make_plan
 from mia_fast.files import replacing
 from mia_fast.tables import Table, read_table
@@ -124,7 +124,12 @@ def write_latest(frame: pl.DataFrame, workspace: Workspace) -> Path:
 
 
 def generate_features(
-    data: Any, *, cross: Any = None, auxiliary: Sequence[str] = (), workspace: Workspace | None = None
+    data: Any,
+    *,
+    cross: Any = None,
+    auxiliary: Sequence[str] = (),
+    workspace: Workspace | None = None,
+    progress: Progress | None = None,
 ) -> pl.DataFrame:
     """Compute the catalogue's features for a frame of bars of one symbol.
 
@@ -140,6 +145,8 @@ def generate_features(
         Auxiliary columns of the catalogue to put after the features.
     workspace
         Where configuration is read and ``data/features/features_latest.csv`` is written.
+    progress
+        Called with (rows done, rows) along the way.
 
     Returns
     -------
@@ -165,7 +172,7 @@ def generate_features(
         plan = engine.plan
         known_at, columns = input_arrays(plan, bars, vix)
         engine.reset()
-        matrix = engine.batch(known_at, columns)
+        matrix = engine.batch(known_at, columns, progress=progress)
     frame = feature_frame(bars.frame["timestamp"], plan.outputs, matrix)
     write_latest(frame.select("timestamp", *plan.features), workspace)
     return frame
