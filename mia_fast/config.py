@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mia_fast.errors import ConfigError
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import Workspace, shipped
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _THEN = "nothing was started; a present but invalid configuration is never replaced by a default"
@@ -107,6 +107,31 @@ def _parse(model: type[M], text: str, path: Path) -> M:
         raise _explain(error, model, node, path) from None
 
 
+def misspelt(workspace: Workspace) -> list[tuple[Path, str]]:
+    """Files in the workspace's ``config`` that are called almost like one that is read, and would be ignored."""
+    known = sorted(path.name for path in (shipped() / "config").glob("*.yaml"))
+    own = sorted((workspace.root / "config").glob("*.y*ml"))
+    near = [(path, difflib.get_close_matches(path.name, known, n=1, cutoff=0.75)) for path in own]
+    return [(path, names[0]) for path, names in near if path.name not in known and names]
+
+
+def check_names(workspace: Workspace) -> None:
+    """Refuse a workspace whose configuration would be ignored for a slip in a file's name.
+
+    Raises
+    ------
+    ConfigError
+        Names the file and the name it should have.
+    """
+    for path, name in misspelt(workspace):
+        raise ConfigError(
+            "this file is not read under its name",
+            where=str(path),
+            hint=f"did you mean {name!r}? Rename or remove it",
+            then="nothing was started; the shipped file would have applied in silence",
+        )
+
+
 def digest(*paths: Path) -> str:
     """A short hash of configuration files, journalled with each decision."""
     total = hashlib.sha256()
@@ -122,7 +147,8 @@ def _explain(error: ValidationError, model: type[BaseModel], node: Any, path: Pa
     first_line = 0
     hint = None
     # A misspelt key shows up twice, as unknown and as missing: the unknown one is the one to mend.
-    for fault in sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden"):
+    order = {"extra_forbidden": 0, "missing": 2}
+    for fault in sorted(error.errors(), key=lambda fault: order.get(fault["type"], 1)):
         location = [part for part in fault["loc"] if not str(part).startswith("function-")]
         line = _line_of(node, location)
         first_line = first_line or line
@@ -135,6 +161,7 @@ def _explain(error: ValidationError, model: type[BaseModel], node: Any, path: Pa
             message = f"{dotted!r} is missing"
             hint = hint or f"add {dotted!r}; the shipped configuration shows it with its unit"
         else:
+            hint = hint or "correct the value"
             message = f"{dotted} = {fault['input']!r}: {fault['msg']}"
         faults.append(f"line {line}: {message}" if len(error.errors()) > 1 else message)
     return ConfigError("; ".join(faults), where=f"{path}:{first_line}", hint=hint or "correct the value", then=_THEN)

@@ -78,7 +78,7 @@ class Recorder:
 
 
 RECORDER: Final = Recorder()
-"""The process's own: the journal that was opened first drains it."""
+"""The process's own: the journal that was opened last drains it."""
 
 _record = RECORDER.record
 

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mia_fast.config import MarketConfig, Model, load
+from mia_fast.config import MarketConfig, Model, load, misspelt
 from mia_fast.errors import ConfigError, DataError
 from mia_fast.workspace import Workspace
 
 RETIRED: Final = {
     r"\bobs_t\b": "create_observation(data, regime) gives the observation",
     r"\bdxFeed\b": "name the feed in config/inputs.yaml by its columns",
-    r"\b320[ -]features\b": "the catalogue decides how many features there are",
-    r"\b81[ -]features\b": "the manifest decides how many features a model takes",
-    r"\b81[ -]dimensions\b": "the manifest decides how wide an observation is",
+    r"\b320[\s-]+features\b": "the catalogue decides how many features there are",
+    r"\b81[\s-]+features\b": "the manifest decides how many features a model takes",
+    r"\b81[\s-]+dimensions\b": "the manifest decides how wide an observation is",
 }
 """Pattern -> what to write instead."""
 
@@ -71,6 +71,11 @@ def retired_names(root: Path) -> tuple[list[Finding], int]:
         except OSError as error:
             findings.append(Finding(path, 0, f"cannot be read ({error.strerror})", "check its permissions"))
             continue
+        for match in _PATTERN.finditer(path.name):
+            assert match.lastindex is not None
+            findings.append(
+                Finding(path, 0, f"retired name {match[0]!r} in a file's name", _HINTS[match.lastindex - 1])
+            )
         if b"\0" in content[:_BINARY_PROBE]:
             continue
         files += 1
@@ -98,7 +103,10 @@ def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
         "inputs.yaml": InputsConfig,
         "feature_sets.yaml": catalogue.Catalogue,
     }
-    findings = []
+    findings = [
+        Finding(path, 0, "this file is not read under its name", f"did you mean {name!r}?")
+        for path, name in misspelt(workspace)
+    ]
     for name, model in models.items():
         path = workspace.config(name)
         try:

@@ -55,7 +55,16 @@ def test_demo_ends_with_the_table_and_the_files(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = done.stdout
     assert "SIMULATED DATA" in text
-    for part in ("Bars", "2,760", "Features", "85 computed", "Decisions", "Entries blocked", "Largest drawdown", "p99"):
+    for part in (
+        "Bars",
+        "2,760",
+        "Features",
+        "85 of 85 computed",
+        "Decisions",
+        "Entries blocked",
+        "Largest drawdown",
+        "p99",
+    ):
         assert part in text, part
     for name in re.findall(r"^\s+(data/\S+)$", text, flags=re.MULTILINE):
         assert (tmp_path / name).is_file(), name
@@ -178,3 +187,34 @@ def test_a_period_of_trade_dates(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "1,380 from 2025-05-13 22:01Z to 2025-05-14 21:00Z" in done.stdout
     assert "NO_CHAIN" in done.stdout
+
+
+def test_version() -> None:
+    import mia_fast
+
+    assert _cli("--version").strip() == f"mia-fast {mia_fast.__version__}"
+
+
+def test_a_path_that_cannot_be_written_is_a_panel_too(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = _process("simulate", tmp_path / "file" / "x", "--only", "events", workspace=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "What to do" in done.stderr
+
+
+def test_a_configuration_file_under_a_slip_of_its_name_is_not_ignored(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "market_confg.yaml").write_text("max_drawdown: 0.01\n")
+    assert "did you mean 'market_config.yaml'?" in _cli("validate", tmp_path / "config", workspace=tmp_path, code=1)
+    done = _process("demo", workspace=tmp_path)
+    assert done.returncode == 2
+    assert "market_config.yaml" in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_validate_reads_names_of_files_too(tmp_path: Path) -> None:
+    (tmp_path / ("obs" + "_t")).write_text("320 " + " features\n")
+    text = _cli("validate", tmp_path, workspace=tmp_path, code=1)
+    assert "in a file's name" in text
+    assert text.count("retired name") == 2

@@ -574,7 +574,7 @@ def test_a_frame_of_few_rows(workspace: Workspace, rows: int) -> None:
 def test_bars_of_two_symbols_are_refused(workspace: Workspace) -> None:
     frame = frame_of(bars.make(1)).with_columns(symbol=pl.lit("ES"))
     other = frame.with_columns(symbol=pl.lit("NQ"))
-    with pytest.raises(DataError, match="several symbols: ES, NQ"):
+    with pytest.raises(DataError, match="2 symbols: ES, NQ"):
         generate_features(pl.concat([frame, other]).sort("timestamp", "symbol"), workspace=workspace)
 
 

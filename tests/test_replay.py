@@ -268,3 +268,60 @@ def test_the_bars_before_the_start_warm_the_features(whole: tuple[Workspace, Sum
     assert done.bars == 120
     part = _features(whole[0], whole[1].run_id)[1380:1500]
     assert _features(place, done.run_id).equals(part)
+
+
+def test_a_stale_vix_is_missing_and_blocks(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    old = pl.read_parquet(SAMPLE / "cross.parquet").filter(pl.col("timestamp") < dt.datetime(2025, 5, 9, tzinfo=dt.UTC))
+    old.write_parquet(tmp_path / "old.parquet")
+    done = _run(place, _inputs(place, cross=tmp_path / "old.parquet"), checkpoint_bars=3000)
+    assert done.tally.reasons["FEATURE_MISSING: feature=vix_term_1m"] > 1300
+    stale = pl.col("timestamp").dt.replace_time_zone("UTC") > dt.datetime(2025, 5, 13, 20, 15, tzinfo=dt.UTC)
+    rows = _rows(place, "decisions").filter(stale)
+    assert rows.height > 1300
+    assert set(rows["decision"]) <= {"hold", "exit"}
+    last = _features(place, done.run_id)["vix_term_1m"]
+    assert last[0] is not None
+    assert last[-1] is None
+
+
+def test_bars_of_another_instrument_are_refused(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    frame = pl.read_parquet(SAMPLE / "bars.parquet").with_columns(symbol=pl.lit("NQ"))
+    frame.write_parquet(tmp_path / "nq.parquet")
+    with pytest.raises(DataError, match="the bars are of 'NQ', the configured instrument is 'ES'"):
+        read_inputs(place, bars=tmp_path / "nq.parquet")
+    frame.with_columns(symbol=pl.lit("ESM5")).write_parquet(tmp_path / "esm5.parquet")
+    assert read_inputs(place, bars=tmp_path / "esm5.parquet").bars.frame.height == frame.height
+
+
+def test_a_finished_run_that_is_started_again_tells_nothing_new(whole: tuple[Workspace, Summary]) -> None:
+    place, expected = whole
+    snapshots = sorted((place.data / "risk_snapshots").iterdir())
+    log = (place.data / "logs" / "trading" / "decision_log.csv").read_bytes()
+    again = _run(place, _inputs(place), checkpoint_bars=500)
+    assert again.resumed_at == BARS
+    assert again.equity == expected.equity
+    assert sorted((place.data / "risk_snapshots").iterdir()) == snapshots
+    assert (place.data / "logs" / "trading" / "decision_log.csv").read_bytes() == log
+
+
+def test_two_runs_in_one_workspace_share_no_trade_id(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    for end in (START + 3_600_000_000_000, START + 7_200_000_000_000):
+        _run(place, _inputs(place), end=end)
+    log = pl.read_csv(place.data / "logs" / "trading" / "decision_log.csv")
+    assert log.height == 60 + 120
+    assert log["trade_id"].n_unique() == log.height
+
+
+def test_a_chain_older_than_the_run_is_stale(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    old = pl.read_parquet(SAMPLE / "chain.parquet").with_columns(
+        pl.col("quote_time").dt.offset_by("-5d"), pl.col("market_time").dt.offset_by("-5d")
+    )
+    old.write_parquet(tmp_path / "old.parquet")
+    done = _run(place, _inputs(place, chain=tmp_path / "old.parquet"), checkpoint_bars=3000)
+    assert done.levels is not None
+    assert done.levels.status == "DEGRADED"
+    assert any(reason.startswith("CHAIN_STALE") for reason in done.levels.reasons)

@@ -17,3 +17,17 @@ def main() -> None:
 
         fault(error)
         sys.exit(2)
+    except OSError as error:
+        from mia_fast.cli.show import fault
+        from mia_fast.errors import WorkspaceError
+
+        place = ", ".join(str(name) for name in (error.filename, error.filename2) if name)
+        fault(
+            WorkspaceError(
+                error.strerror or str(error),
+                where=place or None,
+                hint="check the path, its permissions and the free space",
+                then="the command stopped; files that were there before are as they were",
+            )
+        )
+        sys.exit(2)

@@ -23,6 +23,23 @@ app = typer.Typer(
 risk_app = typer.Typer(no_args_is_help=True, help="The drawdown latch: see it, clear it.")
 app.add_typer(risk_app, name="risk")
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        from mia_fast import __version__
+
+        show.say(f"mia-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None: ...
+
+
 WorkspaceOption = Annotated[
     Path | None,
     typer.Option(
@@ -113,7 +130,7 @@ def features(
     import time
 
     from mia_fast.features.cross import VixHistory
-    from mia_fast.features.frame import generate_features, plan_for
+    from mia_fast.features.frame import generate_features, one_symbol, plan_for
     from mia_fast.files import replacing
     from mia_fast.tables import read_table
 
@@ -122,6 +139,7 @@ def features(
     other = None if cross is None else read_table("cross", cross, workspace=place)
     vix = None if other is None else VixHistory.from_cross(other.frame)
     show.table_report(table)
+    one_symbol(table)
     show.plan(plan_for(table, workspace=place, vix=vix))
     if out is None:
         return
@@ -308,6 +326,10 @@ def _replay(
     for table in (inputs.bars, inputs.cross, inputs.chain):
         if table is not None:
             show.table_report(table)
-    with show.progress("bars") as advance:
-        summary = replay(place, inputs, start=start, end=end, fresh=fresh, progress=advance)
+    try:
+        with show.progress("bars") as advance:
+            summary = replay(place, inputs, start=start, end=end, fresh=fresh, progress=advance)
+    except KeyboardInterrupt:
+        show.warn("Stopped. Every decision so far is in the journal; the same command resumes the run.")
+        raise typer.Exit(130) from None
     show.summary(summary, place)

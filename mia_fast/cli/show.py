@@ -40,6 +40,11 @@ def say(text: str) -> None:
     out.print(escape(text))
 
 
+def warn(text: str) -> None:
+    """One line beside the results."""
+    err.print(escape(text), style="yellow")
+
+
 def fault(error: MiaError) -> None:
     """A known error: what, where, what to do, what happens next."""
     text = Text(f"{error.where}\n" if error.where else "", style="bold")
@@ -113,9 +118,11 @@ def summary(done: Summary, place: Workspace) -> None:
     table = Table(title=f"Replay {done.run_id}", title_justify="left", show_header=False, box=None, padding=(0, 2))
     resumed = f", of which {done.resumed_at:,} before it was resumed" if done.resumed_at else ""
     table.add_row("Bars", f"{done.bars:,} from {_minute(done.first)} to {_minute(done.last)}{resumed}")
-    table.add_row("Features", f"{done.features} computed, {len(done.null_features)} null")
+    lacking = f"; null for want of inputs: {', '.join(done.null_features)}" if done.null_features else ""
+    table.add_row("Features", f"{done.features} of {done.features + len(done.null_features)} computed{lacking}")
     actions = ", ".join(f"{done.tally.actions[name]:,} {name}" for name in ("buy", "sell", "exit", "hold"))
-    table.add_row("Decisions", actions)
+    blocked = sum(done.tally.blocks.values())
+    table.add_row("Decisions", actions + (f"; {blocked:,} of them blocked" if blocked else ""))
     table.add_row("Entries blocked", _counts(done.tally.blocks) or "none")
     table.add_row("Reasons", _counts(done.tally.reasons))
     profit = done.equity - done.starting_equity
@@ -123,8 +130,14 @@ def summary(done: Summary, place: Workspace) -> None:
     latched = f", [red]latched at {_minute(done.tally.latched_at)}[/red]" if done.tally.latched_at else ""
     table.add_row("Largest drawdown", f"{done.tally.max_drawdown:.2%}{latched}")
     table.add_row("Levels", _levels_line(done))
-    table.add_row("Time", f"{done.seconds:.1f} s, {(done.bars - done.resumed_at) / done.seconds:,.0f} bars/s")
+    here = done.bars - done.resumed_at
+    if here:
+        table.add_row("Time", f"{done.seconds:.1f} s for {here:,} bars: {here / done.seconds:,.0f} bars/s")
     out.print(table)
+    if not here:
+        out.print("This run was complete already; nothing was computed again. --fresh runs it from its first bar.")
+        files(done.files, place)
+        return
     spread = Table(title="Latency per bar, microseconds", title_justify="left")
     spread.add_column("stage")
     spread.add_column("p50", justify="right")

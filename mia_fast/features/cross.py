@@ -16,6 +16,9 @@ Floats = NDArray[np.float64]
 VIX_COLUMNS: Final = ("vix", "vix_known_at", "vix_mean_5", "vix_mean_20", "vix_deviation_20")
 """The inputs of the catalogue that this room makes, in this order."""
 
+STALE_AFTER_NS: Final = 5 * 86_400 * 1_000_000_000
+"""A daily close older than this is missing: four days pass over a long week-end, five mean that the feed stopped."""
+
 _CLOSE = 16 * 60 + 15
 _NS = 1_000_000_000
 
@@ -80,8 +83,11 @@ class VixHistory:
     def columns(self, known_at: NDArray[np.int64]) -> dict[str, Floats]:
         """The inputs as of bars known at ``known_at`` (n,): name -> (n,)."""
         at = np.searchsorted(self.known_at, known_at, side="right")
+        # Column 0 of the table is "nothing known"; so is a close that has grown too old.
+        at[known_at - self.known_at[at - 1] > STALE_AFTER_NS] = 0
         return {name: self._table[k][at] for k, name in enumerate(VIX_COLUMNS)}
 
     def at(self, known_at: int) -> tuple[float, ...]:
         """The same for one bar, in the order of :data:`VIX_COLUMNS`."""
-        return self._rows[bisect.bisect_right(self._known, known_at)]
+        at = bisect.bisect_right(self._known, known_at)
+        return self._rows[at if at and known_at - self._known[at - 1] <= STALE_AFTER_NS else 0]

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mia_fast import config
-from mia_fast.errors import DataError
+from mia_fast.errors import DataError, WorkspaceError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.cross import VIX_COLUMNS, VixHistory
 from mia_fast.features.engine import FeatureEngine, Progress
@@ -94,10 +94,11 @@ def one_symbol(bars: Table) -> None:
     """Refuse a frame of several symbols: their bars must not follow one another in one state."""
     if "symbol" in bars.frame.columns and bars.frame["symbol"].n_unique() > 1:
         names = bars.frame["symbol"].unique().sort().to_list()
+        shown = ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")
         raise DataError(
-            f"the bars are of several symbols: {', '.join(map(str, names[:8]))}",
+            f"the bars are of {len(names)} symbols: {shown}",
             where=bars.source,
-            hint="filter one symbol and call once for each",
+            hint="pass one symbol at a time; filters of bars in config/inputs.yaml can keep one",
             then="nothing was computed",
         )
 
@@ -174,5 +175,13 @@ def generate_features(
         engine.reset()
         matrix = engine.batch(known_at, columns, progress=progress)
     frame = feature_frame(bars.frame["timestamp"], plan.outputs, matrix)
-    write_latest(frame.select("timestamp", *plan.features), workspace)
+    try:
+        write_latest(frame.select("timestamp", *plan.features), workspace)
+    except OSError as error:
+        raise WorkspaceError(
+            f"features_latest.csv cannot be written ({error})",
+            where=str(workspace.data / "features"),
+            hint="check the permissions and the free space of the workspace, or choose another one",
+            then="the features were computed but not returned, because the contract's file would be stale",
+        ) from error
     return frame

@@ -746,8 +746,8 @@ def _forget(journal: Journal) -> None:
 
 
 def _telemetry_owner() -> Journal | None:
-    """The journal that was opened first takes the process's telemetry."""
-    return next(iter(_OPEN.values()), None)
+    """The journal that was opened last takes the process's telemetry: the work under way belongs to it."""
+    return next(reversed(_OPEN.values()), None)
 
 
 @atexit.register

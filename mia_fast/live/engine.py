@@ -130,6 +130,8 @@ class Engine:
         self.latency_ns = [0] * len(STAGES)
         self._levels_engine = levels
         self._account_name, self._symbol = account_name, desk.market.instrument.symbol
+        # Two runs in one workspace must not share the names of their trades.
+        self._trade_prefix = f"{self._symbol}-" if run_id is None else f"{run_id}-{self._symbol}-"
         self._contracts = desk.market.account.contracts
         self._interval = interval_ns
         self._run_id, self._config_digest = run_id, config_digest
@@ -159,7 +161,7 @@ class Engine:
         clock = time.perf_counter_ns
         started = clock()
         now = bar.known_at
-        trade_id = f"{self._symbol}-{file_stamp(now)}"
+        trade_id = f"{self._trade_prefix}{file_stamp(now)}"
         last = self.features.last_known_at
         fault = check_bar(
             now - self._interval, bar.open, bar.high, bar.low, bar.close, bar.volume, last if last > 0 else None
@@ -264,7 +266,9 @@ class Engine:
             side = Side.SELL if sign > 0 else Side.BUY
             return wish("exit", *reason, self._order(side, abs(position.quantity), now, reduce_only=True))
         if signal.missing is not None:
-            return wish("hold", signal.missing.partition(":")[0], signal.missing)
+            code = signal.missing.partition(":")[0]
+            refusal = self.model.refusal if self.model is not None and code == "PREDICTION_MISSING" else None
+            return wish("hold", code, signal.missing if refusal is None else f"{signal.missing}; {refusal}")
         if not self.policy.entries_open(minute):
             return wish("hold", "HOLD_SESSION_END", f"HOLD_SESSION_END: minute={minute:.0f}")
         if abs(signal.score) < config.entry_threshold:

@@ -13,6 +13,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -110,6 +111,7 @@ class Summary:
     latency_us: dict[str, tuple[float, float]]
     """Stage -> p50, p99 in microseconds, over the bars of this process."""
     seconds: float
+    """In the loop over the bars."""
     levels: Levels | None
     future_levels: FutureLevels | None
     snapshots: int
@@ -131,6 +133,7 @@ def read_inputs(
     DataError
         A file cannot be used; says which row and why.
     """
+    configs.check_names(workspace)
     if events is not None:
         read_table("events", events, workspace=workspace)  # refuse a typing error in the path before the run
     digest = hashlib.sha256()
@@ -138,6 +141,7 @@ def read_inputs(
         digest.update(b"-" if path is None else _file_digest(path))
     table = read_table("bars", bars, workspace=workspace)
     one_symbol(table)
+    _check_symbol(table, configs.market(workspace).instrument.symbol)
     return Inputs(
         bars=table,
         events=events,
@@ -145,6 +149,20 @@ def read_inputs(
         chain=None if chain is None else read_table("chain", chain, workspace=workspace),
         fingerprint=digest.hexdigest(),
     )
+
+
+def _check_symbol(bars: Table, root: str) -> None:
+    """Refuse bars of another instrument than the configured one: its tick and point value would be wrong."""
+    if "symbol" not in bars.frame.columns:
+        return
+    symbol = str(bars.frame["symbol"][0])
+    if symbol != root and not re.fullmatch(rf"{re.escape(root)}[FGHJKMNQUVXZ]\d{{1,4}}", symbol):
+        raise DataError(
+            f"the bars are of {symbol!r}, the configured instrument is {root!r}",
+            where=bars.source,
+            hint="set instrument (symbol, tick_size, point_value) in config/market_config.yaml of the workspace",
+            then="nothing was started",
+        )
 
 
 def _file_digest(path: Path) -> bytes:
@@ -184,7 +202,6 @@ def replay(
     progress
         Called with (bars done, bars to do).
     """
-    began = time.perf_counter()
     frame = inputs.bars.frame
     if end is not None:
         frame = frame.filter(pl.col("known_at").dt.epoch("ns") <= end)
@@ -220,7 +237,7 @@ def replay(
             run.resume(saved)
         with _quiet_collector():
             run.loop(checkpoint_bars, progress)
-        return run.finish(began)
+        return run.finish()
 
 
 class _Run:
@@ -264,6 +281,7 @@ class _Run:
         self.latency = np.zeros((len(known_at) - first, len(STAGES)), dtype=np.int64)
         self.measured = 0
         self.part_start = first
+        self.seconds = 0.0
 
     def begin(self) -> None:
         """Start from the first bar: a new account, warm features."""
@@ -292,6 +310,7 @@ class _Run:
             tally["peak_equity"],
         )
         self.row = self.part_start = saved.row
+        self.now = int(self.known_at[saved.row - 1])
         self.resumed_at = saved.row - self.first
         self.next_chain = saved.state["next_chain"]
         if self.next_chain:  # the levels in force are recomputed from their chain, not stored twice
@@ -308,6 +327,7 @@ class _Run:
         opens, highs, lows, closes, volumes = columns
         times = self.known_at.tolist()
         total = len(times)
+        began = time.perf_counter()
         record, wall = RECORDER.record, time.time_ns
         while self.row < total:
             stop = min(total, self.row + checkpoint_bars)
@@ -327,7 +347,11 @@ class _Run:
                 if decision.order is not None:
                     self.broker.submit(decision.order, decision.trade_id, decision.regime_probs, decision.code)
                 self.tally.actions[decision.action] += 1
-                (self.tally.reasons if decision.allowed else self.tally.blocks)[decision.code] += 1
+                if not decision.allowed:
+                    self.tally.blocks[decision.code] += 1
+                else:  # of what is missing, the name is the news
+                    missing = decision.code.endswith("_MISSING")
+                    self.tally.reasons[decision.detail if missing else decision.code] += 1
                 if self.tally.latched_at is None and self.engine.desk.controller.latch is not None:
                     self.tally.latched_at = now
                 self.buffer.append(self.engine.values[: len(self.plan.features)].copy())
@@ -341,11 +365,12 @@ class _Run:
             self._checkpoint()
             if progress is not None:
                 progress(self.row - self.first, total - self.first)
+        self.seconds = time.perf_counter() - began
 
-    def finish(self, began: float) -> Summary:
+    def finish(self) -> Summary:
         """Write what a run leaves behind; the journal is closed and exported by its context."""
-        controller = self.engine.desk.controller
-        controller.snapshot()
+        if self.measured:  # a finished run that is started again has nothing new to tell
+            self.engine.desk.controller.snapshot()
         write_latest(self._latest(), self.workspace)
         files = self.store.export()
         latency = self.latency[: self.measured] / 1e3
@@ -368,7 +393,7 @@ class _Run:
             trades=self.broker.trades,
             wins=self.broker.wins,
             latency_us=spread,
-            seconds=time.perf_counter() - began,
+            seconds=self.seconds,
             levels=self.last_levels,
             future_levels=self.engine.levels,
             snapshots=self.next_chain,
@@ -435,7 +460,8 @@ class _Run:
             self.engine.restore_closes(list(zip(known_at[-120:].tolist(), closes, strict=True)))
 
     def _take_chain(self, number: int) -> None:
-        at, chain = self.chains[number]
+        known, chain = self.chains[number]
+        at = max(known, int(self.known_at[self.first]))  # an older chain is as old as it is when the run begins
         self._keep_levels(self.engine.on_chain(chain, at), at)
 
     def _keep_levels(self, levels: Levels, at: int) -> None:
