@@ -29,7 +29,7 @@ from mia_fast.options import (
     write_snapshot,
 )
 from mia_fast.options.chain import early_close, settlement_ns
-from mia_fast.options.levels import PRICE_LEVELS, _ranked
+from mia_fast.options.levels import PRICE_LEVELS
 from mia_fast.workspace import Workspace, shipped
 from mia_kernels import black, gamma
 
@@ -191,8 +191,16 @@ def test_flips_between_the_coarse_prices_are_found_when_an_expiry_is_near():
 
 def test_ties_go_to_the_strike_nearest_the_price():
     strikes = np.array([5280.0, 5290.0, 5305.0, 5310.0, 5315.0])
-    assert _ranked(np.array([3.0, 2.0, 0.0, 3.0, 3.0]), strikes, SPOT) == [5310.0, 5315.0, 5280.0, 5290.0]
-    assert _ranked(np.array([0.0, 1.0, 0.0, 1.0, 0.0]), strikes, SPOT) == [5290.0, 5310.0]
+    out = np.empty(5)
+
+    def ranked(values, low=0.0, high=math.inf):
+        gamma.largest(np.array(values), strikes, SPOT, low, high, out)
+        return out[~np.isnan(out)].tolist()
+
+    assert ranked([3.0, 2.0, 0.0, 3.0, 3.0]) == [5310.0, 5315.0, 5280.0, 5290.0]
+    assert ranked([0.0, 1.0, 0.0, 1.0, 0.0]) == [5290.0, 5310.0]
+    assert ranked([3.0, 2.0, 0.0, 3.0, 3.0], low=SPOT) == [5310.0, 5315.0]
+    assert ranked([3.0, 2.0, 0.0, 3.0, 3.0], high=5290.0) == [5280.0, 5290.0]
 
 
 def test_the_engine_does_not_remember_the_last_chain():
@@ -422,7 +430,7 @@ def test_max_pain_is_the_cheapest_listed_strike(rows):
 )
 def test_profile_and_its_roots(rows):
     strike, width, weight = (np.array(column) for column in zip(*rows, strict=True))
-    table = np.ascontiguousarray([np.log(strike), 1 / width, weight])
+    table = np.ascontiguousarray([np.log(strike), 1 / width, weight, np.zeros_like(width), np.ones_like(width)])
     grid = np.log(SPOT * (1 + np.arange(-80, 81) * 0.0025))
     values, places = np.empty(161), np.empty(161)
     gamma.profile(table, strike.size, grid, values)
@@ -430,7 +438,7 @@ def test_profile_and_its_roots(rows):
     terms = weight * np.exp(-d * d / 2) / math.sqrt(2 * math.pi) * np.exp(grid)[:, None]
     size = np.abs(terms).sum(axis=1)
     np.testing.assert_allclose(values, terms.sum(axis=1), atol=1e-13 * size.max(), rtol=0)
-    count = gamma.sign_changes(table, strike.size, grid, values, places)
+    count = gamma.sign_changes(table, strike.size, grid, values, False, places)
     sign = np.sign(values[values != 0])
     assert count == int((sign[1:] != sign[:-1]).sum())
     assert (np.diff(places[:count]) > 0).all()

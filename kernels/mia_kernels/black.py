@@ -29,8 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mia_kernels.compile import inlined, kernel
-from mia_kernels.elementary import exp, log
-from mia_kernels.vector import fma, wide
+from mia_kernels.elementary import log
+from mia_kernels.vector import exp, fma, wide
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -799,3 +799,153 @@ def atm_volatility(sigma: F64, status: I8, strike: F64, start: I64, terms: F64, 
         high = _log_ratio(strike[above], f)
         share = low / (low - high)
         out[g] = math.sqrt(sigma[below] ** 2 * (1.0 - share) + sigma[above] ** 2 * share)
+
+
+@kernel
+def wings(greeks: F64, status: I8, strike: F64, start: I64, terms: F64, delta: float, out: F64) -> None:
+    """The out-of-the-money put and call of a given delta, by expiry.
+
+    Between the neighbouring strikes whose deltas enclose it: ln(K/F) linear in delta, total variance
+    linear in ln(K/F), as at the money. NaN where no two strikes with a volatility enclose it, or where
+    their deltas are further apart than ``delta`` itself, which would be a guess.
+
+    Parameters
+    ----------
+    greeks, status, strike, start, terms
+        [N_GREEKS, n], [n], [n], [expiries + 1], as :func:`smile` fills them.
+    delta
+        Absolute delta to the underlying, for instance 0.25.
+    out
+        [4, expiries] out: sigma of the put, of the call; ln(K/F) of the put, of the call.
+    """
+    for g in range(out.shape[1]):
+        for row in range(4):
+            out[row, g] = np.nan
+        f = terms[FORWARD, g]
+        carry = terms[CARRY, g]
+        for side in range(2):  # the put, the call
+            last = -1
+            last_delta = 0.0
+            for k in range(start[g + 1] - start[g]):
+                i = start[g + 1] - 1 - k if side == 0 else start[g] + k  # from the forward outwards
+                if status[i] != OK or (strike[i] >= f if side == 0 else strike[i] < f):
+                    continue
+                d = carry - greeks[DELTA, i] if side == 0 else greeks[DELTA, i]
+                if last >= 0 and last_delta >= delta and d <= delta:
+                    if last_delta - d <= delta:
+                        share = (last_delta - delta) / (last_delta - d) if last_delta > d else 0.0
+                        low = _log_ratio(strike[last], f)
+                        high = _log_ratio(strike[i], f)
+                        variance = greeks[SIGMA, last] ** 2 * (1.0 - share) + greeks[SIGMA, i] ** 2 * share
+                        out[side, g] = math.sqrt(variance)
+                        out[2 + side, g] = low + share * (high - low)
+                    break
+                last = i
+                last_delta = d
+
+
+@kernel
+def atm_sides(
+    bid: F64, ask: F64, status: I8, strike: F64, start: I64, terms: F64, band: float, out: F64, middle: F64
+) -> None:
+    """At the money of each expiry: the calls' and the puts' own volatility, and the mids at K = F.
+
+    As :func:`atm_volatility`, but from the quotes of one type alone, in and out of the money: the two
+    differ by what parity leaves open. ``bid``, ``ask``, ``status`` [2, n] of the contracts; ``out``
+    [2, expiries] out: calls, puts; ``middle`` [expiries] out: the mids of call and put added, linear in K
+    at K = F. NaN where an expiry lacks a quote.
+    """
+    price = np.empty(2)
+    forward = np.empty(2)
+    struck = np.empty(2)
+    years = np.empty(2)
+    discount = np.empty(2)
+    right = np.empty(2)
+    sigma = np.empty(2)
+    code = np.empty(2, np.int8)
+    for g in range(out.shape[1]):
+        middle[g] = 0.0
+        f = terms[FORWARD, g]
+        for side in range(2):
+            out[side, g] = np.nan
+            below = -1
+            above = -1
+            for i in range(start[g], start[g + 1]):
+                if status[side, i] != OK or not abs(strike[i] / f - 1.0) < band:
+                    continue
+                if strike[i] <= f:
+                    below = i
+                if strike[i] >= f and above < 0:
+                    above = i
+                    break
+            if below < 0 or above < 0:
+                middle[g] = np.nan
+                continue
+            for k in range(2):
+                i = below if k == 0 else above
+                price[k] = 0.5 * (bid[side, i] + ask[side, i])
+                forward[k] = f
+                struck[k] = strike[i]
+                years[k] = terms[YEARS, g]
+                discount[k] = terms[DISCOUNT, g]
+                right[k] = 1.0 if side == 0 else -1.0
+            implied_volatility(price, forward, struck, years, discount, right, sigma, code)
+            share = 0.0
+            linear = 0.0
+            if below != above:
+                low = _log_ratio(strike[below], f)
+                share = low / (low - _log_ratio(strike[above], f))
+                linear = (f - strike[below]) / (strike[above] - strike[below])
+            middle[g] += price[0] * (1.0 - linear) + price[1] * linear
+            if code[0] == OK and code[1] == OK:
+                out[side, g] = math.sqrt(sigma[0] ** 2 * (1.0 - share) + sigma[1] ** 2 * share)
+
+
+@kernel
+def parity_deviation(
+    bid: F64, ask: F64, status: I8, strike: F64, start: I64, terms: F64, source: I8, band: float, out: F64
+) -> int:
+    """|C - P - D (F - K)| over F of every two-sided pair near the forward, where parity gave the forward.
+
+    ``bid``, ``ask``, ``status`` [2, n]; ``out`` [n] out: the deviations as fractions of F, in the first
+    places; returns how many.
+    """
+    count = 0
+    for g in range(start.shape[0] - 1):
+        if source[g] != FROM_PARITY:
+            continue
+        f = terms[FORWARD, g]
+        for i in range(start[g], start[g + 1]):
+            if status[0, i] == OK and status[1, i] == OK and abs(strike[i] / f - 1.0) < band:
+                value = 0.5 * (bid[0, i] + ask[0, i] - bid[1, i] - ask[1, i])
+                out[count] = abs(value - terms[DISCOUNT, g] * (f - strike[i])) / f
+                count += 1
+    return count
+
+
+@kernel
+def constant_maturity(years: F64, curves: F64, targets: F64, out: F64) -> None:
+    """Volatilities at fixed times to settlement: total variance linear in T between the listed expiries.
+
+    ``years`` [expiries] ascending (not positive: expired, left out); ``curves`` [c, expiries], NaN where there is
+    none; ``targets`` [t] years; ``out`` [c, t] out, NaN outside the expiries that have a value.
+    """
+    for c in range(curves.shape[0]):
+        for k in range(targets.shape[0]):
+            out[c, k] = np.nan
+            target = targets[k]
+            last = -1
+            for g in range(years.shape[0]):
+                value = curves[c, g]
+                if not (years[g] > 0.0 and value > 0.0):
+                    continue
+                if years[g] >= target:
+                    variance = value * value * years[g]
+                    if years[g] == target:
+                        out[c, k] = value
+                    elif last >= 0:
+                        before = curves[c, last] * curves[c, last] * years[last]
+                        share = (target - years[last]) / (years[g] - years[last])
+                        out[c, k] = math.sqrt((before * (1.0 - share) + variance * share) / target)
+                    break
+                last = g
