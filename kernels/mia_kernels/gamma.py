@@ -8,7 +8,7 @@ ratio F/S of each expiry, and moves S alone:
     c_i = ln K - ln(F/S) - s_i^2 / 2,   w_i = 0.01 multiplier (D F / S) signed OI / s_i
 
 with n the normal density. Where a move of S also moves the volatilities by d sigma_i = v_i d ln S, the hedge
-changes by gamma + vanna v_i / S, and each term is multiplied by 1 + b_i (d_i - s_i), b_i = v_i sqrt(T): the
+changes by gamma + vanna v_i / S, and each term is multiplied by 1 + b_i (d_i - s_i), b_i = -v_i sqrt(T): the
 profile of the volatility trigger. Zero gamma is a root in L (C. E. Barbon and A. Buraschi, "Gamma fragility",
 2021, for the aggregate; the sign of the dealers' position is the caller's assumption).
 """
@@ -208,7 +208,7 @@ def profile_terms(
         out[CENTRE, m] = log(strike[i]) - shift - 0.5 * s * s
         out[INVERSE_WIDTH, m] = 1.0 / s
         out[WEIGHT, m] = 0.01 * multiplier[g] * terms[CARRY, g] * signed / s
-        skew = response[g] * terms[ROOT_YEARS, g]
+        skew = -response[g] * terms[ROOT_YEARS, g]  # vanna = -n(d) (d - s) D F / (S sigma)
         out[SKEW, m] = skew
         out[TILT, m] = 1.0 - skew * s
         m += 1

@@ -85,6 +85,7 @@ _SHARED = (
 _DELTA = 0.25
 _DAYS = 365.0
 _NEAR_WIDTHS = 4.0
+_TAIL = 1e-9  # of the largest exposure: where all densities have died away a change of sign means nothing
 _NEAR_DAYS = 30.0  # expiries whose forwards tell where the underlying trades
 
 
@@ -942,6 +943,8 @@ class LevelsEngine:
     def _roots(self, surface: Surface, bucket: int, *, tilted: bool) -> tuple[float, ...]:
         places = self._buffer("roots", (surface.log_grid.size,))
         values = surface.bucket_profile[bucket, int(tilted)]
+        size = np.abs(values)
+        values = np.where(size > _TAIL * size.max(), values, 0.0)
         count = gamma.sign_changes(
             surface.profile_table, surface.bucket_rows[bucket], surface.log_grid, values, tilted, places
         )
