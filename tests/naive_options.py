@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import math
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -86,7 +87,7 @@ def naive_exposures(slow, spot, *, multiplier=100.0, signs=(1.0, -1.0)):
         "charm": ({"spot": 0.5, "t": 1e-6}, -spot / 365),
         "vomma": ({}, 1e-4),
     }
-    out = {name: 0.0 for name in units} | {"delta_call": 0.0, "delta_put": 0.0}
+    out = dict.fromkeys(units, 0.0) | {"delta_call": 0.0, "delta_put": 0.0}
     for strikes, sigma, t, r, q, *interest in slow["strips"]:
         for name, (steps, unit) in units.items():
             if name == "vomma":
@@ -239,7 +240,7 @@ def naive_levels(
     roots = []
     peak = max(map(abs, values))
     sized = [(level, value) for level, value in zip(grid, values, strict=True) if abs(value) > 1e-9 * peak]
-    for (a, va), (b, vb) in zip(sized, sized[1:], strict=False):
+    for (a, va), (b, vb) in itertools.pairwise(sized):
         if va * vb < 0:
             low, high = a, b
             for _ in range(60):

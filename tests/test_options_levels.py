@@ -272,7 +272,9 @@ def test_the_date_of_the_open_interest():
 
 @pytest.mark.parametrize("response", [-1.0, 0.0, 1.0])
 def test_the_volatility_trigger_is_a_root_of_gamma_and_vanna(response):
-    config = CONFIG.model_copy(update={"vol_trigger": CONFIG.vol_trigger.model_copy(update={"spot_response": response})})
+    config = CONFIG.model_copy(
+        update={"vol_trigger": CONFIG.vol_trigger.model_copy(update={"spot_response": response})}
+    )
     frame = simulated(3)
     worker = LevelsEngine(config)
     levels = worker.update(frame)
@@ -292,7 +294,10 @@ def test_the_volatility_trigger_is_a_root_of_gamma_and_vanna(response):
             v = float(np.nan_to_num(response * slope[keys.index(key)]))
 
             def delta(spot, sigma, strikes=strikes, t=t, r=r, q=q):
-                up, down = call_and_put(spot + h, strikes, sigma, t, r, q), call_and_put(spot - h, strikes, sigma, t, r, q)
+                up, down = (
+                    call_and_put(spot + h, strikes, sigma, t, r, q),
+                    call_and_put(spot - h, strikes, sigma, t, r, q),
+                )
                 return [(a - b) / (2 * h) for a, b in zip(up, down, strict=True)]
 
             up, down = (delta(level * (1 + k * 2e-4), sigma + v * k * 2e-4) for k in (1, -1))

@@ -27,7 +27,9 @@ def symbols(frame: pl.DataFrame) -> pl.DataFrame:
 def cboe_csv(frame: pl.DataFrame) -> str:
     both = (
         symbols(frame)
-        .pivot(on="type", index=["root", "expiry", "strike"], values=["symbol", "bid", "ask", "open_interest", "volume"])
+        .pivot(
+            on="type", index=["root", "expiry", "strike"], values=["symbol", "bid", "ask", "open_interest", "volume"]
+        )
         .drop_nulls()
         .sort("expiry", "root", "strike")
     )
@@ -138,7 +140,9 @@ def test_frames_as_yfinance_returns_them(chain, expected, workspace):
     told = read_chain(bare, underlying_price=SPOT, quote_time=NOON, workspace=workspace)
     assert told["underlying_price"].unique().to_list() == [SPOT]
     with pytest.raises(DataError, match="columns missing: openInterest"):
-        broken = SimpleNamespace(calls=parts[0].calls.drop(columns="openInterest"), puts=parts[0].puts, underlying=about)
+        broken = SimpleNamespace(
+            calls=parts[0].calls.drop(columns="openInterest"), puts=parts[0].puts, underlying=about
+        )
         read_chain(broken, workspace=workspace)
 
 
@@ -172,7 +176,7 @@ def test_what_is_damaged_is_refused(chain, tmp_path, workspace):
     path = tmp_path / "chain.csv"
     text = cboe_csv(chain)
     for damage, message in (
-        (text.replace("Last:", "Zuletzt:"), "heading does not hold"),
+        (text.replace("Last:", "Zuletzt:"), "heading lacks"),
         (text.replace("SPXW240515C", "SPXW24O515C", 1), "is not an option symbol"),
         ("\n".join(text.splitlines()[:5])[:-20] + "\n", "columns, 22 expected|is not an option symbol|cannot be read"),
     ):

@@ -151,7 +151,7 @@ def erfcx(z: float) -> float:
     p = fma(t, p, 0.003585415485459938)
     p = fma(t, p, -0.14024059858555044)
     p = fma(t, p, 1.2375126308378275)
-    return p * (q * a)
+    return float(p * (q * a))
 
 
 @inlined
@@ -230,7 +230,7 @@ def _guess(ax: float, b: float) -> float:
     p = fma(y, p, a2)
     p = fma(y, p, a1)
     p = fma(y, p, a0)
-    return max(m * p, 1e-9)
+    return max(m * float(p), 1e-9)
 
 
 @inlined
@@ -416,7 +416,9 @@ def implied_volatility(
         _solve(scratch, n)
         for j in range(n):
             years_left = scratch[_YEARS * BLOCK + j]
-            scratch[_WIDTH * BLOCK + j] = scratch[_WIDTH * BLOCK + j] / math.sqrt(years_left) + scratch[_VOID * BLOCK + j]
+            scratch[_WIDTH * BLOCK + j] = (
+                scratch[_WIDTH * BLOCK + j] / math.sqrt(years_left) + scratch[_VOID * BLOCK + j]
+            )
         for j in range(n):
             sigma[first + j] = scratch[_WIDTH * BLOCK + j]
         for j in range(n):

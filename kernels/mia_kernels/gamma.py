@@ -254,9 +254,9 @@ def profiles(table: F64, first: int, last: int, origin: float, step: float, out:
 
     Row 0 is :func:`profile`; row 1 is the same with each term times ``1 + b (d - s)``, the profile of the
     volatility trigger. A strike that is wide against the step is carried along the grid by
-    ``e(x + h) = e r, r <- r exp(-h^2)`` with ``r = exp(-h (d + h/2))``, h = step / s, started afresh every 16 prices, so
-    that rounding does not grow (below 3e-14 of a term); 32 strikes go side by side. A narrow one is evaluated price by
-    price. Beyond 7.5 widths both leave out what is below 7e-13 of a peak.
+    ``e(x + h) = e r, r <- r exp(-h^2)`` with ``r = exp(-h (d + h/2))``, h = step / s, started afresh every 16 prices,
+    so that rounding does not grow (below 3e-14 of a term); 32 strikes go side by side. A narrow one is evaluated
+    price by price. Beyond 7.5 widths both leave out what is below 7e-13 of a peak.
 
     Parameters
     ----------
@@ -297,8 +297,8 @@ def profiles(table: F64, first: int, last: int, origin: float, step: float, out:
                 high = max(high, centre + _NEAR / inverse)
                 n += 1
                 continue
-            begin = max(0, int(math.ceil((centre - _NEAR / inverse - origin) / step)))
-            end = min(size, int(math.floor((centre + _NEAR / inverse - origin) / step)) + 1)
+            begin = max(0, math.ceil((centre - _NEAR / inverse - origin) / step))
+            end = min(size, math.floor((centre + _NEAR / inverse - origin) / step) + 1)
             for k in range(begin, end):
                 d = (origin + step * k - centre) * inverse
                 e = weight * exp(-0.5 * d * d)
@@ -313,8 +313,8 @@ def profiles(table: F64, first: int, last: int, origin: float, step: float, out:
         for j in range(_WIDTH):
             h = rows[5 * _WIDTH + j]
             rows[6 * _WIDTH + j] = exp(-h * h)
-        begin = max(0, int(math.floor((low - origin) / step)) // _STEPS)
-        end = min(chunks, int(math.ceil((high - origin) / step)) // _STEPS + 1)
+        begin = max(0, math.floor((low - origin) / step) // _STEPS)
+        end = min(chunks, math.ceil((high - origin) / step) // _STEPS + 1)
         for chunk in range(begin, end):
             x = origin + step * (chunk * _STEPS)
             _sixteen(rows, x, sums)
@@ -476,7 +476,7 @@ def _sixteen(rows: F64, x: float, sums: F64) -> None:
 
 @inlined
 def _net(table: F64, m: int, x: float, tilted: bool, terms: F64, sums: F64) -> None:
-    """sums[0], sums[1] = sum w n(d) f and its derivative to x = ln L, both without the factor L; f = 1 or 1 + b (d - s)."""
+    """sums[0], sums[1] = sum w n(d) f and its derivative to x = ln L, without the factor L; f = 1 or 1 + b (d - s)."""
     sums[0] = 0.0
     sums[1] = 0.0
     share = 1.0 if tilted else 0.0
@@ -570,7 +570,9 @@ def sign_changes(table: F64, m: int, log_spot: F64, values: F64, tilted: bool, r
                     new = 0.5 * (low + high)
                 step = abs(new - x)
                 # steps shrink as their squares, so the next one is foreseen; below 1e-11 rounding may end that
-                done = step <= 4e-15 or step * step * step <= 2e-15 * move * move or (step < 1e-11 and step > 0.25 * move)
+                done = (
+                    step <= 4e-15 or step * step * step <= 2e-15 * move * move or (step < 1e-11 and step > 0.25 * move)
+                )
                 move = step
                 x = new
                 if done:

@@ -341,7 +341,9 @@ def _instants(column: pl.Series) -> I64:
             hint="every quote has a time",
             then=_THEN,
         )
-    values: I64 = (column if column.dtype.time_unit == "ns" else column.dt.cast_time_unit("ns")).to_physical().to_numpy()
+    values: I64 = (
+        (column if column.dtype.time_unit == "ns" else column.dt.cast_time_unit("ns")).to_physical().to_numpy()
+    )
     return values
 
 

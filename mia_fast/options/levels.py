@@ -173,7 +173,7 @@ class Levels(Mapping[str, Any]):
     term_structure_skew: float | None = None
     """iv 60 d - iv 30 d."""
     atm_straddle_cost: float | None = None
-    """(call mid + put mid) at K = F over the underlying, nearest live expiry that is quoted there."""
+    """(call mid + put mid) at K = F over the underlying, nearest live expiry."""
     time_to_expiry: float | None = None
     """Days to the nearest live settlement."""
     is_expiry_day: bool | None = None
@@ -451,8 +451,18 @@ class LevelsEngine:
         strike_status = np.empty(rows.size, np.int8)
         price = np.empty(rows.size)
         greeks = np.empty((black.N_GREEKS, rows.size))
-        quotes = [np.ascontiguousarray(array[:, rows]) for array in (chain.bid, chain.ask, chain.listed, chain.stale)]
-        black.otm_prices(*quotes, strike, group, held.terms, status, price, strike_status)
+        black.otm_prices(
+            np.ascontiguousarray(chain.bid[:, rows]),
+            np.ascontiguousarray(chain.ask[:, rows]),
+            np.ascontiguousarray(chain.listed[:, rows]),
+            np.ascontiguousarray(chain.stale[:, rows]),
+            strike,
+            group,
+            held.terms,
+            status,
+            price,
+            strike_status,
+        )
         black.smile(price, strike, group, held.terms, chain.spot, greeks, strike_status)
         held.status[:, rows] = status
         held.strike_status[rows] = strike_status
@@ -487,7 +497,9 @@ class LevelsEngine:
             )
         index = chain.layout.index
         milli = np.rint(numbers(changes, "strike") * 1000.0).tolist()
-        keys = zip(changes["root"].to_list(), changes["expiry"].to_list(), milli, changes["type"].to_list(), strict=True)
+        keys = zip(
+            changes["root"].to_list(), changes["expiry"].to_list(), milli, changes["type"].to_list(), strict=True
+        )
         found = [index.get(key) for key in keys]
         if None in found:
             unknown = changes.row(found.index(None), named=True)
@@ -801,7 +813,7 @@ class LevelsEngine:
         atm, week, month, two = table[0]
         put, call, call_atm, put_atm = (row[0] for row in table[1:])
         reversal = _difference(call, put)
-        quoted = np.flatnonzero(np.isfinite(straddle))
+        cost = None if first is None else _number(straddle[first])
         return {
             "iv_atm": atm,
             "iv_atm_nearest": None if first is None else _number(surface.atm[first]),
@@ -816,7 +828,7 @@ class LevelsEngine:
             "short_dated_iv_slope": None if month is None or week is None else (month - week) / 23.0,
             "vol_term_structure_slope": _difference(month, week),
             "term_structure_skew": _difference(two, month),
-            "atm_straddle_cost": float(straddle[quoted[0]]) / chain.spot if quoted.size else None,
+            "atm_straddle_cost": None if cost is None else cost / chain.spot,
             "put_call_parity_deviation": float(np.median(gaps[:count])) if count else None,
         }
 

@@ -88,9 +88,7 @@ def read_chain(
             return read_cboe_csv(path, options_config(place))
     parts = source if isinstance(source, list) else [source]
     if parts and all(hasattr(part, "calls") and hasattr(part, "puts") for part in parts):
-        return from_yfinance(
-            parts, options_config(place), underlying_price=underlying_price, quote_time=quote_time
-        )
+        return from_yfinance(parts, options_config(place), underlying_price=underlying_price, quote_time=quote_time)
     from mia_fast.tables import read_table
 
     return read_table("chain", source, workspace=place).frame
@@ -116,7 +114,7 @@ def read_cboe_csv(path: Path, config: OptionsConfig) -> pl.DataFrame:
     moment = _PAGE.search(heading)
     if table is None or last is None or moment is None or moment[4] not in _ZONES:
         raise DataError(
-            "the heading does not hold 'Last: <price>', 'Date: <month day, year> at <time> <zone>' and the column names",
+            "the heading lacks 'Last: <price>', 'Date: <month day, year> at <time> <zone>' or the column names",
             where=str(path),
             hint="save the CSV as the delayed-quotes page of Cboe gives it, in its English form",
             then=_THEN,
@@ -213,7 +211,11 @@ def from_yfinance(
     at = quote_time
     if at is None:
         at = next(
-            (dt.datetime.fromtimestamp(item["regularMarketTime"], _UTC) for item in about if "regularMarketTime" in item),
+            (
+                dt.datetime.fromtimestamp(item["regularMarketTime"], _UTC)
+                for item in about
+                if "regularMarketTime" in item
+            ),
             None,
         )
     if price is None or at is None or at.tzinfo is None:
@@ -268,7 +270,7 @@ def _canonical(
         raise DataError(
             f"{sides['symbol'][row]!r} is not an option symbol",
             where=f"{where} contract {row}",
-            hint="root, expiry as YYMMDD, C or P, strike in thousandths as eight digits; for instance SPXW240517C05300000",
+            hint="root, expiry as YYMMDD, C or P, strike in thousandths (8 digits), as in SPXW240517C05300000",
             then=_THEN,
         )
     part = pl.col("part").struct
