@@ -324,6 +324,9 @@ def test_a_move_of_the_price_alone_reprices_without_solving():
     assert moved.underlying_price == SPOT * 1.004
     roots = engine().update(frame).zero_gamma_roots
     assert moved.zero_gamma_roots == pytest.approx(roots, rel=1e-12)  # sticky strike: the profile does not move
+    far = worker.update_spot(SPOT * 1.03)  # the grid is laid around the new price
+    assert far.zero_gamma_roots == pytest.approx(roots, rel=1e-12)
+    assert far.net_gamma == pytest.approx(naive_gex(far, frame, SPOT * 1.03), rel=1e-4, abs=1e-6 * far.gex)
     back = worker.update_spot(SPOT)
     fresh = engine().update(frame)
     for field in dataclasses.fields(fresh):

@@ -25,8 +25,10 @@ def test_the_marks_are_where_the_levels_are(tmp_path):
     for mark in (
         f"zero gamma {levels.zero_gamma:,.1f}",
         f"vol trigger {levels.vol_trigger:,.1f}",
-        f"put wall {levels.put_wall:,.0f}",
-        "spot 5,300",
+        "put wall",
+        f" {levels.put_wall:,.0f}",
+        f" {levels.call_wall:,.0f}",
+        "SPX/SPXW 5,300.00",
         "Smile by expiry",
         f"{levels.open_interest_date:%d %b %Y}",
     ):

@@ -85,6 +85,7 @@ _SHARED = (
 _DELTA = 0.25
 _DAYS = 365.0
 _NEAR_WIDTHS = 4.0
+_KEPT = 0.01
 _TAIL = 1e-9  # of the largest exposure: where all densities have died away a change of sign means nothing
 _NEAR_DAYS = 30.0  # expiries whose forwards tell where the underlying trades
 
@@ -357,6 +358,8 @@ class LevelsEngine:
         self.surface: Surface | None = None
         self._layout: Layout | None = None
         self._owned = False  # bid and ask are this engine's copies
+        self._centre = math.nan  # the price that the profile's grid lies around
+        self._held_roots: dict[tuple[int, bool], tuple[float, ...]] = {}
         self._buffers: dict[str, npt.NDArray[Any]] = {}
 
     def update(self, chain: Chain | pl.DataFrame | None, now_ns: int | None = None) -> Levels:
@@ -397,7 +400,9 @@ class LevelsEngine:
     def update_spot(self, spot: float, now_ns: int | None = None) -> Levels:
         """The levels after a move of the underlying alone; no volatility is solved again.
 
-        Every strike keeps its volatility, every expiry its F/S, discount and time to settlement.
+        Every strike keeps its volatility, every expiry its F/S, discount and time to settlement. So the profile and
+        its roots stay where they are; they are computed anew, on a grid around the new price, once that is 1 %
+        away from the middle of the grid.
 
         Raises
         ------
@@ -415,7 +420,8 @@ class LevelsEngine:
         held.terms[black.FORWARD] *= spot / held.chain.spot
         chain = dataclasses.replace(held.chain, spot=spot)
         black.reprice(held.greeks[black.SIGMA], chain.strike, chain.group, held.terms, spot, held.greeks)
-        self.surface = self._measure(dataclasses.replace(held, chain=chain))
+        kept = abs(spot / self._centre - 1.0) <= _KEPT
+        self.surface = self._measure(dataclasses.replace(held, chain=chain), same_profile=kept)
         return self._levels(self.surface, now_ns)
 
     def update_quotes(self, changes: pl.DataFrame, now_ns: int | None = None) -> Levels:
@@ -580,7 +586,7 @@ class LevelsEngine:
             bucket_profile=nothing,
         )
 
-    def _measure(self, found: Surface) -> Surface:
+    def _measure(self, found: Surface, *, same_profile: bool = False) -> Surface:
         """All that follows from the volatilities and the underlying's price."""
         chain, config, terms = found.chain, self.config, found.terms
         n, g, m = chain.strike.size, len(chain.root), chain.levels.size
@@ -616,6 +622,10 @@ class LevelsEngine:
             scale,
             exposure,
         )
+        if same_profile:
+            return dataclasses.replace(
+                found, atm=atm, wings=wings, bucket_groups=groups, bucket_exposure=exposure, totals=totals
+            )
         slope = (wings[1] - wings[0]) / (wings[3] - wings[2])
         response = np.nan_to_num(slope * config.vol_trigger.spot_response)
         call_sign, put_sign = SIGNS[config.sign_convention]
@@ -638,6 +648,8 @@ class LevelsEngine:
         )
         rows = tuple(int(ends[count - 1]) if count else 0 for count in groups)
         grid, profile = self._profiles(chain, atm, table, rows)
+        self._centre = chain.spot
+        self._held_roots.clear()
         return dataclasses.replace(
             found,
             atm=atm,
@@ -953,6 +965,9 @@ class LevelsEngine:
         }
 
     def _roots(self, surface: Surface, bucket: int, *, tilted: bool) -> tuple[float, ...]:
+        held = self._held_roots.get((bucket, tilted))
+        if held is not None:
+            return held
         places = self._buffer("roots", (surface.log_grid.size,))
         values = surface.bucket_profile[bucket, int(tilted)]
         size = np.abs(values)
@@ -960,7 +975,8 @@ class LevelsEngine:
         count = gamma.sign_changes(
             surface.profile_table, surface.bucket_rows[bucket], surface.log_grid, values, tilted, places
         )
-        return tuple(places[:count].tolist())
+        roots = self._held_roots[bucket, tilted] = tuple(places[:count].tolist())
+        return roots
 
     def _reasons(
         self, surface: Surface, now_ns: int | None, live: npt.NDArray[np.bool_], held: float, coverage: float | None
