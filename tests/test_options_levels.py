@@ -862,3 +862,28 @@ def test_an_invalid_configuration_is_an_error_and_a_changed_one_is_read(workspac
     own.write_text(text + "basis_limits: 0.02\n")
     with pytest.raises(ConfigError, match="did you mean 'basis_limit'"):
         recalculate_levels(frame)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(4200, 6400), st.floats(2e-4, 0.5), st.floats(-1, 1), st.floats(-0.5, 0.5)),
+        min_size=1,
+        max_size=80,
+    ),
+    st.sampled_from([16, 48, 176]),
+    st.floats(2e-4, 0.004),
+)
+def test_the_recurrence_agrees_with_the_sum(rows, size, step):
+    strike, width, weight, skew = (np.array(column) for column in zip(*rows, strict=True))
+    table = np.ascontiguousarray([np.log(strike), 1 / width, weight, skew, 1 - skew * width])
+    origin = math.log(SPOT) - step * size / 2
+    out = np.empty((2, size))
+    gamma.profiles(table, 0, strike.size, origin, step, out)
+    x = origin + step * np.arange(size)
+    d = (x[:, None] - table[0]) * table[1]
+    terms = weight * np.exp(-d * d / 2) / math.sqrt(2 * math.pi) * np.exp(x)[:, None]
+    bound = 2e-12 * np.abs(weight).sum() * float(np.exp(x[-1]))
+    np.testing.assert_allclose(out[0], terms.sum(axis=1), atol=bound, rtol=0)
+    tilted = (terms * (1 + skew * (d - width))).sum(axis=1)
+    np.testing.assert_allclose(out[1], tilted, atol=8 * bound, rtol=0)
