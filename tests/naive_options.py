@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import math
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -56,6 +57,78 @@ def settle(expiry: dt.date, settlement: str, early: frozenset[dt.date]) -> dt.da
     return dt.datetime.combine(expiry, hour, NEW_YORK).astimezone(dt.UTC)  # Python subtracts walls in one zone
 
 
+def call_and_put(spot, strikes, sigma, t, r, q):
+    """Values of the calls and the puts."""
+    f, discount = spot * math.exp((r - q) * t), math.exp(-r * t)
+    return [discount * black_price(f, strikes, sigma * math.sqrt(t), right) for right in (1.0, -1.0)]
+
+
+def difference(spot, strikes, sigma, t, r, q, steps):
+    """Central differences of the values, in one or two of spot, sigma, t, r: [calls, puts]."""
+    (name, h), *rest = steps.items()
+    base = {"spot": spot, "sigma": sigma, "t": t, "r": r}
+
+    def at(shift):
+        moved = dict(base, **{name: base[name] + shift})
+        if rest:
+            return difference(moved["spot"], strikes, moved["sigma"], moved["t"], moved["r"], q, dict(rest))
+        return call_and_put(moved["spot"], strikes, moved["sigma"], moved["t"], moved["r"], q)
+
+    return [(up - down) / (2 * h) for up, down in zip(at(h), at(-h), strict=True)]
+
+
+def naive_exposures(slow, spot, *, multiplier=100.0, signs=(1.0, -1.0)):
+    """Dealers' exposures by central differences of prices. Theta and charm hold F/S's rates."""
+    units = {
+        "vega": ({"sigma": 1e-4}, 0.01),
+        "theta": ({"t": 1e-6}, -1 / 365),
+        "rho": ({"r": 1e-5}, 0.01),
+        "vanna": ({"spot": 0.5, "sigma": 1e-3}, 0.01 * spot),
+        "charm": ({"spot": 0.5, "t": 1e-6}, -spot / 365),
+        "vomma": ({}, 1e-4),
+    }
+    out = dict.fromkeys(units, 0.0) | {"delta_call": 0.0, "delta_put": 0.0}
+    for strikes, sigma, t, r, q, *interest in slow["strips"]:
+        for name, (steps, unit) in units.items():
+            if name == "vomma":
+                h = 1e-3
+                up, mid, down = (call_and_put(spot, strikes, sigma + k * h, t, r, q) for k in (1, 0, -1))
+                found = [(a - 2 * b + c) / h**2 for a, b, c in zip(up, mid, down, strict=True)]
+            else:
+                found = difference(spot, strikes, sigma, t, r, q, steps)
+            for side in range(2):
+                out[name] += unit * signs[side] * multiplier * float((found[side] * interest[side]).sum())
+        delta = difference(spot, strikes, sigma, t, r, q, {"spot": 0.05})
+        for side, name in enumerate(("delta_call", "delta_put")):
+            out[name] += spot * multiplier * float((delta[side] * interest[side]).sum())
+    return out
+
+
+def naive_wings(slow):
+    """{(root, expiry): (sigma of the 25-delta put, of the call)} by bisection on the line between two strikes."""
+    out = {}
+    for key, smile in slow["surface"].items():
+        t, f, carry = slow["about"][key]
+        found = []
+        for put in (True, False):
+            side = sorted((k for k in smile if (k < f) == put), reverse=put)
+            deltas = []
+            for k in side:
+                s = smile[k] * math.sqrt(t)
+                d1 = math.log(f / k) / s + s / 2
+                deltas.append(carry * float(ncdf(-d1 if put else d1)))
+            value = None
+            for a, b, da, db in zip(side, side[1:], deltas, deltas[1:], strict=False):
+                if da >= 0.25 >= db:
+                    if da - db <= 0.25:
+                        share = (da - 0.25) / (da - db)
+                        value = math.sqrt(smile[a] ** 2 * (1 - share) + smile[b] ** 2 * share)
+                    break
+            found.append(value)
+        out[key] = tuple(found)
+    return out
+
+
 def naive_levels(
     rows: list[dict[str, Any]],
     *,
@@ -63,8 +136,14 @@ def naive_levels(
     american: bool = False,
     signs: tuple[float, float] = (1.0, -1.0),
     early: frozenset[dt.date] = frozenset(),
+    days: int | None = None,
 ) -> dict[str, Any]:
-    """Levels of one snapshot given as row dictionaries."""
+    """Levels of one snapshot given as row dictionaries; only the expiries up to ``days`` away where that is given."""
+    today = (rows[0].get("market_time") or rows[0]["quote_time"]).astimezone(NEW_YORK).date()
+    if days is not None:
+        rows = [row for row in rows if (row["expiry"] - today).days <= days]
+        if not rows:
+            return {}
     spot = rows[0]["underlying_price"]
     market = rows[0].get("market_time") or rows[0]["quote_time"]
     groups: dict[tuple[str, dt.date], dict[float, dict[str, dict[str, Any]]]] = {}
@@ -81,6 +160,8 @@ def naive_levels(
     forwards = {}
     atm = []
     pains = []
+    bare = []
+    about = {}
     for key, strikes in sorted(groups.items(), key=lambda item: (settle(item[0][1], half[item[0]], early), item[0][0])):
         seconds = (settle(key[1], half[key], early) - market).total_seconds()
         if seconds <= 0:
@@ -135,6 +216,9 @@ def naive_levels(
             unit = g * multiplier * spot**2 * 0.01
             call_gex[k] = call_gex.get(k, 0.0) + unit * c
             put_gex[k] = put_gex.get(k, 0.0) + unit * p
+        rate = -math.log(discount) / t
+        bare.append((ks, sigma, t, rate, rate - math.log(f / spot) / t, c_oi, p_oi))
+        about[key] = (t, f, discount * f / spot)
         strips.append((ks, s, f / spot, discount * f / spot, signs[0] * c_oi + signs[1] * p_oi))
         near = np.abs(ks / f - 1) < 0.06
         x, w = np.log(ks[near] / f), sigma[near] ** 2
@@ -154,7 +238,9 @@ def naive_levels(
         grid = np.union1d(grid, spot * (1 + np.arange(-100, 101) * 0.0001))
     values = [net(level) for level in grid]
     roots = []
-    for a, b, va, vb in zip(grid, grid[1:], values, values[1:], strict=False):
+    peak = max(map(abs, values))
+    sized = [(level, value) for level, value in zip(grid, values, strict=True) if abs(value) > 1e-9 * peak]
+    for (a, va), (b, vb) in itertools.pairwise(sized):
         if va * vb < 0:
             low, high = a, b
             for _ in range(60):
@@ -184,4 +270,8 @@ def naive_levels(
         "coverage": solved_held / held if held else None,
         "surface": surface,
         "forwards": forwards,
+        "strips": bare,
+        "about": about,
+        "call_gex": call_gex,
+        "put_gex": put_gex,
     }

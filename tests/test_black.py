@@ -400,3 +400,31 @@ def test_atm_volatility_is_linear_in_variance_between_the_neighbours():
     status[:] = 0
     black.atm_volatility(sigma, status, exact, start, terms, 0.06, out)
     assert out[0] == sigma[1]
+
+
+def test_the_fused_exponential_agrees_with_mpmath():
+    from mia_kernels.compile import kernel
+    from mia_kernels.vector import exp
+
+    @kernel
+    def over(x, out):
+        for i in range(x.shape[0]):
+            out[i] = exp(x[i])
+
+    x = np.concatenate([np.linspace(-700, 700, 2001), np.linspace(-1, 1, 501)])
+    out = np.empty_like(x)
+    over(x, out)
+    worst = max(abs(float(mp.mpf(b) / mp.exp(mp.mpf(a)) - 1)) for a, b in zip(x, out, strict=True))
+    assert worst < 3e-16
+
+
+def test_constant_maturity_is_linear_in_total_variance():
+    years = np.array([-0.01, 0.02, 0.1, 0.5])
+    curves = np.array([[0.9, 0.3, 0.2, 0.25], [np.nan, np.nan, 0.2, np.nan]])
+    out = np.empty((2, 4))
+    black.constant_maturity(years, curves, np.array([0.01, 0.1, 0.3, 0.6]), out)
+    assert np.isnan(out[0, [0, 3]]).all()
+    assert out[0, 1] == 0.2
+    assert out[0, 2] == pytest.approx(math.sqrt((0.1 * 0.04 * 0.5 + 0.5 * 0.0625 * 0.5) / 0.3), rel=1e-14)
+    assert np.isnan(out[1, [0, 2, 3]]).all()
+    assert out[1, 1] == 0.2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import json
 import math
@@ -13,7 +14,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive_options import black_price, naive_levels
+from naive_options import black_price, call_and_put, naive_exposures, naive_levels, naive_wings
 
 from mia_fast.clock import from_datetime, iso
 from mia_fast.errors import ConfigError, DataError, WorkspaceError
@@ -28,8 +29,8 @@ from mia_fast.options import (
     save,
     write_snapshot,
 )
-from mia_fast.options.chain import early_close, settlement_ns
-from mia_fast.options.levels import PRICE_LEVELS, _ranked
+from mia_fast.options.chain import early_close, open_interest_date, settlement_ns
+from mia_fast.options.levels import PRICE_LEVELS
 from mia_fast.workspace import Workspace, shipped
 from mia_kernels import black, gamma
 
@@ -127,6 +128,271 @@ def test_levels_agree_with_the_slow_twin(seed):
         assert surface.terms[black.DISCOUNT, g] == pytest.approx(discount, rel=1e-8)
 
 
+# --- buckets, exposures, wings ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_buckets_are_the_levels_of_their_expiries_alone(seed):
+    frame = simulated(seed)
+    levels = engine().update(frame)
+    assert [bucket.name for bucket in levels.buckets] == ["0DTE", "weekly", "monthly", "all"]
+    for bucket, days in zip(levels.buckets, (0, 7, 31, None), strict=True):
+        slow = naive_levels(frame.to_dicts(), days=days)
+        assert bucket.net_gamma == pytest.approx(slow["net_gamma"], rel=1e-6, abs=1e-9 * bucket.call_gamma)
+        assert bucket.dealer_position_bias == pytest.approx(slow["dealer_position_bias"], abs=1e-8)
+        assert (bucket.gamma_wall, bucket.call_wall, bucket.put_wall) == (
+            slow["gamma_wall"],
+            slow["call_wall"],
+            slow["put_wall"],
+        )
+        assert list(bucket.key_strikes) == slow["key_strikes"]
+        assert list(bucket.zero_gamma_roots) == pytest.approx(slow["roots"], abs=1e-6 * SPOT)
+        live = frame.filter((pl.col("expiry") - NOON.date()).dt.total_days() <= (10**4 if days is None else days))
+        assert bucket.open_interest == live["open_interest"].sum()
+        assert bucket.last_expiry == live["expiry"].max()
+    whole = levels.buckets[-1]
+    assert (whole.zero_gamma, whole.net_gamma) == (levels.zero_gamma, levels.net_gamma)
+
+
+def test_a_bucket_without_an_expiry_and_one_whose_quotes_are_gone():
+    frame = simulated(days=(1, 9, 37)).with_columns(
+        bid=pl.when(pl.col("expiry") == NOON.date() + dt.timedelta(days=1)).then(0.0).otherwise("bid")
+    )
+    quality = CONFIG.quality.model_copy(update={"coverage_threshold": 0.3})
+    levels = LevelsEngine(CONFIG.model_copy(update={"quality": quality})).update(frame)
+    today, week, month, whole = levels.buckets
+    assert (today.expiries, today.last_expiry, today.gamma_wall) == (0, None, None)
+    assert today.zero_gamma_status == "NO_CHAIN"
+    assert (week.expiries, week.coverage_near, week.net_gamma) == (1, 0.0, None)
+    assert week.zero_gamma_status == "DEGRADED"
+    assert month.net_gamma is not None
+    assert levels.status == "OK"
+    assert whole.net_gamma == levels.net_gamma
+
+
+def test_exposures_are_derivatives_of_the_book():
+    frame = simulated(4)
+    levels = engine().update(frame)
+    slow = naive_exposures(naive_levels(frame.to_dicts()), SPOT)
+    assert levels.delta_notional_call == pytest.approx(slow["delta_call"], rel=1e-5)
+    assert levels.delta_notional_put == pytest.approx(slow["delta_put"], rel=1e-5)
+    for name in ("vega", "theta", "rho", "vanna", "charm", "vomma"):
+        scale = {"theta": 1e-3}.get(name, 1e-3) * abs(levels.delta_notional_put) * 1e-3
+        assert levels[f"{name}_exposure"] == pytest.approx(slow[name], rel=2e-3, abs=scale), name
+    tilt = (slow["delta_call"] + slow["delta_put"]) / (slow["delta_call"] - slow["delta_put"])
+    assert levels.delta_positioning_tilt == pytest.approx(tilt, abs=1e-6)
+    # speed is the change of gamma exposure, less what comes from S^2
+    up, down = (naive_gex(levels, frame, SPOT * (1 + h)) for h in (1e-4, -1e-4))
+    assert levels.gex_slope == pytest.approx((up - down) / 2e-4 * 0.01, rel=1e-3)
+    assert levels.speed_exposure == pytest.approx(levels.gex_slope - 0.02 * levels.net_gamma, rel=1e-3)
+
+
+def naive_gex(levels, frame, level):
+    """Net gamma exposure at another price: second differences of the book's value, F/S and volatilities held."""
+    total = 0.0
+    for strikes, sigma, t, r, q, calls, puts in naive_levels(frame.to_dicts())["strips"]:
+        h = 1e-4 * level
+        values = [call_and_put(level + k * h, strikes, sigma, t, r, q) for k in (1, 0, -1)]
+        for side, signed in ((0, calls), (1, -puts)):
+            gamma_of = (values[0][side] - 2 * values[1][side] + values[2][side]) / h**2
+            total += float((gamma_of * signed).sum())
+    return total * 100.0 * level**2 * 0.01
+
+
+def test_wings_and_term_structure():
+    frame = simulated(5)
+    worker = engine()
+    levels = worker.update(frame)
+    slow = naive_levels(frame.to_dicts())
+    wings = naive_wings(slow)
+    chain = worker.surface.chain
+    keys = list(zip(chain.root, chain.expiry, strict=True))
+    for g, key in enumerate(keys):
+        for side in range(2):
+            expected = wings.get(key, (None, None))[side]
+            found = worker.surface.wings[side, g]
+            assert math.isnan(found) if expected is None else found == pytest.approx(expected, rel=1e-6)
+    years = [slow["about"][key][0] for key in keys if key in slow["about"] and None not in wings[key]]
+    month = 30 / 365
+
+    def at(side):
+        variance = [w[side] ** 2 * slow["about"][key][0] for key, w in wings.items() if None not in w]
+        return math.sqrt(np.interp(month, years, variance) / month)
+
+    put, call = at(0), at(1)
+    assert levels.risk_reversal_25 == pytest.approx(call - put, abs=1e-7)
+    assert levels.risk_reversal_25 < -0.01
+    assert levels.butterfly_25 == pytest.approx((call + put) / 2 - levels.iv_atm, abs=1e-7)
+    assert levels.option_skew == pytest.approx((put - call) / levels.iv_atm, rel=1e-6)
+    assert levels.vol_term_structure_slope == levels.iv_atm - levels.iv_7d
+    assert levels.term_structure_skew == levels.iv_60d - levels.iv_atm
+    assert levels.call_iv_atm == pytest.approx(levels.iv_atm, abs=2e-3)  # parity holds to within the ticks
+    assert levels.put_iv_atm == pytest.approx(levels.iv_atm, abs=2e-3)
+    assert levels.call_put_skew == levels.call_iv_atm - levels.put_iv_atm
+    near = slow["about"][keys[0]]
+    width = levels.iv_atm_nearest * math.sqrt(near[0])
+    assert levels.atm_straddle_cost == pytest.approx(width * math.sqrt(2 / math.pi), rel=0.03)
+    assert levels.time_to_expiry == pytest.approx(4 / 24)
+    assert levels.is_expiry_day is True
+
+
+def test_open_interest_and_volume():
+    frame = simulated(6).with_columns(volume=(pl.col("strike") % 7).cast(pl.Int64))
+    levels = engine().update(frame)
+    by_strike = frame.group_by("strike").agg(pl.col("open_interest").sum()).sort("strike")
+    share = (by_strike["open_interest"] / by_strike["open_interest"].sum()).to_numpy()
+    assert levels.oi_concentration == pytest.approx(float((share**2).sum()), rel=1e-12)
+    assert levels.oi_concentration_ratio == pytest.approx(float(np.sort(share)[-3:].sum()), rel=1e-12)
+    x = np.log(by_strike["strike"].to_numpy() / SPOT)
+    x = x - share @ x
+    assert levels.skewness_open_interest == pytest.approx(float(share @ x**3 / (share @ x**2) ** 1.5), rel=1e-9)
+    kind = {name: part for (name,), part in frame.group_by("type")}
+    ratio = kind["C"]["open_interest"].sum() / kind["P"]["open_interest"].sum()
+    assert levels.call_put_oi_ratio == pytest.approx(ratio, rel=1e-12)
+    assert levels.option_volume == frame["volume"].sum()
+    assert levels.call_put_volume_ratio == pytest.approx(kind["C"]["volume"].sum() / kind["P"]["volume"].sum())
+    near = frame.filter(pl.col("expiry") == NOON.date())
+    for name, letter in (("oi_peak_call_near", "C"), ("oi_peak_put_near", "P")):
+        side = near.filter(pl.col("type") == letter)
+        most = side.filter(pl.col("open_interest") == side["open_interest"].max())["strike"].to_list()
+        assert levels[name] in most
+    assert engine().update(frame.drop("volume")).option_volume is None
+
+
+def test_the_date_of_the_open_interest():
+    frame = simulated()
+    levels = engine().update(frame)
+    assert (levels.open_interest_date, levels.open_interest_date_source) == (dt.date(2024, 5, 14), "rule")
+    monday = dt.datetime(2024, 5, 28, 12, tzinfo=NEW_YORK)  # after Memorial Day
+    assert open_interest_date(from_datetime(monday)) == dt.date(2024, 5, 24)
+    told = engine().update(frame.with_columns(open_interest_date=pl.lit(dt.date(2024, 5, 13))))
+    assert (told.open_interest_date, told.open_interest_date_source) == (dt.date(2024, 5, 13), "table")
+    assert told.record()["open_interest_date"] == "2024-05-13"
+
+
+@pytest.mark.parametrize("response", [-1.0, 0.0, 1.0])
+def test_the_volatility_trigger_is_a_root_of_gamma_and_vanna(response):
+    config = CONFIG.model_copy(
+        update={"vol_trigger": CONFIG.vol_trigger.model_copy(update={"spot_response": response})}
+    )
+    frame = simulated(3)
+    worker = LevelsEngine(config)
+    levels = worker.update(frame)
+    if response == 0.0:
+        assert levels.vol_trigger == pytest.approx(levels.zero_gamma, rel=1e-12)
+        return
+    assert abs(levels.vol_trigger / levels.zero_gamma - 1) > 1e-4
+    surface = worker.surface
+    slope = (surface.wings[1] - surface.wings[0]) / (surface.wings[3] - surface.wings[2])
+    keys = list(zip(surface.chain.root, surface.chain.expiry, strict=True))
+    slow = naive_levels(frame.to_dicts())
+
+    def hedge(level):
+        """Second differences of the book's value when the volatilities follow the price."""
+        total, h = 0.0, 2e-4 * level
+        for key, (strikes, sigma, t, r, q, calls, puts) in zip(slow["about"], slow["strips"], strict=True):
+            v = float(np.nan_to_num(response * slope[keys.index(key)]))
+
+            def delta(spot, sigma, strikes=strikes, t=t, r=r, q=q):
+                up, down = (
+                    call_and_put(spot + h, strikes, sigma, t, r, q),
+                    call_and_put(spot - h, strikes, sigma, t, r, q),
+                )
+                return [(a - b) / (2 * h) for a, b in zip(up, down, strict=True)]
+
+            up, down = (delta(level * (1 + k * 2e-4), sigma + v * k * 2e-4) for k in (1, -1))
+            for side, signed in ((0, calls), (1, -puts)):
+                total += float(((up[side] - down[side]) * signed).sum())
+        return total
+
+    root = levels.vol_trigger
+    assert hedge(root * 0.999) * hedge(root * 1.001) < 0
+
+
+# --- between two chains -----------------------------------------------------------------------------
+
+
+def test_a_move_of_the_price_alone_reprices_without_solving():
+    frame = simulated(2)
+    worker = engine()
+    worker.update(frame)
+    sigma = worker.surface.greeks[black.SIGMA].copy()
+    moved = worker.update_spot(SPOT * 1.004)
+    assert np.array_equal(sigma, worker.surface.greeks[black.SIGMA], equal_nan=True)
+    net = naive_gex(moved, frame, SPOT * 1.004)
+    assert moved.net_gamma == pytest.approx(net, rel=1e-4, abs=1e-6 * moved.gex)
+    assert moved.underlying_price == SPOT * 1.004
+    roots = engine().update(frame).zero_gamma_roots
+    assert moved.zero_gamma_roots == pytest.approx(roots, rel=1e-12)  # sticky strike: the profile does not move
+    far = worker.update_spot(SPOT * 1.03)  # the grid is laid around the new price
+    assert far.zero_gamma_roots == pytest.approx(roots, rel=1e-12)
+    assert far.net_gamma == pytest.approx(naive_gex(far, frame, SPOT * 1.03), rel=1e-4, abs=1e-6 * far.gex)
+    back = worker.update_spot(SPOT)
+    fresh = engine().update(frame)
+    for field in dataclasses.fields(fresh):
+        a, b = getattr(back, field.name), getattr(fresh, field.name)
+        if isinstance(b, float):
+            assert a == pytest.approx(b, rel=1e-8, abs=1e-12), field.name
+        elif field.name != "buckets" and not isinstance(b, tuple):
+            assert a == b, field.name
+
+
+def test_changed_quotes_solve_their_own_strikes():
+    frame = simulated(2)
+    worker = engine()
+    worker.update(frame)
+    forwards = worker.surface.terms.copy()
+    before = worker.surface.greeks[black.SIGMA].copy()
+    changed = frame.filter(pl.col("bid") > 1.0).gather_every(97).with_columns(ask=pl.col("ask") + 0.5)
+    levels = worker.update_quotes(changed)
+    assert np.array_equal(forwards, worker.surface.terms)
+    after = worker.surface.greeks[black.SIGMA]
+    touched = ~((before == after) | (np.isnan(before) & np.isnan(after)))
+    assert 0 < touched.sum() <= changed.height
+    whole = frame.join(changed, on=["root", "expiry", "strike", "type"], how="anti").select(frame.columns)
+    again = engine()
+    again.update(pl.concat([whole, changed.select(frame.columns)]))
+    chain, other = worker.surface.chain, again.surface.chain
+    assert np.array_equal(chain.bid, other.bid, equal_nan=True)
+    assert np.array_equal(chain.ask, other.ask, equal_nan=True)
+    assert np.array_equal(worker.surface.status, again.surface.status)
+    np.testing.assert_allclose(after, again.surface.greeks[black.SIGMA], rtol=2e-2)  # the forwards were fitted anew
+    assert levels.net_gamma == pytest.approx(again.update(other).net_gamma, abs=1e-3 * levels.gex)
+    first = worker.update(frame)
+    assert first.net_gamma == engine().update(frame).net_gamma  # the table's own quotes were not written to
+    gone = worker.update_quotes(changed.with_columns(bid=0.0))
+    assert gone.contracts_two_sided == first.contracts_two_sided - changed.height
+
+
+def test_what_cannot_be_brought_up_to_date_is_refused():
+    frame = simulated()
+    worker = engine()
+    with pytest.raises(DataError, match="no chain to bring up to date"):
+        worker.update_spot(SPOT)
+    worker.update(frame)
+    for price in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(DataError, match="update_spot"):
+            worker.update_spot(price)
+    with pytest.raises(DataError, match="columns missing: bid"):
+        worker.update_quotes(frame.drop("bid"))
+    with pytest.raises(DataError, match="is not in the chain"):
+        worker.update_quotes(frame.head(1).with_columns(strike=pl.lit(1.0)))
+
+
+def test_the_layout_is_kept_while_the_contracts_stay():
+    worker = engine()
+    frame = simulated(3)
+    first = worker.update(frame)
+    layout = worker.surface.chain.layout
+    moved = frame.with_columns(bid=pl.col("bid") * 0.5)
+    again = worker.update(moved)
+    assert worker.surface.chain.layout is layout
+    assert again == engine().update(moved)
+    shuffled = frame.sample(fraction=1.0, shuffle=True, seed=1)
+    assert worker.update(shuffled).net_gamma == pytest.approx(first.net_gamma, rel=1e-12)
+    assert worker.surface.chain.layout is not layout
+
+
 def test_third_friday_keeps_the_roots_apart():
     frame = simulated()
     surface_engine = engine()
@@ -191,8 +457,16 @@ def test_flips_between_the_coarse_prices_are_found_when_an_expiry_is_near():
 
 def test_ties_go_to_the_strike_nearest_the_price():
     strikes = np.array([5280.0, 5290.0, 5305.0, 5310.0, 5315.0])
-    assert _ranked(np.array([3.0, 2.0, 0.0, 3.0, 3.0]), strikes, SPOT) == [5310.0, 5315.0, 5280.0, 5290.0]
-    assert _ranked(np.array([0.0, 1.0, 0.0, 1.0, 0.0]), strikes, SPOT) == [5290.0, 5310.0]
+    out = np.empty(5)
+
+    def ranked(values, low=0.0, high=math.inf):
+        gamma.largest(np.array(values), strikes, SPOT, low, high, out)
+        return out[~np.isnan(out)].tolist()
+
+    assert ranked([3.0, 2.0, 0.0, 3.0, 3.0]) == [5310.0, 5315.0, 5280.0, 5290.0]
+    assert ranked([0.0, 1.0, 0.0, 1.0, 0.0]) == [5290.0, 5310.0]
+    assert ranked([3.0, 2.0, 0.0, 3.0, 3.0], low=SPOT) == [5310.0, 5315.0]
+    assert ranked([3.0, 2.0, 0.0, 3.0, 3.0], high=5290.0) == [5280.0, 5290.0]
 
 
 def test_the_engine_does_not_remember_the_last_chain():
@@ -205,7 +479,8 @@ def test_the_engine_does_not_remember_the_last_chain():
 
 # --- edges ------------------------------------------------------------------------------------
 
-WITHHELD = [*[name for name in PRICE_LEVELS if name != "max_pain"], "net_gamma", "dealer_position_bias"]
+BY_INTEREST = {"max_pain", "oi_peak_call_near", "oi_peak_put_near"}
+WITHHELD = [*[name for name in PRICE_LEVELS if name not in BY_INTEREST], "net_gamma", "dealer_position_bias"]
 
 
 def test_an_empty_chain_and_no_chain():
@@ -214,7 +489,7 @@ def test_an_empty_chain_and_no_chain():
         levels = engine().update(nothing, now)
         assert levels.status == "NO_CHAIN"
         assert levels.zero_gamma_status == "NO_CHAIN"
-        assert all(levels[name] is None for name in (*WITHHELD, "max_pain", "iv_atm", "coverage"))
+        assert all(levels[name] is None for name in (*WITHHELD, *BY_INTEREST, "iv_atm", "coverage"))
 
 
 def test_open_interest_of_zero_gives_no_level():
@@ -222,7 +497,7 @@ def test_open_interest_of_zero_gives_no_level():
     levels = engine().update(frame)
     assert levels.status == "DEGRADED"
     assert levels.reasons == ("OPEN_INTEREST_ZERO: contracts=0",)
-    assert all(levels[name] is None for name in (*WITHHELD, "max_pain"))
+    assert all(levels[name] is None for name in (*WITHHELD, *BY_INTEREST))
     assert levels.iv_atm is not None  # needs no open interest
 
 
@@ -422,7 +697,7 @@ def test_max_pain_is_the_cheapest_listed_strike(rows):
 )
 def test_profile_and_its_roots(rows):
     strike, width, weight = (np.array(column) for column in zip(*rows, strict=True))
-    table = np.ascontiguousarray([np.log(strike), 1 / width, weight])
+    table = np.ascontiguousarray([np.log(strike), 1 / width, weight, np.zeros_like(width), np.ones_like(width)])
     grid = np.log(SPOT * (1 + np.arange(-80, 81) * 0.0025))
     values, places = np.empty(161), np.empty(161)
     gamma.profile(table, strike.size, grid, values)
@@ -430,7 +705,7 @@ def test_profile_and_its_roots(rows):
     terms = weight * np.exp(-d * d / 2) / math.sqrt(2 * math.pi) * np.exp(grid)[:, None]
     size = np.abs(terms).sum(axis=1)
     np.testing.assert_allclose(values, terms.sum(axis=1), atol=1e-13 * size.max(), rtol=0)
-    count = gamma.sign_changes(table, strike.size, grid, values, places)
+    count = gamma.sign_changes(table, strike.size, grid, values, False, places)
     sign = np.sign(values[values != 0])
     assert count == int((sign[1:] != sign[:-1]).sum())
     assert (np.diff(places[:count]) > 0).all()
@@ -587,3 +862,28 @@ def test_an_invalid_configuration_is_an_error_and_a_changed_one_is_read(workspac
     own.write_text(text + "basis_limits: 0.02\n")
     with pytest.raises(ConfigError, match="did you mean 'basis_limit'"):
         recalculate_levels(frame)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(4200, 6400), st.floats(2e-4, 0.5), st.floats(-1, 1), st.floats(-0.5, 0.5)),
+        min_size=1,
+        max_size=80,
+    ),
+    st.sampled_from([16, 48, 176]),
+    st.floats(2e-4, 0.004),
+)
+def test_the_recurrence_agrees_with_the_sum(rows, size, step):
+    strike, width, weight, skew = (np.array(column) for column in zip(*rows, strict=True))
+    table = np.ascontiguousarray([np.log(strike), 1 / width, weight, skew, 1 - skew * width])
+    origin = math.log(SPOT) - step * size / 2
+    out = np.empty((2, size))
+    gamma.profiles(table, 0, strike.size, origin, step, out)
+    x = origin + step * np.arange(size)
+    d = (x[:, None] - table[0]) * table[1]
+    terms = weight * np.exp(-d * d / 2) / math.sqrt(2 * math.pi) * np.exp(x)[:, None]
+    bound = 2e-12 * np.abs(weight).sum() * float(np.exp(x[-1]))
+    np.testing.assert_allclose(out[0], terms.sum(axis=1), atol=bound, rtol=0)
+    tilted = (terms * (1 + skew * (d - width))).sum(axis=1)
+    np.testing.assert_allclose(out[1], tilted, atol=8 * bound, rtol=0)

@@ -29,7 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mia_kernels.compile import inlined, kernel
-from mia_kernels.elementary import exp, log
+from mia_kernels.elementary import log
+from mia_kernels.vector import exp, fma, wide
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -111,7 +112,11 @@ _YEARS = N_GREEKS + 8
 _ROOT_YEARS = N_GREEKS + 9
 _RATE = N_GREEKS + 10
 _YIELD = N_GREEKS + 11
-_ROWS = N_GREEKS + 12
+_FORWARD = N_GREEKS + 12
+_TIME_VALUE = N_GREEKS + 13
+_CODE = N_GREEKS + 14  # OK or what the price is instead
+_VOID = N_GREEKS + 15  # 0 where there is a volatility, else NaN
+_ROWS = N_GREEKS + 16
 
 
 @inlined
@@ -122,31 +127,31 @@ def erfcx(z: float) -> float:
     q = 1.0 / (a * c)  # one division for both quotients
     t = (z - 3.75) * (q * c)
     p = 2.5509998540467027e-09
-    p = 2.217672157727024e-09 + t * p
-    p = -1.673127773802075e-08 + t * p
-    p = -1.409958880562584e-08 + t * p
-    p = 6.581922031718876e-08 + t * p
-    p = 4.7556402183313595e-08 + t * p
-    p = -2.9475507303992553e-07 + t * p
-    p = -8.946672487067617e-08 + t * p
-    p = 1.781537123521192e-06 + t * p
-    p = -9.468921362308667e-07 + t * p
-    p = -1.1460170658339811e-05 + t * p
-    p = 2.236998384443198e-05 + t * p
-    p = 5.1654682272511576e-05 + t * p
-    p = -0.0002901491314631766 + t * p
-    p = 0.0002937124265623389 + t * p
-    p = 0.001755624760371748 + t * p
-    p = -0.009746579391355585 + t * p
-    p = 0.028362277564732412 + t * p
-    p = -0.058693398602020865 + t * p
-    p = 0.09230432114969557 + t * p
-    p = -0.10880393014132352 + t * p
-    p = 0.08227673849050193 + t * p
-    p = 0.003585415485459938 + t * p
-    p = -0.14024059858555044 + t * p
-    p = 1.2375126308378275 + t * p
-    return p * (q * a)
+    p = fma(t, p, 2.217672157727024e-09)
+    p = fma(t, p, -1.673127773802075e-08)
+    p = fma(t, p, -1.409958880562584e-08)
+    p = fma(t, p, 6.581922031718876e-08)
+    p = fma(t, p, 4.7556402183313595e-08)
+    p = fma(t, p, -2.9475507303992553e-07)
+    p = fma(t, p, -8.946672487067617e-08)
+    p = fma(t, p, 1.781537123521192e-06)
+    p = fma(t, p, -9.468921362308667e-07)
+    p = fma(t, p, -1.1460170658339811e-05)
+    p = fma(t, p, 2.236998384443198e-05)
+    p = fma(t, p, 5.1654682272511576e-05)
+    p = fma(t, p, -0.0002901491314631766)
+    p = fma(t, p, 0.0002937124265623389)
+    p = fma(t, p, 0.001755624760371748)
+    p = fma(t, p, -0.009746579391355585)
+    p = fma(t, p, 0.028362277564732412)
+    p = fma(t, p, -0.058693398602020865)
+    p = fma(t, p, 0.09230432114969557)
+    p = fma(t, p, -0.10880393014132352)
+    p = fma(t, p, 0.08227673849050193)
+    p = fma(t, p, 0.003585415485459938)
+    p = fma(t, p, -0.14024059858555044)
+    p = fma(t, p, 1.2375126308378275)
+    return float(p * (q * a))
 
 
 @inlined
@@ -156,86 +161,114 @@ def _guess(ax: float, b: float) -> float:
     y = 2.374496688323719 / math.sqrt(1.0 - log(b / m)) - 1.374496688323719
     w = 0.5959700987851513 * m - 1.0
     a0 = 0.1605489210930955
-    a0 = 0.523750883215456 + w * a0
-    a0 = 0.7091625936341899 + w * a0
-    a0 = 0.6439167232244714 + w * a0
-    a0 = 0.458987509530143 + w * a0
-    a0 = 1.26596748626514 + w * a0
+    a0 = fma(w, a0, 0.523750883215456)
+    a0 = fma(w, a0, 0.7091625936341899)
+    a0 = fma(w, a0, 0.6439167232244714)
+    a0 = fma(w, a0, 0.458987509530143)
+    a0 = fma(w, a0, 1.26596748626514)
     a1 = 1.6325000019406346
-    a1 = 5.8349182296859965 + w * a1
-    a1 = 8.480429198403208 + w * a1
-    a1 = 7.040440515861434 + w * a1
-    a1 = 3.8411579819057016 + w * a1
-    a1 = 2.669361797407497 + w * a1
+    a1 = fma(w, a1, 5.8349182296859965)
+    a1 = fma(w, a1, 8.480429198403208)
+    a1 = fma(w, a1, 7.040440515861434)
+    a1 = fma(w, a1, 3.8411579819057016)
+    a1 = fma(w, a1, 2.669361797407497)
     a2 = 7.217893525638601
-    a2 = 27.802115640609372 + w * a2
-    a2 = 43.02631410555301 + w * a2
-    a2 = 34.99184882035394 + w * a2
-    a2 = 16.05228458416112 + w * a2
-    a2 = 3.697734941912728 + w * a2
+    a2 = fma(w, a2, 27.802115640609372)
+    a2 = fma(w, a2, 43.02631410555301)
+    a2 = fma(w, a2, 34.99184882035394)
+    a2 = fma(w, a2, 16.05228458416112)
+    a2 = fma(w, a2, 3.697734941912728)
     a3 = 17.972191944443637
-    a3 = 73.01466042914035 + w * a3
-    a3 = 118.72271660145807 + w * a3
-    a3 = 97.70963331251883 + w * a3
-    a3 = 41.48555076753298 + w * a3
-    a3 = 6.772410075896673 + w * a3
+    a3 = fma(w, a3, 73.01466042914035)
+    a3 = fma(w, a3, 118.72271660145807)
+    a3 = fma(w, a3, 97.70963331251883)
+    a3 = fma(w, a3, 41.48555076753298)
+    a3 = fma(w, a3, 6.772410075896673)
     a4 = 26.462836737595353
-    a4 = 111.45784147383597 + w * a4
-    a4 = 187.8205151816345 + w * a4
-    a4 = 157.81630536363457 + w * a4
-    a4 = 65.74486964830092 + w * a4
-    a4 = 10.91479309360048 + w * a4
+    a4 = fma(w, a4, 111.45784147383597)
+    a4 = fma(w, a4, 187.8205151816345)
+    a4 = fma(w, a4, 157.81630536363457)
+    a4 = fma(w, a4, 65.74486964830092)
+    a4 = fma(w, a4, 10.91479309360048)
     a5 = 20.630999339951927
-    a5 = 89.73020511654886 + w * a5
-    a5 = 155.10762041585014 + w * a5
-    a5 = 132.46225411165028 + w * a5
-    a5 = 55.30617735560968 + w * a5
-    a5 = 9.3016532200906 + w * a5
+    a5 = fma(w, a5, 89.73020511654886)
+    a5 = fma(w, a5, 155.10762041585014)
+    a5 = fma(w, a5, 132.46225411165028)
+    a5 = fma(w, a5, 55.30617735560968)
+    a5 = fma(w, a5, 9.3016532200906)
     a6 = 2.521108337559781
-    a6 = 13.04538640246028 + w * a6
-    a6 = 24.02454122248082 + w * a6
-    a6 = 20.575267743301083 + w * a6
-    a6 = 8.485801124129807 + w * a6
-    a6 = 1.1818613300897596 + w * a6
+    a6 = fma(w, a6, 13.04538640246028)
+    a6 = fma(w, a6, 24.02454122248082)
+    a6 = fma(w, a6, 20.575267743301083)
+    a6 = fma(w, a6, 8.485801124129807)
+    a6 = fma(w, a6, 1.1818613300897596)
     a7 = -9.570471228012593
-    a7 = -40.82274603967562 + w * a7
-    a7 = -69.92195745038686 + w * a7
-    a7 = -59.653304162191944 + w * a7
-    a7 = -24.968864997337747 + w * a7
-    a7 = -4.20022052180434 + w * a7
+    a7 = fma(w, a7, -40.82274603967562)
+    a7 = fma(w, a7, -69.92195745038686)
+    a7 = fma(w, a7, -59.653304162191944)
+    a7 = fma(w, a7, -24.968864997337747)
+    a7 = fma(w, a7, -4.20022052180434)
     a8 = -7.581209535084781
-    a8 = -33.730824299105734 + w * a8
-    a8 = -57.986705691637326 + w * a8
-    a8 = -48.41179891501179 + w * a8
-    a8 = -19.73536503015839 + w * a8
-    a8 = -3.077359483907003 + w * a8
+    a8 = fma(w, a8, -33.730824299105734)
+    a8 = fma(w, a8, -57.986705691637326)
+    a8 = fma(w, a8, -48.41179891501179)
+    a8 = fma(w, a8, -19.73536503015839)
+    a8 = fma(w, a8, -3.077359483907003)
     a9 = -1.8844212910335045
-    a9 = -8.659070596397214 + w * a9
-    a9 = -14.794679812945333 + w * a9
-    a9 = -11.943213364362236 + w * a9
-    a9 = -4.657434641071461 + w * a9
-    a9 = -0.6852765956655276 + w * a9
+    a9 = fma(w, a9, -8.659070596397214)
+    a9 = fma(w, a9, -14.794679812945333)
+    a9 = fma(w, a9, -11.943213364362236)
+    a9 = fma(w, a9, -4.657434641071461)
+    a9 = fma(w, a9, -0.6852765956655276)
     p = a9
-    p = a8 + y * p
-    p = a7 + y * p
-    p = a6 + y * p
-    p = a5 + y * p
-    p = a4 + y * p
-    p = a3 + y * p
-    p = a2 + y * p
-    p = a1 + y * p
-    p = a0 + y * p
-    return max(m * p, 1e-9)
+    p = fma(y, p, a8)
+    p = fma(y, p, a7)
+    p = fma(y, p, a6)
+    p = fma(y, p, a5)
+    p = fma(y, p, a4)
+    p = fma(y, p, a3)
+    p = fma(y, p, a2)
+    p = fma(y, p, a1)
+    p = fma(y, p, a0)
+    return max(m * float(p), 1e-9)
 
 
 @inlined
 def _log_ratio(f: float, k: float) -> float:
-    """ln(f/k), to full relative precision where the two are close."""
+    """ln(f/k), to full relative precision where the two are close; both branches computed, for the vectoriser."""
     d = (f - k) / (f + k)
-    if abs(d) < 0.02:
-        d2 = d * d
-        return 2.0 * d * (1.0 + d2 * (_1_3 + d2 * (0.2 + d2 * (_1_7 + d2 * (_1_9 + d2 * _1_11)))))
-    return log(f / k)
+    d2 = d * d
+    near = 2.0 * d * (1.0 + d2 * (_1_3 + d2 * (0.2 + d2 * (_1_7 + d2 * (_1_9 + d2 * _1_11)))))
+    far = log(f / k)
+    return near if abs(d) < 0.02 else far
+
+
+@inlined
+def _normalise(scratch: F64, n: int) -> None:
+    """Fill the rows of x, b, the maximum and the code from those of F, K, T and the time value.
+
+    Without a branch: what has no volatility gets a price that solves cleanly.
+    """
+    for j in range(n):
+        f = scratch[_FORWARD * BLOCK + j]
+        k = scratch[_STRIKE * BLOCK + j]
+        years = scratch[_YEARS * BLOCK + j]
+        value = scratch[_TIME_VALUE * BLOCK + j]
+        square = f * k  # of the middle price: neither overflows nor loses bits between these bounds
+        good = (f > 0.0) & (square > 1e-280) & (square < 1e280) & (abs(value) < np.inf) & (years < np.inf)
+        least = min(f, k)
+        code = 0.0 if value < least else float(ABOVE_MAX)
+        code = code if value > 0.0 else float(BELOW_INTRINSIC)
+        code = code if years > 0.0 else float(EXPIRED)
+        code = code if good else float(INVALID)
+        f = f if code == 0.0 else 1.0
+        k = k if code == 0.0 else 1.0
+        up = 1.0 / math.sqrt(f * k)
+        scratch[_CODE * BLOCK + j] = code
+        scratch[_VOID * BLOCK + j] = 0.0 if code == 0.0 else np.nan
+        scratch[_PRICE * BLOCK + j] = value * up if code == 0.0 else _BENIGN
+        scratch[_LOG_MONEYNESS * BLOCK + j] = _log_ratio(f, k)
+        scratch[_MAXIMUM * BLOCK + j] = min(f, k) * up
 
 
 @inlined
@@ -358,43 +391,38 @@ def implied_volatility(
     Out of the money the relative error is below 2e-12; in the money the time value is what is left
     of the price after the intrinsic value, and no method can know it better than those bits.
     """
+    wide()
     scratch = np.empty(_ROWS * BLOCK)
     for first in range(0, price.shape[0], BLOCK):
         n = min(BLOCK, price.shape[0] - first)
         for j in range(n):
-            i = first + j
-            f = forward[i]
-            k = strike[i]
-            good = f > 0.0 and k > 0.0 and f < np.inf and k < np.inf and discount[i] > 0.0
-            good = good and abs(price[i]) < np.inf and years[i] < np.inf
-            code = OK
-            b = _BENIGN
-            x = 0.0
-            maximum = 1.0
-            if not good:
-                code = INVALID
-            elif not years[i] > 0.0:
-                code = EXPIRED
-            else:
-                middle = math.sqrt(f) * math.sqrt(k)
-                value = price[i] / discount[i]
-                time_value = value - max(right[i] * (f - k), 0.0)
-                if not time_value > 0.0:
-                    code = BELOW_INTRINSIC
-                elif not time_value < min(f, k):
-                    code = ABOVE_MAX
-                else:
-                    b = time_value / middle
-                    x = _log_ratio(f, k)
-                    maximum = min(f, k) / middle
-            status[i] = code
-            scratch[_PRICE * BLOCK + j] = b
-            scratch[_LOG_MONEYNESS * BLOCK + j] = x
-            scratch[_MAXIMUM * BLOCK + j] = maximum
+            scratch[_FORWARD * BLOCK + j] = forward[first + j]
+        for j in range(n):
+            scratch[_STRIKE * BLOCK + j] = strike[first + j]
+        for j in range(n):
+            scratch[_YEARS * BLOCK + j] = years[first + j]
+        for j in range(n):
+            scratch[_DISCOUNT * BLOCK + j] = discount[first + j]
+        for j in range(n):
+            scratch[_TIME_VALUE * BLOCK + j] = price[first + j]
+        for j in range(n):
+            scratch[_DOUBT * BLOCK + j] = right[first + j]
+        for j in range(n):
+            d = scratch[_DISCOUNT * BLOCK + j]
+            moneyness = scratch[_DOUBT * BLOCK + j] * (scratch[_FORWARD * BLOCK + j] - scratch[_STRIKE * BLOCK + j])
+            value = scratch[_TIME_VALUE * BLOCK + j] / d - max(moneyness, 0.0)
+            scratch[_TIME_VALUE * BLOCK + j] = value if d > 0.0 else np.nan
+        _normalise(scratch, n)
         _solve(scratch, n)
         for j in range(n):
-            i = first + j
-            sigma[i] = scratch[_WIDTH * BLOCK + j] / math.sqrt(years[i]) if status[i] == OK else np.nan
+            years_left = scratch[_YEARS * BLOCK + j]
+            scratch[_WIDTH * BLOCK + j] = (
+                scratch[_WIDTH * BLOCK + j] / math.sqrt(years_left) + scratch[_VOID * BLOCK + j]
+            )
+        for j in range(n):
+            sigma[first + j] = scratch[_WIDTH * BLOCK + j]
+        for j in range(n):
+            status[first + j] = np.int8(scratch[_CODE * BLOCK + j])
 
 
 @inlined
@@ -448,6 +476,21 @@ def _greeks(scratch: F64, n: int, spot: float) -> None:
         scratch[ULTIMA * BLOCK + j] = -vega * inverse_sigma * inverse_sigma * (dd * (1.0 - dd) + d1 * d1 + d2 * d2)
 
 
+@inlined
+def _gather(scratch: F64, n: int, first: int, strike: F64, group: I64, terms: F64) -> None:
+    """The strikes and the terms of their expiries, into the scratch array."""
+    for j in range(n):
+        g = group[first + j]
+        scratch[_STRIKE * BLOCK + j] = strike[first + j]
+        scratch[_FORWARD * BLOCK + j] = terms[FORWARD, g]
+        scratch[_DISCOUNT * BLOCK + j] = terms[DISCOUNT, g]
+        scratch[_CARRY * BLOCK + j] = terms[CARRY, g]
+        scratch[_YEARS * BLOCK + j] = terms[YEARS, g]
+        scratch[_ROOT_YEARS * BLOCK + j] = terms[ROOT_YEARS, g]
+        scratch[_RATE * BLOCK + j] = terms[RATE, g]
+        scratch[_YIELD * BLOCK + j] = terms[YIELD, g]
+
+
 @kernel
 def smile(price: F64, strike: F64, group: I64, terms: F64, spot: float, out: F64, status: I8) -> None:
     """Volatility and greeks of n strikes from their out-of-the-money prices, in one pass.
@@ -475,45 +518,54 @@ def smile(price: F64, strike: F64, group: I64, terms: F64, spot: float, out: F64
     Equations: E. G. Haug, "The complete guide to option pricing formulas", 2nd ed. 2007, ch. 2, with
     the cost of carry of each expiry.
     """
+    wide()
     scratch = np.empty(_ROWS * BLOCK)
     for first in range(0, price.shape[0], BLOCK):
         n = min(BLOCK, price.shape[0] - first)
+        _gather(scratch, n, first, strike, group, terms)
         for j in range(n):
-            i = first + j
-            g = group[i]
-            f = terms[FORWARD, g]
-            k = strike[i]
-            b = _BENIGN
-            x = 0.0
-            maximum = 1.0
-            if status[i] == OK:
-                value = price[i] / terms[DISCOUNT, g]
-                if not (f > 0.0 and k > 0.0 and abs(value) < np.inf and terms[YEARS, g] > 0.0):
-                    status[i] = INVALID
-                elif not value > 0.0:
-                    status[i] = BELOW_INTRINSIC
-                elif not value < min(f, k):
-                    status[i] = ABOVE_MAX
-                else:
-                    middle = math.sqrt(f) * math.sqrt(k)
-                    b = value / middle
-                    x = _log_ratio(f, k)
-                    maximum = min(f, k) / middle
-            scratch[_PRICE * BLOCK + j] = b
-            scratch[_LOG_MONEYNESS * BLOCK + j] = x
-            scratch[_MAXIMUM * BLOCK + j] = maximum
-            scratch[_STRIKE * BLOCK + j] = k
-            scratch[_DISCOUNT * BLOCK + j] = terms[DISCOUNT, g]
-            scratch[_CARRY * BLOCK + j] = terms[CARRY, g]
-            scratch[_YEARS * BLOCK + j] = terms[YEARS, g]
-            scratch[_ROOT_YEARS * BLOCK + j] = terms[ROOT_YEARS, g]
-            scratch[_RATE * BLOCK + j] = terms[RATE, g]
-            scratch[_YIELD * BLOCK + j] = terms[YIELD, g]
+            scratch[_TIME_VALUE * BLOCK + j] = price[first + j] / scratch[_DISCOUNT * BLOCK + j]
+        _normalise(scratch, n)
+        for j in range(n):
+            code = np.int8(scratch[_CODE * BLOCK + j])
+            status[first + j] = code if status[first + j] == OK else status[first + j]
+        for j in range(n):
+            scratch[_VOID * BLOCK + j] = 0.0 if status[first + j] == OK else np.nan
         _solve(scratch, n)
         _greeks(scratch, n, spot)
         for row in range(N_GREEKS):
             for j in range(n):
-                out[row, first + j] = scratch[row * BLOCK + j] if status[first + j] == OK else np.nan
+                out[row, first + j] = scratch[row * BLOCK + j] + scratch[_VOID * BLOCK + j]
+
+
+@kernel
+def reprice(sigma: F64, strike: F64, group: I64, terms: F64, spot: float, out: F64) -> None:
+    """The greeks of n strikes at volatilities that are known: nothing is solved.
+
+    ``sigma`` [n] per year, NaN where there is none (it may be the row SIGMA of ``out``); the rest as in
+    :func:`smile`, whose figures these are when its terms and spot are given.
+    """
+    wide()
+    scratch = np.empty(_ROWS * BLOCK)
+    for first in range(0, strike.shape[0], BLOCK):
+        n = min(BLOCK, strike.shape[0] - first)
+        _gather(scratch, n, first, strike, group, terms)
+        for j in range(n):
+            value = sigma[first + j]
+            scratch[_VOID * BLOCK + j] = 0.0 if value > 0.0 else np.nan
+            scratch[_WIDTH * BLOCK + j] = value * scratch[_ROOT_YEARS * BLOCK + j] if value > 0.0 else 1.0
+        for j in range(n):
+            f = scratch[_FORWARD * BLOCK + j]
+            k = scratch[_STRIKE * BLOCK + j]
+            f = f if scratch[_VOID * BLOCK + j] == 0.0 else k
+            scratch[_LOG_MONEYNESS * BLOCK + j] = _log_ratio(f, k)
+            scratch[_MAXIMUM * BLOCK + j] = min(f, k) / math.sqrt(f * k)
+        _greeks(scratch, n, spot)
+        for row in range(DELTA, N_GREEKS):
+            for j in range(n):
+                out[row, first + j] = scratch[row * BLOCK + j] + scratch[_VOID * BLOCK + j]
+        for j in range(n):
+            out[SIGMA, first + j] = sigma[first + j]
 
 
 @kernel
@@ -749,3 +801,153 @@ def atm_volatility(sigma: F64, status: I8, strike: F64, start: I64, terms: F64, 
         high = _log_ratio(strike[above], f)
         share = low / (low - high)
         out[g] = math.sqrt(sigma[below] ** 2 * (1.0 - share) + sigma[above] ** 2 * share)
+
+
+@kernel
+def wings(greeks: F64, status: I8, strike: F64, start: I64, terms: F64, delta: float, out: F64) -> None:
+    """The out-of-the-money put and call of a given delta, by expiry.
+
+    Between the neighbouring strikes whose deltas enclose it: ln(K/F) linear in delta, total variance
+    linear in ln(K/F), as at the money. NaN where no two strikes with a volatility enclose it, or where
+    their deltas are further apart than ``delta`` itself, which would be a guess.
+
+    Parameters
+    ----------
+    greeks, status, strike, start, terms
+        [N_GREEKS, n], [n], [n], [expiries + 1], as :func:`smile` fills them.
+    delta
+        Absolute delta to the underlying, for instance 0.25.
+    out
+        [4, expiries] out: sigma of the put, of the call; ln(K/F) of the put, of the call.
+    """
+    for g in range(out.shape[1]):
+        for row in range(4):
+            out[row, g] = np.nan
+        f = terms[FORWARD, g]
+        carry = terms[CARRY, g]
+        for side in range(2):  # the put, the call
+            last = -1
+            last_delta = 0.0
+            for k in range(start[g + 1] - start[g]):
+                i = start[g + 1] - 1 - k if side == 0 else start[g] + k  # from the forward outwards
+                if status[i] != OK or (strike[i] >= f if side == 0 else strike[i] < f):
+                    continue
+                d = carry - greeks[DELTA, i] if side == 0 else greeks[DELTA, i]
+                if last >= 0 and last_delta >= delta and d <= delta:
+                    if last_delta - d <= delta:
+                        share = (last_delta - delta) / (last_delta - d) if last_delta > d else 0.0
+                        low = _log_ratio(strike[last], f)
+                        high = _log_ratio(strike[i], f)
+                        variance = greeks[SIGMA, last] ** 2 * (1.0 - share) + greeks[SIGMA, i] ** 2 * share
+                        out[side, g] = math.sqrt(variance)
+                        out[2 + side, g] = low + share * (high - low)
+                    break
+                last = i
+                last_delta = d
+
+
+@kernel
+def atm_sides(
+    bid: F64, ask: F64, status: I8, strike: F64, start: I64, terms: F64, band: float, out: F64, middle: F64
+) -> None:
+    """At the money of each expiry: the calls' and the puts' own volatility, and the mids at K = F.
+
+    As :func:`atm_volatility`, but from the quotes of one type alone, in and out of the money: the two
+    differ by what parity leaves open. ``bid``, ``ask``, ``status`` [2, n] of the contracts; ``out``
+    [2, expiries] out: calls, puts; ``middle`` [expiries] out: the mids of call and put added, linear in K
+    at K = F. NaN where an expiry lacks a quote.
+    """
+    price = np.empty(2)
+    forward = np.empty(2)
+    struck = np.empty(2)
+    years = np.empty(2)
+    discount = np.empty(2)
+    right = np.empty(2)
+    sigma = np.empty(2)
+    code = np.empty(2, np.int8)
+    for g in range(out.shape[1]):
+        middle[g] = 0.0
+        f = terms[FORWARD, g]
+        for side in range(2):
+            out[side, g] = np.nan
+            below = -1
+            above = -1
+            for i in range(start[g], start[g + 1]):
+                if status[side, i] != OK or not abs(strike[i] / f - 1.0) < band:
+                    continue
+                if strike[i] <= f:
+                    below = i
+                if strike[i] >= f and above < 0:
+                    above = i
+                    break
+            if below < 0 or above < 0:
+                middle[g] = np.nan
+                continue
+            for k in range(2):
+                i = below if k == 0 else above
+                price[k] = 0.5 * (bid[side, i] + ask[side, i])
+                forward[k] = f
+                struck[k] = strike[i]
+                years[k] = terms[YEARS, g]
+                discount[k] = terms[DISCOUNT, g]
+                right[k] = 1.0 if side == 0 else -1.0
+            implied_volatility(price, forward, struck, years, discount, right, sigma, code)
+            share = 0.0
+            linear = 0.0
+            if below != above:
+                low = _log_ratio(strike[below], f)
+                share = low / (low - _log_ratio(strike[above], f))
+                linear = (f - strike[below]) / (strike[above] - strike[below])
+            middle[g] += price[0] * (1.0 - linear) + price[1] * linear
+            if code[0] == OK and code[1] == OK:
+                out[side, g] = math.sqrt(sigma[0] ** 2 * (1.0 - share) + sigma[1] ** 2 * share)
+
+
+@kernel
+def parity_deviation(
+    bid: F64, ask: F64, status: I8, strike: F64, start: I64, terms: F64, source: I8, band: float, out: F64
+) -> int:
+    """|C - P - D (F - K)| over F of every two-sided pair near the forward, where parity gave the forward.
+
+    ``bid``, ``ask``, ``status`` [2, n]; ``out`` [n] out: the deviations as fractions of F, in the first
+    places; returns how many.
+    """
+    count = 0
+    for g in range(start.shape[0] - 1):
+        if source[g] != FROM_PARITY:
+            continue
+        f = terms[FORWARD, g]
+        for i in range(start[g], start[g + 1]):
+            if status[0, i] == OK and status[1, i] == OK and abs(strike[i] / f - 1.0) < band:
+                value = 0.5 * (bid[0, i] + ask[0, i] - bid[1, i] - ask[1, i])
+                out[count] = abs(value - terms[DISCOUNT, g] * (f - strike[i])) / f
+                count += 1
+    return count
+
+
+@kernel
+def constant_maturity(years: F64, curves: F64, targets: F64, out: F64) -> None:
+    """Volatilities at fixed times to settlement: total variance linear in T between the listed expiries.
+
+    ``years`` [expiries] ascending (not positive: expired, left out); ``curves`` [c, expiries], NaN where there is
+    none; ``targets`` [t] years; ``out`` [c, t] out, NaN outside the expiries that have a value.
+    """
+    for c in range(curves.shape[0]):
+        for k in range(targets.shape[0]):
+            out[c, k] = np.nan
+            target = targets[k]
+            last = -1
+            for g in range(years.shape[0]):
+                value = curves[c, g]
+                if not (years[g] > 0.0 and value > 0.0):
+                    continue
+                if years[g] >= target:
+                    variance = value * value * years[g]
+                    if years[g] == target:
+                        out[c, k] = value
+                    elif last >= 0:
+                        before = curves[c, last] * curves[c, last] * years[last]
+                        share = (target - years[last]) / (years[g] - years[last])
+                        out[c, k] = math.sqrt((before * (1.0 - share) + variance * share) / target)
+                    break
+                last = g

@@ -154,24 +154,34 @@ def features(
 
 @app.command()
 def levels(
-    chain: Annotated[Path, typer.Argument(help="Option chain (Parquet or CSV).")],
+    chain: Annotated[Path, typer.Argument(help="Option chain: Parquet, CSV, or Cboe's delayed quotes (CSV, JSON).")],
     workspace: WorkspaceOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the levels to this file (PNG, SVG or PDF).")] = None,
 ) -> None:
     """Dealer levels of an option chain: walls, flip, volatility, positioning.
 
     Of a file with several snapshots the latest is taken. Writes data/options_snapshots/levels_*.json.
 
-    Example: [cyan]mia-fast levels spx.parquet[/cyan]
+    Example: [cyan]mia-fast levels spx.parquet --plot levels.png[/cyan]
     """
-    from mia_fast.options import recalculate_levels
+    from mia_fast.options import LevelsEngine, options_config, read_chain, recalculate_levels
     from mia_fast.tables import read_table
 
     place = Workspace.current(workspace)
-    table = read_table("chain", chain, workspace=place)
+    known = chain.suffix.lower() in {".json", ".csv"}
+    table = read_table("chain", read_chain(chain, workspace=place) if known else chain, workspace=place)
     latest = table.frame.filter(table.frame["quote_time"] == table.frame["quote_time"].max())
     at = int(latest["quote_time"].dt.epoch("ns")[0])
     show.table_report(table)
-    show.levels(recalculate_levels(latest, workspace=place, now_ns=at), place)
+    found = recalculate_levels(latest, workspace=place, now_ns=at)
+    show.levels(found, place)
+    if plot is not None:
+        from mia_fast.options.plot import plot_levels
+
+        engine = LevelsEngine(options_config(place))
+        engine.update(latest, at)
+        assert engine.surface is not None
+        show.files([plot_levels(found, engine.surface, plot)], place)
 
 
 @app.command()

@@ -169,9 +169,17 @@ def levels(found: Levels, place: Workspace) -> None:
         "max_pain",
         "net_gamma",
         "dealer_position_bias",
+        "vol_trigger",
+        "vanna_exposure",
+        "charm_exposure",
         "iv_atm",
         "iv_atm_nearest",
+        "risk_reversal_25",
+        "butterfly_25",
         "option_skew",
+        "atm_straddle_cost",
+        "oi_concentration",
+        "open_interest_date",
         "coverage",
         "contracts",
         "contracts_live",
@@ -180,8 +188,34 @@ def levels(found: Levels, place: Workspace) -> None:
     for note in found.notes:
         table.add_row("note", escape(note))
     out.print(table)
+    if found.buckets:
+        _buckets(found)
     if found.path is not None:
         files([found.path], place)
+
+
+def _buckets(found: Levels) -> None:
+    """The levels by expiry, side by side."""
+    table = Table(title="By expiry", title_justify="left")
+    table.add_column("")
+    for bucket in found.buckets:
+        table.add_column(f"{bucket.name} ({bucket.expiries})", justify="right")
+    for name in (
+        "last_expiry",
+        "open_interest",
+        "zero_gamma",
+        "gamma_wall",
+        "call_wall",
+        "put_wall",
+        "net_gamma",
+        "dealer_position_bias",
+        "vanna_exposure",
+        "charm_exposure",
+        "coverage_near",
+    ):
+        shown = _money if name in {"net_gamma", "vanna_exposure", "charm_exposure"} else _value
+        table.add_row(name, *(shown(getattr(bucket, name)) for bucket in found.buckets))
+    out.print(table)
 
 
 def files(paths: Sequence[Path], place: Workspace) -> None:
@@ -276,6 +310,10 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def _minute(ns: int | None) -> str:
     return "-" if ns is None else iso(ns)[:16].replace("T", " ") + "Z"
+
+
+def _money(value: float | None) -> str:
+    return "null" if value is None else f"{value / 1e6:,.1f} m"
 
 
 def _value(value: Any) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from mia_fast.options.chain import Chain, prepare
 from mia_fast.options.config import OptionsConfig, options_config
-from mia_fast.options.levels import FutureLevels, Levels, LevelsEngine, Surface, no_chain, on_future
+from mia_fast.options.levels import BucketLevels, FutureLevels, Levels, LevelsEngine, Surface, no_chain, on_future
+from mia_fast.options.readers import read_chain
 from mia_fast.options.snapshot import recalculate_levels, save, write_snapshot
 
 __all__ = [
+    "BucketLevels",
     "Chain",
     "FutureLevels",
     "Levels",
@@ -18,6 +20,7 @@ __all__ = [
     "on_future",
     "options_config",
     "prepare",
+    "read_chain",
     "recalculate_levels",
     "save",
     "write_snapshot",

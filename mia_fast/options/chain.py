@@ -7,7 +7,8 @@ side, because they share one volatility. Rows are ordered by settlement, root an
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -68,9 +69,46 @@ class Chain:
     bid: F64  # [2, n], NaN where there is none
     ask: F64  # [2, n]
     interest: F64  # [2, n]
+    volume: F64 | None  # [2, n] contracts traded today; None where the table has none
     listed: I8  # [2, n]
     stale: I8  # [2, n]
     interest_missing: int  # contracts without open interest in the table
+    interest_date: dt.date  # the close that the open interest is of
+    interest_dated: bool  # the table says so; False: it is the rule of open_interest_date
+    layout: Layout | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each row of a table goes: the part of a chain that holds while its contracts stay the same."""
+
+    keys: tuple[pl.Series, ...]  # the columns that name the contracts, as they came
+    place: I64  # [rows] flat index into [2, n]; -1: a later quote replaces the row
+    root: tuple[str, ...]
+    settlement: tuple[str, ...]
+    expiry: tuple[dt.date, ...]
+    settle_ns: I64
+    european: I8
+    multiplier: F64
+    rate: F64
+    dividend_yield: F64
+    start: I64
+    group: I64
+    strike: F64
+    level: I64
+    levels: F64
+    listed: I8
+
+    @cached_property
+    def index(self) -> dict[tuple[str, dt.date, int, str], tuple[int, int]]:
+        """(root, expiry, strike in thousandths, C or P) to (side, row), of every listed contract."""
+        milli = np.rint(self.strike * 1000.0).astype(np.int64).tolist()
+        return {
+            (self.root[g], self.expiry[g], milli[i], "CP"[side]): (side, i)
+            for i, g in enumerate(self.group.tolist())
+            for side in range(2)
+            if self.listed[side, i]
+        }
 
 
 def early_close(day: dt.date) -> bool:
@@ -95,16 +133,42 @@ def settlement_ns(expiry: dt.date, settlement: str, config: OptionsConfig) -> in
     return from_datetime(dt.datetime.combine(expiry, hour, NEW_YORK))
 
 
-def prepare(frame: pl.DataFrame, config: OptionsConfig, now_ns: int | None = None) -> Chain | None:
+def open_interest_date(market_time_ns: int) -> dt.date:
+    """The trading day whose close the open interest seen at an instant is of.
+
+    The Options Clearing Corporation counts after the close and publishes the next morning, so during
+    New York's day it is of the trading day before.
+    """
+    return _session_before(new_york_date(market_time_ns))
+
+
+def new_york_date(instant_ns: int) -> dt.date:
+    """The calendar day of an instant in New York."""
+    return dt.datetime.fromtimestamp(instant_ns // NS_PER_SECOND, NEW_YORK).date()
+
+
+@lru_cache(maxsize=64)
+def _session_before(day: dt.date) -> dt.date:
+    from mia_fast.simulate.calendar import on_or_before  # the exchange's closures by rule
+
+    return on_or_before(day - dt.timedelta(days=1))
+
+
+def prepare(
+    frame: pl.DataFrame, config: OptionsConfig, now_ns: int | None = None, layout: Layout | None = None
+) -> Chain | None:
     """The chain in ``frame`` as of ``now_ns``, or None when the table holds no row by then.
 
     Parameters
     ----------
     frame
-        Columns :data:`COLUMNS`, optionally ``market_time`` (older than ``quote_time`` in delayed
-        feeds) and ``ticker``. Of several snapshots each contract's last row counts.
+        Columns :data:`COLUMNS`, optionally ``volume``, ``market_time`` (older than ``quote_time`` in delayed
+        feeds), ``open_interest_date`` and ``ticker``. Of several snapshots each contract's last row counts.
     now_ns
         Rows with a later ``quote_time`` do not exist yet. None: every row is known.
+    layout
+        Of an earlier chain (``chain.layout``): used again where the columns that name the contracts are
+        the same, row for row, so that only the quotes are read.
 
     Raises
     ------
@@ -129,20 +193,97 @@ def prepare(frame: pl.DataFrame, config: OptionsConfig, now_ns: int | None = Non
         return None
     live = _instants(frame["market_time"]) if "market_time" in frame.columns else quoted
     quote_time = int(quoted.max())
-    latest = quoted == quote_time
+    one_snapshot = int(quoted.min()) == quote_time
+    latest = slice(None) if one_snapshot else quoted == quote_time
     market_time = int(live[latest].max())
     spot = _spot(frame, latest)
-    strike = _numbers(frame, "strike")
+    keys = tuple(frame[name] for name in _KEYS if name in frame.columns)
+    if layout is None or not one_snapshot or not _same(layout.keys, keys):
+        layout = _lay_out(frame, config, quoted, keys)
+    held = numbers(frame, "open_interest")
+    unknown = np.isnan(held)
+    unknown_count = int(unknown.sum() if one_snapshot else unknown[layout.place >= 0].sum())
+    if unknown_count:
+        held = np.where(unknown, 0.0, held)
+    _refuse(frame, "open_interest", ~((held >= 0.0) & np.isfinite(held)))
+    volume = None
+    if "volume" in frame.columns:
+        volume = np.nan_to_num(numbers(frame, "volume"))
+    n = layout.strike.size
+    kept = slice(None) if one_snapshot else layout.place >= 0
+    place = layout.place[kept]
+
+    def table(values: F64, empty: float) -> F64:
+        out = np.full((2, n), empty)
+        out.reshape(-1)[place] = values[kept]
+        return out
+
+    stale = np.zeros((2, n), dtype=np.int8)
+    if int(live[kept].min()) < market_time:
+        lag = market_time - live[kept]
+        stale.reshape(-1)[place] = lag > config.quality.stale_quote_seconds * NS_PER_SECOND
+    seconds = (layout.settle_ns - market_time) / NS_PER_SECOND
+    seconds = np.where(seconds > 0.0, np.maximum(seconds, config.time.floor_seconds), seconds)
+    dated = None
+    if "open_interest_date" in frame.columns:
+        dated = frame["open_interest_date"].max()
+    return Chain(
+        quote_time_ns=quote_time,
+        market_time_ns=market_time,
+        spot=spot,
+        root=layout.root,
+        settlement=layout.settlement,
+        expiry=layout.expiry,
+        settle_ns=layout.settle_ns,
+        years=seconds / config.time.seconds_per_year,
+        european=layout.european,
+        multiplier=layout.multiplier,
+        rate=layout.rate,
+        dividend_yield=layout.dividend_yield,
+        start=layout.start,
+        group=layout.group,
+        strike=layout.strike,
+        level=layout.level,
+        levels=layout.levels,
+        bid=table(numbers(frame, "bid"), np.nan),
+        ask=table(numbers(frame, "ask"), np.nan),
+        interest=table(held, 0.0),
+        volume=None if volume is None else table(volume, 0.0),
+        listed=layout.listed,
+        stale=stale,
+        interest_missing=unknown_count,
+        interest_date=dated if isinstance(dated, dt.date) else open_interest_date(market_time),
+        interest_dated=isinstance(dated, dt.date),
+        layout=layout if one_snapshot else None,
+    )
+
+
+_KEYS = ("strike", "type", "expiry", "root", "settlement", "ticker")
+
+
+def _same(held: tuple[pl.Series, ...], keys: tuple[pl.Series, ...]) -> bool:
+    """Whether two tables name the same contracts in the same rows."""
+    return len(held) == len(keys) and all(
+        a.name == b.name and a.dtype == b.dtype and a.len() == b.len() and a.equals(b, null_equal=True)
+        for a, b in zip(held, keys, strict=True)
+    )
+
+
+def _lay_out(frame: pl.DataFrame, config: OptionsConfig, quoted: I64, keys: tuple[pl.Series, ...]) -> Layout:
+    """The order of the contracts, and where each row of the table goes; -1 for one that a later quote replaces."""
+    if "ticker" in frame.columns and frame["ticker"].n_unique() > 1:
+        raise DataError(
+            f"holds several underlyings: {', '.join(map(str, frame['ticker'].unique().sort().to_list()))}",
+            where="chain.ticker",
+            hint="filter the table to one; exposures of different underlyings do not add up by strike",
+            then=_THEN,
+        )
+    strike = numbers(frame, "strike")
     milli = np.rint(strike * 1000.0)
     _refuse(frame, "strike", ~((strike > 0.0) & (np.abs(strike - milli / 1000.0) <= 1e-9 * strike) & (milli < 2.0**31)))
     kind = frame["type"].cast(pl.String)
     put = kind.eq("P").fill_null(False).to_numpy()
     _refuse(frame, "type", ~(put | kind.eq("C").fill_null(False).to_numpy()))
-    held = _numbers(frame, "open_interest")
-    unknown = np.isnan(held)
-    held = np.where(unknown, 0.0, held)
-    _refuse(frame, "open_interest", ~((held >= 0.0) & np.isfinite(held)))
-
     code, root, settlement, expiry, settle = _expiries(frame, config)
     key = ((code << 31) | milli.astype(np.int64)) << 1 | put
     order = _ordered(frame, key, quoted)
@@ -157,31 +298,20 @@ def prepare(frame: pl.DataFrame, config: OptionsConfig, now_ns: int | None = Non
     start = np.searchsorted(group, np.arange(len(root) + 1)).astype(np.int64)
     side = (sorted_key & 1).astype(np.int64)
     levels, level = np.unique(strike_key[first] & 0x7FFFFFFF, return_inverse=True)
-
-    def table(values: F64, empty: float) -> F64:
-        out = np.full((2, n), empty)
-        out[side, row] = values[order]
-        return out
-
+    place = np.full(key.size, -1, dtype=np.int64)
+    place[order] = side * n + row
     listed = np.zeros((2, n), dtype=np.int8)
     listed[side, row] = 1
-    stale = np.zeros((2, n), dtype=np.int8)
-    lag = market_time - live[order]
-    stale[side, row] = lag > config.quality.stale_quote_seconds * NS_PER_SECOND
-    seconds = (settle - market_time) / NS_PER_SECOND
-    seconds = np.where(seconds > 0.0, np.maximum(seconds, config.time.floor_seconds), seconds)
     about = [config.roots[name] for name in root]
     carried = np.array([item.carry == "spot" for item in about])
     rate = np.full(len(root), config.forward.rate)
-    return Chain(
-        quote_time_ns=quote_time,
-        market_time_ns=market_time,
-        spot=spot,
+    return Layout(
+        keys=keys,
+        place=place,
         root=root,
         settlement=settlement,
         expiry=expiry,
         settle_ns=settle,
-        years=seconds / config.time.seconds_per_year,
         european=np.array([item.exercise == "european" for item in about], dtype=np.int8),
         multiplier=np.array([item.multiplier for item in about]),
         rate=rate,
@@ -191,12 +321,7 @@ def prepare(frame: pl.DataFrame, config: OptionsConfig, now_ns: int | None = Non
         strike=strike[order][first],
         level=level.astype(np.int64),
         levels=levels / 1000.0,
-        bid=table(_numbers(frame, "bid"), np.nan),
-        ask=table(_numbers(frame, "ask"), np.nan),
-        interest=table(held, 0.0),
         listed=listed,
-        stale=stale,
-        interest_missing=int(unknown[order].sum()),
     )
 
 
@@ -216,17 +341,23 @@ def _instants(column: pl.Series) -> I64:
             hint="every quote has a time",
             then=_THEN,
         )
-    return column.dt.cast_time_unit("ns").to_physical().to_numpy()
+    values: I64 = (
+        (column if column.dtype.time_unit == "ns" else column.dt.cast_time_unit("ns")).to_physical().to_numpy()
+    )
+    return values
 
 
-def _numbers(frame: pl.DataFrame, name: str) -> F64:
+def numbers(frame: pl.DataFrame, name: str) -> F64:
     """A numeric column as float64, NaN for null."""
     column = frame[name]
     if not column.dtype.is_numeric():
         raise DataError(
             f"is {column.dtype}, not a number", where=f"chain.{name}", hint="cast the column to Float64", then=_THEN
         )
-    return column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    if column.dtype != pl.Float64:
+        column = column.cast(pl.Float64)
+    values: F64 = (column.fill_null(float("nan")) if column.null_count() else column).to_numpy()
+    return values
 
 
 def _refuse(frame: pl.DataFrame, name: str, bad: npt.NDArray[np.bool_]) -> None:
@@ -248,15 +379,8 @@ def _refuse(frame: pl.DataFrame, name: str, bad: npt.NDArray[np.bool_]) -> None:
         )
 
 
-def _spot(frame: pl.DataFrame, latest: npt.NDArray[np.bool_]) -> float:
-    if "ticker" in frame.columns and frame["ticker"].n_unique() > 1:
-        raise DataError(
-            f"holds several underlyings: {', '.join(map(str, frame['ticker'].unique().sort().to_list()))}",
-            where="chain.ticker",
-            hint="filter the table to one; exposures of different underlyings do not add up by strike",
-            then=_THEN,
-        )
-    prices = _numbers(frame, "underlying_price")[latest]
+def _spot(frame: pl.DataFrame, latest: slice | npt.NDArray[np.bool_]) -> float:
+    prices = numbers(frame, "underlying_price")[latest]
     spot = float(prices[0])
     if not (0.0 < spot < np.inf) or not (prices == spot).all():
         values = ", ".join(f"{value:g}" for value in np.unique(prices)[:5])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mia_fast.config import Model, load
 from mia_fast.workspace import Workspace
@@ -59,6 +59,14 @@ class Volatility(Model):
     maturity_days: float = Field(gt=0, description="constant maturity of iv_atm, calendar days")
 
 
+class VolTrigger(Model):
+    """The volatility trigger, a proxy: how volatilities are assumed to follow the underlying."""
+
+    spot_response: float = Field(
+        ge=-3, le=3, description="d sigma(K) / d ln S over the smile's slope: 0 sticky strike, 1 implied tree"
+    )
+
+
 class Root(Model):
     """What the root of an option symbol implies."""
 
@@ -79,8 +87,18 @@ class OptionsConfig(Model):
     quality: Quality
     profile: Profile
     volatility: Volatility
+    vol_trigger: VolTrigger
+    buckets: dict[str, int] = Field(description="name: days to expiry up to which an expiry is counted")
     basis_limit: float = Field(gt=0, lt=1, description="largest |future / underlying - 1| that levels are moved by")
     roots: dict[str, Root]
+
+    @field_validator("buckets")
+    @classmethod
+    def _widening(cls, value: dict[str, int]) -> dict[str, int]:
+        days = list(value.values())
+        if "all" in value or any(day < 0 for day in days) or sorted(set(days)) != days:
+            raise ValueError("name the buckets from the nearest to the furthest, days from 0 up; 'all' is always there")
+        return value
 
 
 def options_config(workspace: Workspace) -> OptionsConfig:

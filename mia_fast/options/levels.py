@@ -12,6 +12,13 @@ per 1 % move), unsigned unless said otherwise:
 * ``iv_atm`` - volatility at K = F, 30 days constant maturity, total variance linear in T;
   ``iv_atm_nearest`` - the same of the nearest live expiry.
 * ``max_pain`` - strike of the nearest expiry with open interest at which it would pay out least.
+* ``vol_trigger`` - a proxy: the price nearest S at which the dealers' hedge of gamma and of the vanna that
+  comes with it, ``sum OI (gamma + vanna d sigma/dS)``, changes sign; d sigma / d ln S is ``spot_response``
+  times the slope of the expiry's smile between its 25-delta strikes (E. Derman, "Regimes of volatility", 1999).
+* ``risk_reversal_25`` - sigma of the 25-delta call less that of the put, 30 days constant maturity;
+  ``butterfly_25`` - their mean less ``iv_atm``; ``option_skew`` - ``-risk_reversal_25 / iv_atm``.
+
+Every other field has its definition beside it. Levels come in total and by expiry bucket.
 
 A level that cannot be had is None, never a number, and ``status`` with ``reasons`` says why:
 ``DEGRADED`` withholds everything that rests on gamma; ``NO_CHAIN`` means there was nothing to read.
@@ -19,6 +26,7 @@ A level that cannot be had is None, never a number, and ``status`` with ``reason
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import datetime as dt
 import math
@@ -33,7 +41,7 @@ import polars as pl
 
 from mia_fast.clock import NS_PER_SECOND, iso
 from mia_fast.errors import DataError
-from mia_fast.options.chain import F64, I8, I64, Chain, prepare
+from mia_fast.options.chain import F64, I8, I64, Chain, Layout, new_york_date, numbers, prepare
 from mia_fast.options.config import SIGNS, OptionsConfig
 from mia_kernels import black, gamma
 
@@ -51,8 +59,65 @@ PRICE_LEVELS = (
     "key_strikes_5",
     "zero_gamma",
     "max_pain",
+    "vol_trigger",
+    "gamma_wall_call",
+    "gamma_wall_put",
+    "pinning_strike",
+    "oi_peak_call_near",
+    "oi_peak_put_near",
 )
+_BUCKET_PRICES = ("gamma_wall", "call_wall", "put_wall", "zero_gamma")
+_SHARED = (
+    "gamma_wall",
+    "call_wall",
+    "put_wall",
+    "zero_gamma",
+    "zero_gamma_status",
+    "zero_gamma_roots",
+    "net_gamma",
+    "call_gamma",
+    "put_gamma",
+    "dealer_position_bias",
+    "vanna_exposure",
+    "charm_exposure",
+)
+"""Fields that a bucket has too."""
+_DELTA = 0.25
+_DAYS = 365.0
+_NEAR_WIDTHS = 4.0
+_KEPT = 0.01
+_TAIL = 1e-9  # of the largest exposure: where all densities have died away a change of sign means nothing
 _NEAR_DAYS = 30.0  # expiries whose forwards tell where the underlying trades
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketLevels:
+    """The levels of the expiries up to some days away; definitions and units as in :class:`Levels`."""
+
+    name: str
+    last_expiry: dt.date | None
+    """The furthest live expiry counted; None: the bucket is empty."""
+    expiries: int
+    open_interest: float
+    coverage_near: float | None
+    """Share of the open interest within four widths (S sigma sqrt(T)) of each forward whose strike has a volatility.
+
+    Beyond, an option near its expiry is worth nothing and has no bid. Below the desk's
+    ``coverage_threshold`` what rests on gamma is withheld.
+    """
+    gamma_wall: float | None = None
+    call_wall: float | None = None
+    put_wall: float | None = None
+    key_strikes: tuple[float, ...] = ()
+    zero_gamma: float | None = None
+    zero_gamma_status: ZeroGammaStatus = "NO_CHAIN"
+    zero_gamma_roots: tuple[float, ...] = ()
+    net_gamma: float | None = None
+    call_gamma: float | None = None
+    put_gamma: float | None = None
+    dealer_position_bias: float | None = None
+    vanna_exposure: float | None = None
+    charm_exposure: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +157,96 @@ class Levels(Mapping[str, Any]):
     iv_atm: float | None = None
     iv_atm_nearest: float | None = None
     nearest_expiry: dt.date | None = None
+    iv_7d: float | None = None
+    iv_60d: float | None = None
+    call_iv_atm: float | None = None
+    """Volatility at K = F of the calls' own quotes, ``maturity_days``; ``put_iv_atm`` of the puts'."""
+    put_iv_atm: float | None = None
+    call_put_skew: float | None = None
+    """``call_iv_atm - put_iv_atm``: what parity leaves open."""
+    risk_reversal_25: float | None = None
+    butterfly_25: float | None = None
     option_skew: float | None = None
+    short_dated_iv_slope: float | None = None
+    """(iv 30 d - iv 7 d) / 23, per day."""
+    vol_term_structure_slope: float | None = None
+    """iv 30 d - iv 7 d."""
+    term_structure_skew: float | None = None
+    """iv 60 d - iv 30 d."""
+    atm_straddle_cost: float | None = None
+    """(call mid + put mid) at K = F over the underlying, nearest live expiry."""
+    time_to_expiry: float | None = None
+    """Days to the nearest live settlement."""
+    is_expiry_day: bool | None = None
+    """The nearest live expiry is today in New York."""
+    put_call_parity_deviation: float | None = None
+    """Median of |C - P - D (F - K)| / F over the two-sided pairs near the forward."""
+    gex: float | None = None
+    """``call_gamma + put_gamma``: unsigned, USD per 1 % move."""
+    gex_slope: float | None = None
+    """Change of ``net_gamma`` for a rise of the underlying by 1 %, USD per 1 % move."""
+    gamma_bucket_exposure: float | None = None
+    """Share of ``gex`` at strikes within 10 % of the underlying."""
+    spot_gamma_corridor: float | None = None
+    """Share of ``gex`` at strikes within 1 % of the underlying."""
+    skewed_gamma_exposure: float | None = None
+    """(gex above the underlying - gex below) / gex, in [-1, 1]."""
+    gamma_peak_distance: float | None = None
+    """``gamma_wall / underlying - 1``."""
+    gamma_wall_call: float | None = None
+    """Strike with the largest call exposure, on either side; ``gamma_wall_put`` with the largest put exposure."""
+    gamma_wall_put: float | None = None
+    zero_gamma_zone_width: float | None = None
+    """Highest less lowest root of the profile, points; 0 with one root."""
+    dealer_zones_count: int | None = None
+    """Zones of one sign of the profile within the span: roots + 1."""
+    vol_trigger: float | None = None
+    pinning_strike: float | None = None
+    """Strike of the nearest live expiry with the largest gamma exposure."""
+    delta_notional_call: float | None = None
+    """USD of delta that the open calls hold; ``delta_notional_put`` that the puts hold (negative)."""
+    delta_notional_put: float | None = None
+    delta_exposure_ratio: float | None = None
+    """``delta_notional_call / |delta_notional_put|``."""
+    delta_positioning_tilt: float | None = None
+    """(call + put) / (|call| + |put|) of the delta notionals, in [-1, 1]."""
+    vanna_exposure: float | None = None
+    """With the dealers' sign, as all that follow: USD of delta per volatility point."""
+    charm_exposure: float | None = None
+    """USD of delta per calendar day."""
+    vega_exposure: float | None = None
+    """USD per volatility point."""
+    theta_exposure: float | None = None
+    """USD per calendar day."""
+    rho_exposure: float | None = None
+    """USD per 1 % of rate."""
+    vomma_exposure: float | None = None
+    """USD of vega (per point) per volatility point."""
+    speed_exposure: float | None = None
+    """USD of delta per 1 % move, per 1 % move, from the change of gamma alone."""
+    ultima_exposure: float | None = None
+    """USD of vomma (per point squared) per volatility point."""
+    vega_bucket_ratio: float | None = None
+    """Share of the unsigned vega in expiries of at most 30 days."""
+    open_interest_date: dt.date | None = None
+    """The close that the open interest is of."""
+    open_interest_date_source: Literal["table", "rule"] | None = None
+    """``rule``: the trading day before the quotes' day."""
+    call_put_oi_ratio: float | None = None
+    oi_concentration: float | None = None
+    """Sum over the strikes of squared shares of the live open interest (Herfindahl), 1 / strikes to 1."""
+    oi_concentration_ratio: float | None = None
+    """Share of the top three strikes."""
+    skewness_open_interest: float | None = None
+    """Skewness of ln(K / S), weighted by the live open interest."""
+    oi_peak_call_near: float | None = None
+    """Strike of the nearest live expiry with the most open calls; ``oi_peak_put_near`` puts."""
+    oi_peak_put_near: float | None = None
+    option_volume: float | None = None
+    """Contracts traded today, live expiries; None where the chain has no volume."""
+    call_put_volume_ratio: float | None = None
+    buckets: tuple[BucketLevels, ...] = ()
+    """By expiry, from the nearest to ``all``."""
     max_pain: float | None = None
     max_pain_expiry: dt.date | None = None
     coverage: float | None = None
@@ -112,6 +266,8 @@ class Levels(Mapping[str, Any]):
             value = getattr(self, field.name)
             if field.name.endswith("_ns"):
                 out[field.name.removesuffix("_ns")] = None if value is None else iso(value)
+            elif field.name == "buckets":
+                out[field.name] = [_bucket_record(bucket) for bucket in value]
             elif isinstance(value, tuple):
                 out[field.name] = list(value)
             elif isinstance(value, dt.date):
@@ -130,6 +286,13 @@ class Levels(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(dataclasses.fields(self))
+
+
+def _bucket_record(bucket: BucketLevels) -> dict[str, Any]:
+    return {
+        name: value.isoformat() if isinstance(value, dt.date) else list(value) if isinstance(value, tuple) else value
+        for name, value in vars(bucket).items()
+    }
 
 
 def no_chain(
@@ -156,22 +319,47 @@ class Surface:
     strike_status: I8  # [n] of the strike's volatility
     greeks: F64  # [black.N_GREEKS, n], the call's
     atm: F64  # [g] volatility at K = F
-    exposure: F64  # [2, m] calls, puts
+    wings: F64  # [4, g] sigma of the 25-delta put and call, their ln(K/F)
+    bucket_groups: tuple[int, ...]  # [b] so many of the expiries belong to the bucket; the last is all of them
+    bucket_exposure: F64  # [b, 2, m] gamma exposure of calls and puts by distinct strike
+    totals: F64  # [g, 2, black.N_GREEKS] as gamma.exposures gives them
     profile_table: F64  # [gamma.N_PROFILE, n], the first profile_size of them
-    profile_size: int
+    bucket_rows: tuple[int, ...]  # [b] so many of its rows belong to the bucket
     log_grid: F64  # [p] ln of the prices
-    profile: F64  # [p] net gamma exposure there
+    bucket_profile: F64  # [b, 2, p] net gamma exposure there; the same tilted by vanna
+
+    @property
+    def exposure(self) -> F64:
+        """[2, m] gamma exposure of calls and puts by distinct strike, all expiries."""
+        whole: F64 = self.bucket_exposure[-1]
+        return whole
+
+    @property
+    def profile_size(self) -> int:
+        """Rows of ``profile_table`` that are in use."""
+        return self.bucket_rows[-1]
+
+    @property
+    def profile(self) -> F64:
+        """[p] net gamma exposure on ``log_grid``, all expiries."""
+        whole: F64 = self.bucket_profile[-1, 0]
+        return whole
 
 
 class LevelsEngine:
     """Computes levels over and over with buffers that grow to the largest chain seen.
 
-    Not for use by two threads at once.
+    :meth:`update` takes a whole chain; between two chains :meth:`update_spot` and :meth:`update_quotes` bring the
+    levels up to date for what has changed. Not for use by two threads at once.
     """
 
     def __init__(self, config: OptionsConfig) -> None:
         self.config = config
         self.surface: Surface | None = None
+        self._layout: Layout | None = None
+        self._owned = False  # bid and ask are this engine's copies
+        self._centre = math.nan  # the price that the profile's grid lies around
+        self._held_roots: dict[tuple[int, bool], tuple[float, ...]] = {}
         self._buffers: dict[str, npt.NDArray[Any]] = {}
 
     def update(self, chain: Chain | pl.DataFrame | None, now_ns: int | None = None) -> Levels:
@@ -180,7 +368,8 @@ class LevelsEngine:
         Parameters
         ----------
         chain
-            A prepared chain, a table as :func:`mia_fast.options.chain.prepare` takes it, or None.
+            A prepared chain, a table as :func:`mia_fast.options.chain.prepare` takes it, or None. The
+            layout of a table is kept: the next one with the same contracts in the same rows is read faster.
         now_ns
             What is quoted later is unknown, and a chain older than the configured age is DEGRADED.
             None: the chain's own time, without a check of its age.
@@ -191,7 +380,9 @@ class LevelsEngine:
             The table cannot be read as a chain, or a prepared chain lies after ``now_ns``.
         """
         if isinstance(chain, pl.DataFrame):
-            chain = prepare(chain, self.config, now_ns)
+            chain = prepare(chain, self.config, now_ns, self._layout)
+            if chain is not None and chain.layout is not None:
+                self._layout = chain.layout
         if chain is None:
             self.surface = None
             return no_chain(now_ns, "CHAIN_MISSING: rows=0")
@@ -202,13 +393,130 @@ class LevelsEngine:
                 hint="pass the last chain known at that instant",
                 then="no levels were computed",
             )
-        surface = self._price(chain)
-        self.surface = surface
-        return self._levels(surface, now_ns)
+        self._owned = False
+        self.surface = self._measure(self._solve(chain))
+        return self._levels(self.surface, now_ns)
+
+    def update_spot(self, spot: float, now_ns: int | None = None) -> Levels:
+        """The levels after a move of the underlying alone; no volatility is solved again.
+
+        Every strike keeps its volatility, every expiry its F/S, discount and time to settlement. So the profile and
+        its roots stay where they are; they are computed anew, on a grid around the new price, once that is 1 %
+        away from the middle of the grid.
+
+        Raises
+        ------
+        DataError
+            There is no chain yet, or the price is not finite and positive.
+        """
+        held = self._held()
+        if not (math.isfinite(spot) and spot > 0.0):
+            raise DataError(
+                f"is {spot}",
+                where="update_spot(spot)",
+                hint="pass the price of the chain's underlying",
+                then="the levels stand as they were",
+            )
+        held.terms[black.FORWARD] *= spot / held.chain.spot
+        chain = dataclasses.replace(held.chain, spot=spot)
+        black.reprice(held.greeks[black.SIGMA], chain.strike, chain.group, held.terms, spot, held.greeks)
+        kept = abs(spot / self._centre - 1.0) <= _KEPT
+        self.surface = self._measure(dataclasses.replace(held, chain=chain), same_profile=kept)
+        return self._levels(self.surface, now_ns)
+
+    def update_quotes(self, changes: pl.DataFrame, now_ns: int | None = None) -> Levels:
+        """The levels after new quotes for some contracts: only their strikes are solved again.
+
+        Forwards, discounts and times to settlement stand as the last whole chain gave them; the next
+        :meth:`update` fits them anew.
+
+        Parameters
+        ----------
+        changes
+            ``root``, ``expiry``, ``strike``, ``type``, ``bid``, ``ask``: one row per contract of the chain.
+        now_ns
+            As in :meth:`update`.
+
+        Raises
+        ------
+        DataError
+            There is no chain yet, a column is missing, or a contract is not in the chain.
+        """
+        held = self._held()
+        chain = held.chain
+        side, row = self._locate(chain, changes)
+        if not self._owned:
+            chain = dataclasses.replace(chain, bid=chain.bid.copy(), ask=chain.ask.copy(), stale=chain.stale.copy())
+            self._owned = True
+        chain.bid[side, row] = numbers(changes, "bid")
+        chain.ask[side, row] = numbers(changes, "ask")
+        chain.stale[side, row] = 0
+        rows = np.unique(row)
+        strike, group = chain.strike[rows], chain.group[rows]
+        status = np.empty((2, rows.size), np.int8)
+        strike_status = np.empty(rows.size, np.int8)
+        price = np.empty(rows.size)
+        greeks = np.empty((black.N_GREEKS, rows.size))
+        black.otm_prices(
+            np.ascontiguousarray(chain.bid[:, rows]),
+            np.ascontiguousarray(chain.ask[:, rows]),
+            np.ascontiguousarray(chain.listed[:, rows]),
+            np.ascontiguousarray(chain.stale[:, rows]),
+            strike,
+            group,
+            held.terms,
+            status,
+            price,
+            strike_status,
+        )
+        black.smile(price, strike, group, held.terms, chain.spot, greeks, strike_status)
+        held.status[:, rows] = status
+        held.strike_status[rows] = strike_status
+        held.greeks[:, rows] = greeks
+        self.surface = self._measure(dataclasses.replace(held, chain=chain))
+        return self._levels(self.surface, now_ns)
 
     def on_future(self, levels: Levels, future_price: float, underlying_price_at_market_time: float) -> FutureLevels:
         """:func:`on_future` with the desk's ``basis_limit``."""
         return on_future(levels, future_price, underlying_price_at_market_time, limit=self.config.basis_limit)
+
+    def _held(self) -> Surface:
+        if self.surface is None:
+            raise DataError(
+                "there is no chain to bring up to date",
+                where="levels engine",
+                hint="call update with a whole chain first",
+                then="no levels were computed",
+            )
+        return self.surface
+
+    def _locate(self, chain: Chain, changes: pl.DataFrame) -> tuple[I64, I64]:
+        """Side and row of each changed contract."""
+        wanted = ("root", "expiry", "strike", "type", "bid", "ask")
+        missing = [name for name in wanted if name not in changes.columns]
+        if missing or chain.layout is None:
+            raise DataError(
+                f"columns missing: {', '.join(missing)}" if missing else "the chain held several snapshots",
+                where="update_quotes(changes)",
+                hint=f"pass {', '.join(wanted)}, after a chain of one snapshot",
+                then="the levels stand as they were",
+            )
+        index = chain.layout.index
+        milli = np.rint(numbers(changes, "strike") * 1000.0).tolist()
+        keys = zip(
+            changes["root"].to_list(), changes["expiry"].to_list(), milli, changes["type"].to_list(), strict=True
+        )
+        found = [index.get(key) for key in keys]
+        if None in found:
+            unknown = changes.row(found.index(None), named=True)
+            raise DataError(
+                f"{unknown['root']} {unknown['expiry']} {unknown['strike']:g} {unknown['type']} is not in the chain",
+                where=f"update_quotes(changes) row {found.index(None)}",
+                hint="a contract enters with the next whole chain",
+                then="the levels stand as they were",
+            )
+        places = np.array(found, dtype=np.int64).reshape(-1, 2)
+        return places[:, 0], places[:, 1]
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: type = np.float64) -> npt.NDArray[Any]:
         size = math.prod(shape)
@@ -217,8 +525,9 @@ class LevelsEngine:
             held = self._buffers[name] = np.empty(size + size // 4, dtype)
         return held[:size].reshape(shape)
 
-    def _price(self, chain: Chain) -> Surface:
-        n, g, m = chain.strike.size, len(chain.root), chain.levels.size
+    def _solve(self, chain: Chain) -> Surface:
+        """Forwards, discounts, volatilities and greeks."""
+        n, g = chain.strike.size, len(chain.root)
         config = self.config
         terms = self._buffer("terms", (black.N_TERMS, g))
         source = self._buffer("source", (g,), np.int8)
@@ -257,19 +566,74 @@ class LevelsEngine:
         )
         greeks = self._buffer("greeks", (black.N_GREEKS, n))
         black.smile(price, chain.strike, chain.group, terms, chain.spot, greeks, strike_status)
-        sigma = greeks[black.SIGMA]
+        nothing = greeks[0, :0]
+        return Surface(
+            chain=chain,
+            terms=terms,
+            source=source,
+            pairs=pairs,
+            status=status,
+            strike_status=strike_status,
+            greeks=greeks,
+            atm=nothing,
+            wings=nothing,
+            bucket_groups=(),
+            bucket_exposure=nothing,
+            totals=nothing,
+            profile_table=nothing,
+            bucket_rows=(),
+            log_grid=nothing,
+            bucket_profile=nothing,
+        )
+
+    def _measure(self, found: Surface, *, same_profile: bool = False) -> Surface:
+        """All that follows from the volatilities and the underlying's price."""
+        chain, config, terms = found.chain, self.config, found.terms
+        n, g, m = chain.strike.size, len(chain.root), chain.levels.size
+        sigma = found.greeks[black.SIGMA]
         atm = self._buffer("atm", (g,))
-        black.atm_volatility(sigma, strike_status, chain.strike, chain.start, terms, config.forward.moneyness_band, atm)
-        exposure = self._buffer("exposure", (2, m))
+        black.atm_volatility(
+            sigma, found.strike_status, chain.strike, chain.start, terms, config.forward.moneyness_band, atm
+        )
+        wings = self._buffer("wings", (4, g))
+        black.wings(found.greeks, found.strike_status, chain.strike, chain.start, terms, _DELTA, wings)
+        totals = self._buffer("totals", (g, 2, black.N_GREEKS))
+        gamma.exposures(
+            found.greeks,
+            found.strike_status,
+            chain.group,
+            chain.strike,
+            chain.interest,
+            terms,
+            chain.multiplier,
+            chain.spot,
+            totals,
+        )
+        groups = self._bucket_groups(chain)
+        exposure = self._buffer("exposure", (len(groups), 2, m))
         scale = chain.multiplier * (chain.spot * chain.spot * 0.01)
         gamma.exposure_by_strike(
-            greeks[black.GAMMA], strike_status, chain.group, chain.level, chain.interest, scale, exposure
+            found.greeks[black.GAMMA],
+            found.strike_status,
+            chain.level,
+            chain.start,
+            np.array(groups),
+            chain.interest,
+            scale,
+            exposure,
         )
+        if same_profile:
+            return dataclasses.replace(
+                found, atm=atm, wings=wings, bucket_groups=groups, bucket_exposure=exposure, totals=totals
+            )
+        slope = (wings[1] - wings[0]) / (wings[3] - wings[2])
+        response = np.nan_to_num(slope * config.vol_trigger.spot_response)
         call_sign, put_sign = SIGNS[config.sign_convention]
         table = self._buffer("table", (gamma.N_PROFILE, n))
-        used = gamma.profile_terms(
+        ends = self._buffer("ends", (g,), np.int64)
+        gamma.profile_terms(
             sigma,
-            strike_status,
+            found.strike_status,
             chain.strike,
             chain.group,
             chain.interest,
@@ -278,102 +642,341 @@ class LevelsEngine:
             chain.spot,
             call_sign,
             put_sign,
+            response,
             table,
+            ends,
         )
-        grid = self._grid(chain, atm)
-        profile = self._buffer("profile", (grid.size,))
-        gamma.profile(table, used, grid, profile)
-        return Surface(
-            chain, terms, source, pairs, status, strike_status, greeks, atm, exposure, table, used, grid, profile
+        rows = tuple(int(ends[count - 1]) if count else 0 for count in groups)
+        grid, profile = self._profiles(chain, atm, table, rows)
+        self._centre = chain.spot
+        self._held_roots.clear()
+        return dataclasses.replace(
+            found,
+            atm=atm,
+            wings=wings,
+            bucket_groups=groups,
+            bucket_exposure=exposure,
+            totals=totals,
+            profile_table=table,
+            bucket_rows=rows,
+            log_grid=grid,
+            bucket_profile=profile,
         )
 
-    def _grid(self, chain: Chain, atm: F64) -> F64:
-        """ln of the prices at which the profile is evaluated: finer around S when an expiry is near."""
+    def _bucket_groups(self, chain: Chain) -> tuple[int, ...]:
+        """How many expiries each bucket holds: they are in order of settlement, so a bucket is the first so many."""
+        today = new_york_date(chain.market_time_ns)
+        days = [(expiry - today).days for expiry in chain.expiry]
+        counts = [bisect.bisect_right(days, limit) for limit in self.config.buckets.values()]
+        return (*counts, len(days))
+
+    def _profiles(self, chain: Chain, atm: F64, table: F64, rows: tuple[int, ...]) -> tuple[F64, F64]:
+        """The grid in ln L, finer around S when an expiry is near, and each bucket's two profiles on it."""
         about = self.config.profile
-        half = round(about.span / about.step)
-        relative = np.arange(-half, half + 1) * about.step
+        step = math.log1p(about.step)
+        low, high = math.log1p(-about.span), math.log1p(about.span)
+        below, above = math.floor(-low / step), math.floor(high / step)
+        parts = [(-below * step, step, below + above + 1)]
         known = np.flatnonzero((chain.years > 0.0) & np.isfinite(atm))
         if known.size:
             nearest = int(known[0])
-            step = 0.5 * float(atm[nearest]) * math.sqrt(float(chain.years[nearest]))
-            if step < about.step:
+            fine = 0.5 * float(atm[nearest]) * math.sqrt(float(chain.years[nearest]))
+            if fine < step:
                 count = math.ceil(2.0 * about.near_widths)
-                relative = np.union1d(relative, np.arange(-count, count + 1) * step)
-        grid: F64 = np.log(chain.spot * (1.0 + relative))
-        return grid
+                parts.append((-(count - 0.5) * fine, fine, 2 * count))
+        middle = math.log(chain.spot)
+        size = sum(count for *_, count in parts)
+        grid = np.empty(size)
+        profile = np.zeros((len(rows), 2, size))
+        at = 0
+        for offset, width, count in parts:
+            whole = np.empty((2, -(-count // 16) * 16))
+            first = 0
+            for index, last in enumerate(rows):
+                if last > first:
+                    gamma.profiles(table, first, last, middle + offset, width, whole)
+                    profile[index:, :, at : at + count] += whole[:, :count]
+                first = last
+            grid[at : at + count] = middle + offset + width * np.arange(count)
+            at += count
+        if len(parts) > 1:
+            order = np.argsort(grid, kind="stable")
+            return grid[order], profile[:, :, order]
+        return grid, profile
 
     def _levels(self, surface: Surface, now_ns: int | None) -> Levels:
         chain, config = surface.chain, self.config
         live = chain.years > 0.0
-        live_row = live[chain.group]
-        interest = chain.interest.sum(axis=0)
-        solved = surface.strike_status == black.OK
-        held = float(interest[live_row].sum())
-        coverage = float(interest[solved].sum()) / held if held > 0.0 else None
+        counted = self._counted(surface, live)
+        held, coverage = counted["held"], counted["coverage"]
         reasons = self._reasons(surface, now_ns, live, held, coverage)
-        notes = self._notes(surface, live)
-        iv_atm = _constant_maturity(
-            chain.years, surface.atm, config.volatility.maturity_days * 86400.0 / config.time.seconds_per_year
-        )
-        nearest = int(np.flatnonzero(live)[0]) if live.any() else None
-        pain = self._buffer("pain", (len(chain.root),))
-        gamma.max_pain(chain.strike, chain.start, chain.interest, pain)
-        paid = np.flatnonzero(live & np.isfinite(pain))
+        first = int(np.argmax(live)) if live.any() else None
         common: dict[str, Any] = {
             "timestamp_ns": chain.quote_time_ns if now_ns is None else now_ns,
-            "notes": notes,
+            "notes": self._notes(surface, live),
             "quote_time_ns": chain.quote_time_ns,
             "market_time_ns": chain.market_time_ns,
             "roots": tuple(sorted(set(chain.root))),
             "underlying_price": chain.spot,
             "sign_convention": config.sign_convention,
-            "iv_atm": iv_atm,
-            "iv_atm_nearest": None if nearest is None else _number(surface.atm[nearest]),
-            "nearest_expiry": None if nearest is None else chain.expiry[nearest],
-            "max_pain": float(pain[paid[0]]) if paid.size else None,
-            "max_pain_expiry": chain.expiry[int(paid[0])] if paid.size else None,
+            "nearest_expiry": None if first is None else chain.expiry[first],
             "coverage": coverage,
-            "contracts": int(chain.listed.sum()),
-            "contracts_live": int(chain.listed[:, live_row].sum()),
-            "contracts_two_sided": int((surface.status == black.OK).sum()),
             "expiries_live": int(live.sum()),
             "forward_fallbacks": int((surface.source == black.FROM_RATES).sum()),
+            "open_interest_date": chain.interest_date,
+            "open_interest_date_source": "table" if chain.interest_dated else "rule",
+            "time_to_expiry": None
+            if first is None
+            else float(chain.settle_ns[first] - chain.market_time_ns) / NS_PER_SECOND / 86400.0,
+            "is_expiry_day": None if first is None else chain.expiry[first] == new_york_date(chain.market_time_ns),
+            **counted["levels"],
+            **self._volatility_levels(surface, first),
         }
+        walls = self._walls(surface)
+        buckets = self._buckets(surface, live, counted["by_group"], walls, withheld=bool(reasons))
         if reasons:
-            return Levels(status="DEGRADED", reasons=reasons, zero_gamma_status="DEGRADED", **common)
-        return Levels(status="OK", **common, **self._gamma_levels(surface))
+            return Levels(status="DEGRADED", reasons=reasons, zero_gamma_status="DEGRADED", buckets=buckets, **common)
+        on_gamma = self._gamma_levels(surface, buckets[-1], walls[-1], first)
+        return Levels(status="OK", buckets=buckets, **common, **on_gamma)
 
-    def _gamma_levels(self, surface: Surface) -> dict[str, Any]:
+    def _counted(self, surface: Surface, live: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        """What open interest and volume alone say, over the live expiries."""
         chain = surface.chain
-        calls, puts = surface.exposure
-        both = calls + puts
-        total_calls, total_puts = float(calls.sum()), float(puts.sum())
-        call_sign, put_sign = SIGNS[self.config.sign_convention]
-        net = call_sign * total_calls + put_sign * total_puts
-        ranked = _ranked(both, chain.levels, chain.spot)[:5]
-        keys = [*ranked, *[None] * (5 - len(ranked))]
-        upper, lower = chain.levels >= chain.spot, chain.levels <= chain.spot
-        places = self._buffer("roots", (surface.log_grid.size,))
-        count = gamma.sign_changes(
-            surface.profile_table, surface.profile_size, surface.log_grid, surface.profile, places
+        g, m = len(chain.root), chain.levels.size
+        figures = self._buffer("counted", (g, 8))
+        width = surface.atm * surface.terms[black.ROOT_YEARS]
+        reach = np.where(np.isfinite(width), _NEAR_WIDTHS * width, math.inf)
+        by_strike = self._buffer("interest_by_strike", (m,))
+        gamma.count_contracts(
+            chain.interest,
+            chain.interest if chain.volume is None else chain.volume,
+            chain.listed,
+            surface.status,
+            surface.strike_status,
+            chain.start,
+            chain.level,
+            chain.years,
+            chain.strike,
+            surface.terms[black.FORWARD],
+            reach,
+            figures,
+            by_strike,
         )
-        roots = tuple(float(root) for root in places[:count])
-        status: ZeroGammaStatus = "OK"
-        if not roots:
-            status = "NO_CROSSING_POS" if net > 0.0 else "NO_CROSSING_NEG"
-        return {
-            "gamma_wall": keys[0],
-            "call_wall": _first(_ranked(calls[upper], chain.levels[upper], chain.spot)),
-            "put_wall": _first(_ranked(puts[lower], chain.levels[lower], chain.spot)),
-            **{f"key_strikes_{index + 1}": strike for index, strike in enumerate(keys)},
-            "zero_gamma": min(roots, key=lambda root: (abs(root - chain.spot), root)) if roots else None,
-            "zero_gamma_status": status,
-            "zero_gamma_roots": roots,
-            "net_gamma": net,
-            "call_gamma": total_calls,
-            "put_gamma": total_puts,
-            "dealer_position_bias": (total_calls - total_puts) / (total_calls + total_puts),
+        calls, puts, solved, listed, quoted, traded_calls = figures[live, :6].sum(axis=0).tolist()
+        everything = figures.sum(axis=0).tolist()
+        held = calls + puts
+        levels: dict[str, Any] = {
+            "contracts": round(everything[3]),
+            "contracts_live": round(listed),
+            "contracts_two_sided": round(quoted),
+            "call_put_oi_ratio": _ratio(calls, puts),
         }
+        if held > 0.0:
+            share = by_strike / held
+            top = np.partition(share, -3)[-3:] if m > 3 else share
+            x = np.log(chain.levels / chain.spot)
+            x = x - float(share @ x)
+            square = x * x
+            spread = float(share @ square)
+            levels["oi_concentration"] = float(share @ share)
+            levels["oi_concentration_ratio"] = float(top.sum())
+            levels["skewness_open_interest"] = float(share @ (square * x)) / spread**1.5 if spread > 1e-18 else None
+        if chain.volume is not None:
+            traded = float(chain.volume[:, live[chain.group]].sum()) if not live.all() else float(chain.volume.sum())
+            levels["option_volume"] = traded
+            levels["call_put_volume_ratio"] = _ratio(traded_calls, traded - traded_calls)
+        near = np.flatnonzero(live & (figures[:, 0] + figures[:, 1] > 0.0))
+        if near.size:
+            group = int(near[0])
+            rows = slice(int(chain.start[group]), int(chain.start[group + 1]))
+            pain = np.empty(1)
+            interest = np.ascontiguousarray(chain.interest[:, rows])
+            gamma.max_pain(chain.strike[rows], np.array([0, interest.shape[1]]), interest, pain)
+            levels["max_pain"] = _number(pain[0])
+            levels["max_pain_expiry"] = chain.expiry[group]
+            for name, side in (("oi_peak_call_near", 0), ("oi_peak_put_near", 1)):
+                levels[name] = _largest(interest[side], chain.strike[rows], chain.spot)
+        return {
+            "held": held,
+            "coverage": solved / held if held > 0.0 else None,
+            "by_group": figures,
+            "levels": levels,
+        }
+
+    def _volatility_levels(self, surface: Surface, first: int | None) -> dict[str, Any]:
+        """What the volatilities alone say."""
+        chain, config = surface.chain, self.config
+        g, n = len(chain.root), chain.strike.size
+        band = config.forward.moneyness_band
+        sides = self._buffer("sides", (2, g))
+        straddle = self._buffer("straddle", (g,))
+        black.atm_sides(
+            chain.bid, chain.ask, surface.status, chain.strike, chain.start, surface.terms, band, sides, straddle
+        )
+        gaps = self._buffer("gaps", (n,))
+        count = black.parity_deviation(
+            chain.bid, chain.ask, surface.status, chain.strike, chain.start, surface.terms, surface.source, band, gaps
+        )
+        curves = np.concatenate((surface.atm[None], surface.wings[:2], sides))
+        targets = np.array([config.volatility.maturity_days, 7.0, 30.0, 60.0]) * 86400.0 / config.time.seconds_per_year
+        found = np.empty((5, 4))
+        black.constant_maturity(chain.years, curves, targets, found)
+        table = [[None if math.isnan(value) else value for value in row] for row in found.tolist()]
+        atm, week, month, two = table[0]
+        put, call, call_atm, put_atm = (row[0] for row in table[1:])
+        reversal = _difference(call, put)
+        cost = None if first is None else _number(straddle[first])
+        return {
+            "iv_atm": atm,
+            "iv_atm_nearest": None if first is None else _number(surface.atm[first]),
+            "iv_7d": week,
+            "iv_60d": two,
+            "call_iv_atm": call_atm,
+            "put_iv_atm": put_atm,
+            "call_put_skew": _difference(call_atm, put_atm),
+            "risk_reversal_25": reversal,
+            "butterfly_25": None if atm is None or call is None or put is None else 0.5 * (call + put) - atm,
+            "option_skew": None if reversal is None or atm is None else -reversal / atm,
+            "short_dated_iv_slope": None if month is None or week is None else (month - week) / 23.0,
+            "vol_term_structure_slope": _difference(month, week),
+            "term_structure_skew": _difference(two, month),
+            "atm_straddle_cost": None if cost is None else cost / chain.spot,
+            "put_call_parity_deviation": float(np.median(gaps[:count])) if count else None,
+        }
+
+    def _walls(self, surface: Surface) -> list[list[float]]:
+        """Of each bucket the places that :func:`mia_kernels.gamma.walls` fills."""
+        out = np.empty((len(surface.bucket_groups), gamma.N_WALLS))
+        for exposure, row in zip(surface.bucket_exposure, out, strict=True):
+            gamma.walls(exposure, surface.chain.levels, surface.chain.spot, row)
+        found: list[list[float]] = out.tolist()
+        return found
+
+    def _buckets(
+        self,
+        surface: Surface,
+        live: npt.NDArray[np.bool_],
+        by_group: F64,
+        walls: list[list[float]],
+        *,
+        withheld: bool,
+    ) -> tuple[BucketLevels, ...]:
+        """Each bucket's levels; those that rest on gamma only where ``withheld`` is not set."""
+        chain, spot = surface.chain, surface.chain.spot
+        found = []
+        sums = np.cumsum(np.where(live[:, None], by_group, 0.0), axis=0)
+        totals = np.cumsum(surface.totals, axis=0)
+        signs = np.array(SIGNS[self.config.sign_convention])
+        for index, name in enumerate((*self.config.buckets, "all")):
+            groups = surface.bucket_groups[index]
+            placed = walls[index]
+            inside = np.flatnonzero(live[:groups])
+            about_it = sums[groups - 1].tolist() if groups else [0.0] * 8
+            held, near, near_solved = about_it[0] + about_it[1], about_it[6], about_it[7]
+            about: dict[str, Any] = {
+                "name": name,
+                "last_expiry": chain.expiry[int(inside[-1])] if inside.size else None,
+                "expiries": int(inside.size),
+                "open_interest": held,
+                "coverage_near": near_solved / near if near > 0.0 else None,
+            }
+            call_gamma, put_gamma = placed[gamma.CALLS], placed[gamma.PUTS]
+            gross = call_gamma + put_gamma
+            covered = near > 0.0 and near_solved / near >= self.config.quality.coverage_threshold
+            if withheld or not covered or not gross > 0.0:
+                found.append(BucketLevels(zero_gamma_status="DEGRADED" if held > 0.0 else "NO_CHAIN", **about))
+                continue
+            net = float(signs[0] * call_gamma + signs[1] * put_gamma)
+            roots = self._roots(surface, index, tilted=False)
+            status: ZeroGammaStatus = "OK"
+            if not roots:
+                status = "NO_CROSSING_POS" if net > 0.0 else "NO_CROSSING_NEG"
+            keys = [key for key in placed[gamma.KEYS : gamma.KEYS + 5] if not math.isnan(key)]
+            signed = signs @ totals[groups - 1]
+            found.append(
+                BucketLevels(
+                    gamma_wall=keys[0],
+                    call_wall=_number(placed[gamma.CALL_WALL]),
+                    put_wall=_number(placed[gamma.PUT_WALL]),
+                    key_strikes=tuple(keys),
+                    zero_gamma=_nearest(roots, spot),
+                    zero_gamma_status=status,
+                    zero_gamma_roots=roots,
+                    net_gamma=net,
+                    call_gamma=call_gamma,
+                    put_gamma=put_gamma,
+                    dealer_position_bias=(call_gamma - put_gamma) / gross,
+                    vanna_exposure=float(signed[black.VANNA]) * spot * 0.01,
+                    charm_exposure=float(signed[black.CHARM]) * spot / _DAYS,
+                    **about,
+                )
+            )
+        return tuple(found)
+
+    def _gamma_levels(
+        self, surface: Surface, whole: BucketLevels, placed: list[float], first: int | None
+    ) -> dict[str, Any]:
+        """What rests on gamma and the other greeks, over all expiries; ``whole`` is the last bucket."""
+        chain, spot = surface.chain, surface.chain.spot
+        gross = placed[gamma.CALLS] + placed[gamma.PUTS]
+        keys = [*whole.key_strikes, *[None] * (5 - len(whole.key_strikes))]
+        sides = surface.totals.sum(axis=0)
+        signs = np.array(SIGNS[self.config.sign_convention])
+        signed = signs @ sides
+        delta_call, delta_put = (float(sides[k, black.DELTA]) * spot for k in range(2))
+        vega = surface.totals[:, :, black.VEGA].sum(axis=1)
+        near = chain.years <= _NEAR_DAYS / 365.0
+        sums = np.empty(2)
+        gamma.net_at(surface.profile_table, surface.profile_size, math.log(spot), sums)
+        pin = None
+        if first is not None:
+            rows = slice(int(chain.start[first]), int(chain.start[first + 1]))
+            solved = surface.strike_status[rows] == black.OK
+            held = chain.interest[0, rows] + chain.interest[1, rows]
+            weight = np.where(solved, surface.greeks[black.GAMMA, rows], 0.0) * held
+            pin = _largest(weight, chain.strike[rows], spot)
+        roots = whole.zero_gamma_roots
+        return {
+            **{name: getattr(whole, name) for name in _SHARED},
+            **{f"key_strikes_{index + 1}": strike for index, strike in enumerate(keys)},
+            "zero_gamma_zone_width": roots[-1] - roots[0] if roots else None,
+            "dealer_zones_count": len(roots) + 1,
+            "vol_trigger": _nearest(self._roots(surface, -1, tilted=True), spot),
+            "gex": gross,
+            "gex_slope": float(sums[1]) * 0.01,
+            "gamma_bucket_exposure": placed[gamma.WITHIN_10] / gross,
+            "spot_gamma_corridor": placed[gamma.WITHIN_1] / gross,
+            "skewed_gamma_exposure": (placed[gamma.ABOVE] - placed[gamma.BELOW]) / gross,
+            "gamma_peak_distance": None if whole.gamma_wall is None else whole.gamma_wall / spot - 1.0,
+            "gamma_wall_call": _number(placed[gamma.CALL_PEAK]),
+            "gamma_wall_put": _number(placed[gamma.PUT_PEAK]),
+            "pinning_strike": pin,
+            "delta_notional_call": delta_call,
+            "delta_notional_put": delta_put,
+            "delta_exposure_ratio": _ratio(delta_call, abs(delta_put)),
+            "delta_positioning_tilt": _ratio(delta_call + delta_put, abs(delta_call) + abs(delta_put)),
+            "vega_exposure": float(signed[black.VEGA]) * 0.01,
+            "theta_exposure": float(signed[black.THETA]) / _DAYS,
+            "rho_exposure": float(signed[black.RHO]) * 0.01,
+            "vomma_exposure": float(signed[black.VOMMA]) * 1e-4,
+            "speed_exposure": float(signed[black.SPEED]) * spot**3 * 1e-4,
+            "ultima_exposure": float(signed[black.ULTIMA]) * 1e-6,
+            "vega_bucket_ratio": _ratio(float(vega[near].sum()), float(vega.sum())),
+        }
+
+    def _roots(self, surface: Surface, bucket: int, *, tilted: bool) -> tuple[float, ...]:
+        held = self._held_roots.get((bucket, tilted))
+        if held is not None:
+            return held
+        places = self._buffer("roots", (surface.log_grid.size,))
+        values = surface.bucket_profile[bucket, int(tilted)]
+        size = np.abs(values)
+        values = np.where(size > _TAIL * size.max(), values, 0.0)
+        count = gamma.sign_changes(
+            surface.profile_table, surface.bucket_rows[bucket], surface.log_grid, values, tilted, places
+        )
+        roots = self._held_roots[bucket, tilted] = tuple(places[:count].tolist())
+        return roots
 
     def _reasons(
         self, surface: Surface, now_ns: int | None, live: npt.NDArray[np.bool_], held: float, coverage: float | None
@@ -445,7 +1048,15 @@ def on_future(
     do not depend on the price scale and stay.
     """
     nothing: dict[str, Any] = dict.fromkeys(PRICE_LEVELS)
-    withheld = dataclasses.replace(levels, zero_gamma_roots=(), **nothing)
+    unpriced: dict[str, Any] = dict.fromkeys(_BUCKET_PRICES)
+    withheld = dataclasses.replace(
+        levels,
+        zero_gamma_roots=(),
+        buckets=tuple(
+            dataclasses.replace(bucket, key_strikes=(), zero_gamma_roots=(), **unpriced) for bucket in levels.buckets
+        ),
+        **nothing,
+    )
     prices = (future_price, underlying_price_at_market_time)
     if not all(math.isfinite(price) and price > 0.0 for price in prices):
         return FutureLevels(
@@ -463,34 +1074,43 @@ def on_future(
             status="BASIS_REFUSED",
             reason=f"BASIS_REFUSED: basis={basis:+.2f} share={share:+.4f} limit={limit:g}",
         )
-    moved: dict[str, Any] = {
-        name: None if (value := getattr(levels, name)) is None else value + basis for name in PRICE_LEVELS
-    }
-    roots = tuple(root + basis for root in levels.zero_gamma_roots)
-    return FutureLevels(levels=dataclasses.replace(levels, zero_gamma_roots=roots, **moved), basis=basis, status="OK")
+
+    def shifted(held: Levels | BucketLevels, names: tuple[str, ...]) -> dict[str, Any]:
+        moved: dict[str, Any] = {
+            name: None if (value := getattr(held, name)) is None else value + basis for name in names
+        }
+        moved["zero_gamma_roots"] = tuple(root + basis for root in held.zero_gamma_roots)
+        return moved
+
+    buckets = tuple(
+        dataclasses.replace(
+            bucket,
+            key_strikes=tuple(key + basis for key in bucket.key_strikes),
+            **shifted(bucket, _BUCKET_PRICES),
+        )
+        for bucket in levels.buckets
+    )
+    moved = dataclasses.replace(levels, buckets=buckets, **shifted(levels, PRICE_LEVELS))
+    return FutureLevels(levels=moved, basis=basis, status="OK")
 
 
-def _constant_maturity(years: F64, atm: F64, target: float) -> float | None:
-    """Volatility at T = target, total variance linear in T; None outside the listed expiries."""
-    good = (years > 0.0) & np.isfinite(atm)
-    t, variance = years[good], atm[good] ** 2 * years[good]
-    after = int(np.searchsorted(t, target))
-    if after == t.size or (after == 0 and t[0] != target):
-        return None
-    if t[after] == target:
-        return float(np.sqrt(variance[after] / target))
-    share = (target - t[after - 1]) / (t[after] - t[after - 1])
-    return float(np.sqrt((variance[after - 1] * (1.0 - share) + variance[after] * share) / target))
+def _largest(values: F64, strikes: F64, spot: float) -> float | None:
+    """The strike with the largest positive value."""
+    out = np.empty(1)
+    gamma.largest(values, strikes, spot, 0.0, math.inf, out)
+    return _number(out[0])
 
 
-def _ranked(exposure: F64, strikes: F64, spot: float) -> list[float]:
-    """Strikes with exposure, the largest first; ties nearest to S, then the lower one."""
-    order = np.lexsort((strikes, np.abs(strikes - spot), -exposure))
-    return [float(strikes[index]) for index in order if exposure[index] > 0.0]
+def _nearest(roots: tuple[float, ...], spot: float) -> float | None:
+    return min(roots, key=lambda root: (abs(root - spot), root)) if roots else None
 
 
-def _first(strikes: list[float]) -> float | None:
-    return strikes[0] if strikes else None
+def _ratio(a: float, b: float) -> float | None:
+    return a / b if b > 0.0 else None
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
 
 
 def _number(value: float) -> float | None:

@@ -17,6 +17,7 @@ from mia_fast.files import write_json
 from mia_fast.options.chain import Chain
 from mia_fast.options.config import OptionsConfig
 from mia_fast.options.levels import Levels, LevelsEngine, no_chain
+from mia_fast.options.readers import read_chain
 from mia_fast.workspace import Workspace
 
 SNAPSHOT_KEYS = ("timestamp", "gamma_wall", "iv_atm", "dealer_position_bias")
@@ -96,8 +97,9 @@ def recalculate_levels(
     ----------
     data
         A chain: any table that speaks Arrow (Polars, pandas, pyarrow, DuckDB), the path of a Parquet
-        file, a prepared :class:`~mia_fast.options.chain.Chain`. Or a table with ``call_iv_atm`` and
-        optionally ``option_skew`` and no strikes: its last row is echoed, the levels that need a
+        file or of Cboe's delayed quotes (CSV, JSON), what yfinance returns, a prepared
+        :class:`~mia_fast.options.chain.Chain`. Or a table with ``call_iv_atm`` and optionally
+        ``option_skew`` and no strikes: its last row is echoed, the levels that need a
         chain are None. Or None: there is no chain.
     workspace
         Where the file goes and the configuration comes from; default the current workspace.
@@ -117,7 +119,7 @@ def recalculate_levels(
     place = workspace if isinstance(workspace, Workspace) else Workspace.current(workspace)
     engine = _engine(place.config("options.yaml"))
     stamp = clock.now_ns() if now_ns is None else now_ns
-    table = data if data is None or isinstance(data, Chain) else _table(data)
+    table = data if data is None or isinstance(data, Chain) else _table(data, place)
     if table is None:
         levels = no_chain(stamp, "CHAIN_MISSING: data=None")
     elif isinstance(table, pl.DataFrame) and "call_iv_atm" in table.columns and "strike" not in table.columns:
@@ -150,9 +152,11 @@ def _engine(path: Path) -> LevelsEngine:
     return held[1]
 
 
-def _table(data: Any) -> pl.DataFrame:
+def _table(data: Any, place: Workspace) -> pl.DataFrame:
     if isinstance(data, pl.DataFrame):
         return data
+    if _is_foreign(data):
+        return read_chain(data, workspace=place)
     if isinstance(data, str | os.PathLike):
         try:
             return pl.read_parquet(Path(data))
@@ -172,6 +176,14 @@ def _table(data: Any) -> pl.DataFrame:
             hint="pass a Polars, pandas, pyarrow or DuckDB table, or the path of a Parquet file",
             then="no levels were computed",
         ) from error
+
+
+def _is_foreign(data: Any) -> bool:
+    """Whether ``data`` is a chain in another's format: a CSV or JSON, or what yfinance returns."""
+    if isinstance(data, str | Path):
+        return Path(data).suffix.lower() in {".csv", ".json"}
+    parts = data if isinstance(data, list) else [data]
+    return bool(parts) and all(hasattr(part, "calls") and hasattr(part, "puts") for part in parts)
 
 
 def _last(table: pl.DataFrame, name: str) -> float | None:
