@@ -121,8 +121,10 @@ def entry(engine: Desk, time: Clock) -> list[str]:
     engine.controller.update_equity(100_000.0, time.now)
     if engine.controller.state is not State.LATCHED:
         engine.controller.arm()
-    order = Order("id", engine.market.instrument.symbol, Side.BUY, 1)
-    verdict = engine.gate().check(order, Market(time.now, 2400.0, True), Account(time.now, 100_000.0, 0), time.now)
+    order = Order("id", engine.market.instrument.symbol, Side.BUY, 1, stop=2390.0)
+    market = Market(time.now, 2400.0, True, 40.0, "sha", True, False, {"cross": time.now - MINUTE})
+    account = Account(time.now, 100_000.0, 0, "A", True, ())
+    verdict = engine.gate(account="A", model_sha256="sha").check(order, market, account, time.now)
     return [denial.code.name for denial in verdict.denials]
 
 

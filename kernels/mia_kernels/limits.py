@@ -75,7 +75,8 @@ def _failed(v: NDArray[np.float64], limit: NDArray[np.float64]) -> int:
     bits |= 0 if (size > 0.0) & (size <= limit[0]) else 1
     bits |= 0 if size * price * point_value <= limit[1] else 2
     bits |= 0 if worst <= limit[2] else 4
-    bits |= 0 if (abs(price - reference) <= limit[3] * reference) & (reference > 0.0) else 8
+    known = (reference > 0.0) & (reference - reference == 0.0)
+    bits |= 0 if known & (abs(price - reference) <= limit[3] * reference) else 8
     bits |= 0 if (abs(position) + open_orders + size) * limit[4] <= equity else 16
     bits |= 0 if finite & (below <= drawdown_limit) else 32
     bits |= 0 if day_open - equity <= limit[5] * day_open else 64

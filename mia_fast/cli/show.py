@@ -115,7 +115,6 @@ def summary(done: Summary, place: Workspace) -> None:
     table.add_row("Features", f"{done.features} computed, {len(done.null_features)} null")
     actions = ", ".join(f"{done.tally.actions[name]:,} {name}" for name in ("buy", "sell", "exit", "hold"))
     table.add_row("Decisions", actions)
-    table.add_row("Entries blocked", _counts(done.tally.blocks) or "none")
     table.add_row("Reasons", _counts(done.tally.reasons))
     profit = done.equity - done.starting_equity
     table.add_row("Trades", f"{done.trades:,}, {done.wins:,} winners; result {profit:+,.2f} USD")
@@ -124,6 +123,7 @@ def summary(done: Summary, place: Workspace) -> None:
     table.add_row("Levels", _levels_line(done))
     table.add_row("Time", f"{done.seconds:.1f} s, {(done.bars - done.resumed_at) / done.seconds:,.0f} bars/s")
     out.print(table)
+    out.print(_blocks(done))
     spread = Table(title="Latency per bar, microseconds", title_justify="left")
     spread.add_column("stage")
     spread.add_column("p50", justify="right")
@@ -212,11 +212,46 @@ def risk(here: Desk, now_ns: int) -> None:
         table.add_row("to clear it", 'mia-fast risk reset --reason "..."')
     table.add_row("drawdown limit", _value(controller.limit))
     table.add_row("peak equity", _value(controller.peak))
+    if controller.day_denial is not None:
+        table.add_row("trade date", f"[red]{escape(str(controller.day_denial))}[/red]")
+    table.add_row("entries in the trade date", str(controller.entries))
     table.add_row("overtrade_risk_score", _value(controller.overtrade_risk_score()))
-    blocked = here.calendar.blocked(now_ns)
-    table.add_row("event calendar", "open" if blocked is None else f"[yellow]{escape(str(blocked))}[/yellow]")
+    windows = here.windows()
+    for name, blocked in (
+        ("event calendar", windows.calendar.blocked(now_ns)),
+        ("trading hours", windows.closed(now_ns)),
+        ("closures and expiry", windows.blackout(now_ns)),
+    ):
+        table.add_row(name, "open" if blocked is None else f"[yellow]{escape(str(blocked))}[/yellow]")
     table.add_row("journal", here.journal.health())
     out.print(table)
+
+
+def _blocks(done: Summary) -> Table:
+    """Entries refused and bars closed to entries, by code."""
+    closed = {code: (size, first, last) for code, size, first, last in _closed(done.marks)}
+    refused = done.tally.blocks
+    table = Table(title="Blocked, by code: entries refused, and bars at which none could pass", title_justify="left")
+    table.add_column("code", no_wrap=True)
+    table.add_column("entries", justify="right")
+    table.add_column("bars", justify="right")
+    table.add_column("first", no_wrap=True)
+    table.add_column("last", no_wrap=True)
+    for code in sorted({*closed, *refused}, key=lambda code: (-refused[code], -closed.get(code, (0,))[0], code)):
+        size, first, last = closed.get(code, (0, *done.tally.block_spans.get(code, (None, None))))
+        table.add_row(code, f"{refused[code]:,}", f"{size:,}", _minute(first), _minute(last))
+    if not table.row_count:
+        table.add_row("none", "0", "0", "-", "-")
+    return table
+
+
+def _closed(marks: pl.DataFrame) -> list[tuple[str, int, int, int]]:
+    """Code, bars, first and last instant of what closed the gate by itself."""
+    import polars as pl
+
+    groups = marks.filter(pl.col("closed_by").is_not_null()).group_by("closed_by", maintain_order=True)
+    at = pl.col("known_at")
+    return groups.agg(pl.len(), at.min().alias("first"), at.max().alias("last")).rows()
 
 
 def _levels_line(done: Summary) -> str:
