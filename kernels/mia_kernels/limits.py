@@ -69,7 +69,7 @@ def _failed(v: NDArray[np.float64], limit: NDArray[np.float64]) -> int:
     now_below = (peak - equity) / peak if peak > 0.0 else np.nan
     below = now_below if now_below > drawdown else drawdown
     finite = (equity - equity == 0.0) & (drawdown - drawdown == 0.0) & (now_below - now_below == 0.0)
-    absent = stop != stop
+    absent = np.isnan(stop)
     right_side = (stop > 0.0) & ((price - stop) * signed > 0.0)
     bits = 0
     bits |= 0 if (size > 0.0) & (size <= limit[0]) else 1

@@ -81,9 +81,7 @@ class SimulatedBroker:
         working: tuple[Order, ...] = ()
         if self.pending is not None:
             order = self.pending
-            working = (
-                Order(order.trade_id, self._symbol, Side(order.side), order.quantity, None, order.reduce_only),
-            )
+            working = (Order(order.trade_id, self._symbol, Side(order.side), order.quantity, None, order.reduce_only),)
         return Account(now_ns, self.equity(price), held, name=ACCOUNT, reconciled=True, working=working)
 
     def submit(self, order: Order, trade_id: str, regime_probs: dict[str, float] | None, reason: str) -> None:

@@ -284,9 +284,7 @@ class Engine:
         order = self._order(side, self._contracts, now, reduce_only=False, stop=stop)
         return wish(side.value, "ENTRY_SIGNAL", f"ENTRY_SIGNAL: score={signal.score:.3f}", order)
 
-    def _order(
-        self, side: Side, quantity: int, now: int, *, reduce_only: bool, stop: float | None = None
-    ) -> Order:
+    def _order(self, side: Side, quantity: int, now: int, *, reduce_only: bool, stop: float | None = None) -> Order:
         leg = "exit" if reduce_only else "entry"
         name = client_id(self._account_name, self._symbol, side, now, leg)
         return Order(name, self._symbol, side, float(quantity), None, reduce_only, stop=stop)

@@ -14,13 +14,15 @@ from mia_fast.files import replacing
 if TYPE_CHECKING:
     import polars as pl
 
-_GAP_NS: Final = 30 * 60_000_000_000
+_GAP_NS: Final = 3 * 3_600_000_000_000  # longer than the daily break
 _COLOURS: Final = {
     "EVENT": "#d98c00",
     "CALENDAR": "#d98c00",
     "SESSION": "#9a9a9a",
     "CONTRACT": "#4c78a8",
     "DAILY": "#c23b75",
+    "LIMIT": "#7a5195",
+    "RISK_OVERTRADING": "#7a5195",
     "RISK": "#b3261e",
 }
 _NAMES: Final = {
@@ -29,6 +31,8 @@ _NAMES: Final = {
     "SESSION": "market closed",
     "CONTRACT": "expiry blackout",
     "DAILY": "daily loss",
+    "LIMIT": "entries of the day used up",
+    "RISK_OVERTRADING": "overtrading",
     "RISK": "latched or disarmed",
 }
 
@@ -68,15 +72,15 @@ def draw(marks: pl.DataFrame, refused: Mapping[str, int], title: str, path: Path
     marks
         As ``Summary.marks``: per bar, equity in USD, drawdown and its limit as fractions, and why it was closed.
     refused
-        Code -> entries refused, for the note in the picture.
+        Code -> entries refused, for the line above the picture.
     title
-        Above the picture.
+        Above it.
     path
         File to write; its ending decides the format.
     """
     check(path)
+    from matplotlib import dates
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -96,26 +100,29 @@ def draw(marks: pl.DataFrame, refused: Mapping[str, int], title: str, path: Path
     top.set_ylabel("equity, USD")
     top.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     line(bottom, "drawdown", 100.0, color="#1f4e79", linewidth=0.9, label="drawdown")
-    line(bottom, "drawdown_limit", 100.0, color="#b3261e", linewidth=1.2, linestyle="--", label="limit")
+    limit = marks["drawdown_limit"].to_numpy() * 100.0
+    bottom.plot(times, limit, color="#b3261e", linewidth=1.2, linestyle="--", label="limit")
     bottom.set_ylabel("drawdown, % of peak")
     bottom.set_ylim(bottom=0.0)
     bottom.invert_yaxis()
     seen: dict[str, Any] = {}
+    step = np.median(np.diff(known)).astype(np.int64) if len(known) > 1 else 0
     closed = marks["closed_by"].to_list()
     for first, last, code in _stretches(closed):
-        kind = code.partition("_")[0]
+        kind = code if code in _NAMES else code.partition("_")[0]
         colour = _COLOURS.get(kind, "#6b6b6b")
+        # The answer at a bar stands for the time since the bar before, but not for a weekend between them.
+        start = times[first] - min(step, known[first] - known[max(first - 1, 0)])
         for axes in (top, bottom):
-            # From the bar before: the answer holds from the instant at which that bar was known.
-            axes.axvspan(times[max(first - 1, 0)], times[last], color=colour, alpha=0.28, linewidth=0)
+            axes.axvspan(start, times[last], color=colour, alpha=0.28, linewidth=0)
         seen[kind] = Patch(color=colour, alpha=0.28, label=f"blocked: {_NAMES.get(kind, kind.lower())}")
-    bottom.legend(handles=[*bottom.get_lines(), *seen.values()], loc="lower left", fontsize=8, ncols=3)
-    note = "\n".join(f"{count:,} entries refused: {code}" for code, count in refused.items()) or "no entry refused"
-    top.text(0.01, 0.97, note, transform=top.transAxes, va="top", fontsize=8, family="monospace")
-    top.set_title(title, loc="left", fontsize=11)
-    locator = AutoDateLocator()
+    figure.legend(handles=[*bottom.get_lines(), *seen.values()], loc="outside lower center", fontsize=9, ncols=4)
+    note = ", ".join(f"{count:,} {code}" for code, count in refused.items()) or "none"
+    top.set_title(f"{title}\nentries refused: {note}", loc="left", fontsize=10)
+    axis: Any = dates  # Matplotlib's dates are not typed
+    locator = axis.AutoDateLocator()
     bottom.xaxis.set_major_locator(locator)
-    bottom.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    bottom.xaxis.set_major_formatter(axis.ConciseDateFormatter(locator))
     bottom.set_xlabel("UTC")
     for axes in (top, bottom):
         axes.grid(alpha=0.25)

@@ -356,7 +356,13 @@ class _Run:
                     self.tally.block(decision.code, now)
                 closed = gate.standing(now)
                 self.marks.append(
-                    (now, account.equity, controller.drawdown, controller.limit, closed and closed.code.name)
+                    (
+                        now,
+                        account.equity,
+                        controller.drawdown,
+                        controller.limit,
+                        None if closed is None else closed.code.name,
+                    )
                 )
                 if self.tally.latched_at is None and controller.latch is not None:
                     self.tally.latched_at = now
@@ -447,7 +453,9 @@ class _Run:
             model=self.model,
             policy=Policy.open(self.workspace),
             desk=desk,
-            gate=desk.gate(account=ACCOUNT, model_sha256=None if self.model is None else self.model.manifest.graph_sha256),
+            gate=desk.gate(
+                account=ACCOUNT, model_sha256=None if self.model is None else self.model.manifest.graph_sha256
+            ),
             journal=self.journal,
             levels=LevelsEngine(options_config(self.workspace)),
             account_name=self.run_id,

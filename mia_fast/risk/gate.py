@@ -307,13 +307,18 @@ class Gate:
         return Verdict(denials) if denials else ALLOW
 
     def standing(self, now_ns: int) -> Denial | None:
-        """Why no entry at all would pass at ``now_ns``: state, daily loss or the clock; None when one may."""
+        """Why no entry at all would pass at ``now_ns``: state, day, trade rate or the clock; None when one may."""
         controller = self.controller
         if controller.state_denial is not None or controller.day_denial is not None:
             return controller.state_denial or controller.day_denial
         windows = self.windows
-        free = windows.free if windows.start_ns <= now_ns < windows.end_ns else windows.move(now_ns)
-        return None if free else windows.blocked(now_ns)
+        if not (windows.free if windows.start_ns <= now_ns < windows.end_ns else windows.move(now_ns)):
+            return windows.blocked(now_ns)
+        if controller.score > self._max_score:
+            return denial(Code.RISK_OVERTRADING, score=controller.score, limit=self._max_score)
+        if controller.entries >= self._max_entries:
+            return denial(Code.LIMIT_ENTRIES, entries=controller.entries, limit=self._max_entries)
+        return None
 
     def _clear(self, order: Order, market: Any, account: Any, now: Any) -> bool:
         """True only for an entry that no rule denies; False, or an exception, says nothing."""
@@ -344,6 +349,7 @@ class Gate:
             and skew <= now - known <= self.market_ns
             and type(reported) is int
             and skew <= now - reported <= self.equity_ns
+            and marked is not None
             and skew <= now - marked <= self.equity_ns
             and account.name == self.account
             and account.reconciled is True
@@ -899,7 +905,12 @@ def _whole(value: Any) -> int | None:
 
 def _number(source: Any, name: str) -> float | None:
     value = getattr(source, name, None)
-    return float(value) if isinstance(value, int | float | np.number) and abs(value) < 1e300 else None
+    if not isinstance(value, int | float | np.integer | np.floating):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
 def _word(source: Any, name: str) -> str | None:

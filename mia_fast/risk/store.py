@@ -303,7 +303,9 @@ def _decode(content: Any) -> Record:
         trade_rate=content["trade_rate"],
         day=None
         if day is None
-        else Day(int(day["date"]), _number(day["open"]), _number(day["last"]), bool(day["stopped"]), int(day["entries"])),
+        else Day(
+            int(day["date"]), _number(day["open"]), _number(day["last"]), bool(day["stopped"]), int(day["entries"])
+        ),
     )
 
 
