@@ -7,6 +7,8 @@ import itertools
 import math
 import os
 import re
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from test_risk_support import CONFIG, MINUTE, ROOT, T0, Clock, Recorder, controller
 
 from mia_fast import files
@@ -31,6 +34,7 @@ from mia_fast.risk import (
     Market,
     Order,
     Side,
+    State,
     TradeWindowFilter,
     Verdict,
     WeeklySessions,
@@ -534,6 +538,275 @@ def test_no_input_makes_the_gate_raise(scene, order, market, account, now):
     if verdict.allowed:
         assert now == T0
         assert type(order[2]) is Side
+
+
+# ---------------------------------------------------------------- the journal, what is in flight, how often
+
+
+def test_every_verdict_is_journalled_before_it_is_returned(tmp_path):
+    scene = Scene(tmp_path)
+    gate = scene.gate()
+    assert gate.check(scene.order, scene.market, scene.account, T0)
+    assert not gate.check(scene.order, scene.market, scene.account, T0 + 1)
+    assert gate.check(replace(scene.order, action=Action.CANCEL), None, None, T0 + 2)
+    gate.check(None, None, None, None)
+    rows = scene.journal.of("verdicts")
+    assert [row["verdict"] for row in rows] == ["allow", "deny", "allow", "deny"]
+    assert [row["action"] for row in rows] == ["new", "new", "cancel", None]
+    assert rows[0]["detail"] == "ALLOW"
+    assert (rows[0]["reference"], rows[0]["stop"], rows[0]["equity"]) == (2_400.0, 2_395.0, 100_000.0)
+    assert "ORDER_DUPLICATE" in rows[1]["detail"]
+    assert rows[3]["code"] == "ORDER_MISSING"
+    assert gate.evaluate(scene.order, scene.market, scene.account, T0 + 3).code == "ORDER_REPEATED"
+    assert len(scene.journal.of("verdicts")) == 4, "a question alone leaves no row"
+
+
+class Refusing(Recorder):
+    """Says that it is well, and takes nothing."""
+
+    def append(self, table, row, /):
+        raise OSError(28, "no space left")
+
+
+def test_an_entry_whose_verdict_is_not_taken_is_refused_and_an_exit_is_not(tmp_path):
+    scene = Scene(tmp_path)
+    scene.journal = Refusing()
+    verdict = scene.check()
+    assert verdict.code == "JOURNAL_UNHEALTHY"
+    gate = scene.gate()
+    assert not gate.check(scene.order, scene.market, scene.account, T0)
+    assert scene.order.client_id not in gate.passed_ids
+    leave = Order("exit", "ES", Side.SELL, 1, reduce_only=True)
+    assert gate.check(leave, scene.market, replace(scene.account, position=1), T0)
+    assert gate.check(replace(leave, action=Action.CANCEL), None, None, T0)
+
+
+def quiet(scene):
+    """Without the rule against repeats, which the others would hide behind."""
+    scene.config = CONFIG.model_copy(update={"messages": CONFIG.messages.model_copy(update={"repeat_seconds": 0.0})})
+
+
+def test_orders_in_flight_count_until_the_account_knows_of_them(tmp_path):
+    scene = Scene(tmp_path)
+    quiet(scene)
+    gate = scene.gate()
+    order = replace(scene.order, quantity=3, stop=2_399.0)
+    assert gate.check(order, scene.market, scene.account, T0)
+    second = replace(order, client_id="id-2")
+    assert gate.evaluate(second, scene.market, scene.account, T0).code == "LIMIT_POSITION"
+    seen = replace(scene.account, known_at_ns=T0 + SECOND)  # as young as may be and still not sure to know
+    assert gate.evaluate(second, scene.market, seen, T0 + SECOND).code == "LIMIT_POSITION"
+    reported = replace(seen, working=(order,))
+    assert gate.evaluate(second, scene.market, reported, T0 + SECOND).code == "LIMIT_POSITION"
+    later = replace(scene.account, known_at_ns=T0 + SECOND + 1)
+    assert gate.evaluate(second, scene.market, later, T0 + SECOND + 1), "it was neither filled nor is it working"
+    filled = replace(later, position=3)
+    assert gate.evaluate(second, scene.market, filled, T0 + SECOND + 1).code == "LIMIT_POSITION"
+
+
+def test_two_exits_do_not_turn_the_position(tmp_path):
+    scene = Scene(tmp_path)
+    gate = scene.gate()
+    account = replace(scene.account, position=2)
+    leave = Order("exit-1", "ES", Side.SELL, 2, reduce_only=True)
+    assert gate.check(leave, scene.market, account, T0)
+    again = replace(leave, client_id="exit-2")
+    assert "ORDER_NOT_REDUCING" in str(gate.check(again, scene.market, account, T0 + SECOND))
+    known = replace(account, known_at_ns=T0 + 2 * SECOND)
+    assert gate.check(again, scene.market, known, T0 + 2 * SECOND), "the first is known to be gone, the position is not"
+
+
+def test_the_rate_counts_exits_and_cancels_but_refuses_entries_only(tmp_path):
+    scene = Scene(tmp_path)
+    gate = scene.gate()
+    cancel = replace(scene.order, action=Action.CANCEL)
+    for k in range(20):
+        assert gate.check(cancel, None, None, T0 + k)
+    assert gate.check(scene.order, scene.market, scene.account, T0 + 20).code == "LIMIT_RATE"
+    assert gate.check(cancel, None, None, T0 + 21)
+    leave = Order("exit", "ES", Side.SELL, 1, reduce_only=True)
+    assert gate.check(leave, scene.market, replace(scene.account, position=1), T0 + 22)
+    after = T0 + 11 * SECOND
+    fresh = replace(scene.account, known_at_ns=after)
+    assert gate.check(scene.order, scene.market, fresh, after)
+
+
+def test_a_restored_gate_goes_on_where_the_saved_one_stood(tmp_path):
+    import json
+
+    scene = Scene(tmp_path)
+    gate = scene.gate()
+    assert gate.check(scene.order, scene.market, scene.account, T0)
+    scene.instance = Instance(tmp_path)
+    again = scene.gate()
+    again.restore(json.loads(json.dumps(gate.save())))
+    assert again.save() == gate.save()
+    other = replace(scene.order, client_id="other")
+    for order, now in ((scene.order, T0), (other, T0), (other, T0 - 1)):
+        assert again.evaluate(order, scene.market, scene.account, now) == gate_twin(gate, scene, order, now), (
+            "the same answer, but for the account, which the restart took over"
+        )
+
+
+def gate_twin(gate, scene, order, now):
+    gate.instance = scene.instance
+    return gate.evaluate(order, scene.market, scene.account, now)
+
+
+# ---------------------------------------------------------------- a model of a trading day
+
+
+class Desk(RuleBasedStateMachine):
+    """Orders, fills, prices, clocks, crashes and resets in any order, against an account kept in cents."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.root = Path(tempfile.mkdtemp())
+        self.scene = Scene(self.root)
+        limit(max_quantity=2, max_notional=245_000.0, max_position=4, margin_per_contract=30_000.0)(self.scene)
+        self.now, self.price = T0, 240_000  # cents of an index point
+        self.cash, self.position, self.peak = 10_000_000, 0, 10_000_000  # cents of a dollar
+        self.working: list[Order] = []
+        self.count, self.latched = 0, False
+        self.day_worst = 0
+        self.saved = None
+        self.connect()
+
+    def connect(self) -> None:
+        scene = self.scene
+        scene.instance = Instance(self.root)
+        self.gate = scene.gate()
+        if self.saved is not None:
+            self.gate.restore(self.saved)
+        scene.controller = self.gate.controller
+
+    def equity(self) -> int:
+        return self.cash + 50 * self.position * self.price
+
+    def account(self) -> Account:
+        return Account(self.now, self.equity() / 100, self.position, "A", True, tuple(self.working))
+
+    def mark(self) -> None:
+        value = self.equity()
+        self.peak = max(self.peak, value)
+        controller = self.scene.controller
+        stopped = controller.update_equity(value / 100, self.now)
+        drawdown = (self.peak - value) / self.peak
+        if value <= 0 or drawdown > 0.05:
+            self.latched = True
+        assert stopped is self.latched
+        assert round(controller.equity * 100) == value
+        assert round(controller.peak * 100) == self.peak
+        self.day_worst = max(self.day_worst, 10_000_000 - value)
+
+    @rule(ticks=st.integers(-60, 60), seconds=st.integers(0, 70))
+    def bar(self, ticks: int, seconds: int) -> None:
+        self.now += seconds * SECOND
+        self.price = max(self.price + 25 * ticks, 100_000)
+        self.mark()
+
+    @rule(buy=st.booleans(), quantity=st.sampled_from([1, 1, 2, 3, 4]), away=st.sampled_from([0, -40, 40, -97, 97]),
+          stop=st.sampled_from([8, 8, 20, 40, 80, 0, -4]), reduce=st.booleans(), market_order=st.booleans(),
+          late=st.sampled_from([0, 0, 0, 0, 1, 91]))  # fmt: skip
+    def order(self, buy, quantity, away, stop, reduce, market_order, late) -> None:
+        self.count += 1
+        side, sign = (Side.BUY, 1) if buy else (Side.SELL, -1)
+        price = None if market_order else (self.price + 25 * away) / 100
+        base = self.price if market_order else self.price + 25 * away
+        order = Order(f"o-{self.count}", "ES", side, quantity, price, reduce, stop=(base - sign * 25 * stop) / 100)
+        now = self.now + late * SECOND
+        market = replace(self.scene.market, known_at_ns=self.now, price=self.price / 100)
+        held = self.position
+        verdict = self.gate.check(order, market, self.account(), now)
+        equity = self.equity()
+        self.now = max(self.now, now)
+        self.mark()
+        if not verdict:
+            return
+        if reduce:
+            assert held * sign < 0
+            assert quantity <= abs(held)
+        else:
+            assert not self.latched
+            assert self.scene.controller.state is State.ARMED
+            assert late < 91
+            assert quantity <= 2
+            assert quantity * base * 50 <= 245_000 * 100
+            same = sum(o.quantity for o in self.working if o.side is side)
+            assert sign * held + same + quantity <= 4
+            assert (abs(held) + same + quantity) * 30_000 * 100 <= equity
+            assert abs(base - self.price) * 100 <= self.price
+            assert 0 < 25 * stop * quantity * 50 <= equity * 0.01 + 1e-6
+            assert self.day_worst <= 300_000
+            crossing = [o for o in self.working if o.side is not side]
+            assert price is not None or not crossing
+            assert all(o.price is not None and sign * (o.price - price) > 0 for o in crossing)
+        self.working.append(order)
+
+    @precondition(lambda self: self.working)
+    @rule(which=st.integers(0, 5), slip=st.integers(-4, 4))
+    def fill(self, which: int, slip: int) -> None:
+        order = self.working.pop(which % len(self.working))
+        sign = 1 if order.side is Side.BUY else -1
+        quantity = int(order.quantity)
+        if order.reduce_only:  # the venue keeps its word: no more than is open
+            quantity = min(quantity, max(0, -sign * self.position))
+        price = self.price if order.price is None else round(order.price * 100)
+        price += 25 * slip
+        self.cash -= 50 * sign * quantity * price + 225 * quantity
+        self.position += sign * quantity
+        self.now += 2 * SECOND
+        self.mark()
+
+    @precondition(lambda self: self.working)
+    @rule()
+    def cancel(self) -> None:
+        order = self.working.pop()
+        assert self.gate.check(replace(order, action=Action.CANCEL), None, None, self.now)
+
+    @rule(cleanly=st.booleans())
+    def crash(self, cleanly: bool) -> None:
+        """The process ends and another one starts: risk from its file, the gate from its checkpoint."""
+        if cleanly:
+            self.scene.controller.checkpoint()
+        self.saved = self.gate.save()
+        self.scene.controller = controller(self.root, self.scene.journal, Clock(), losing_share=lambda: 0.0)
+        assert (self.scene.controller.state is State.LATCHED) is self.latched
+        assert self.scene.controller.state is not State.ARMED
+        if not cleanly:
+            peak = self.scene.controller.peak * 100  # what no checkpoint told it, it learns from here on
+            self.peak = round(peak) if math.isfinite(peak) else -(10**18)
+        self.connect()
+        self.mark()
+        if not self.latched:
+            self.scene.controller.arm()
+
+    @precondition(lambda self: self.latched)
+    @rule()
+    def reset(self) -> None:
+        self.scene.controller.reset("reviewed")
+        self.latched = False
+        self.peak = self.equity()
+        assert self.scene.controller.state is State.DISARMED
+        if self.peak > 0:
+            self.scene.controller.arm()
+
+    @invariant()
+    def within_the_limits(self) -> None:
+        if not hasattr(self, "gate"):
+            return
+        assert (self.scene.controller.state is State.LATCHED) is self.latched
+        assert abs(self.position) <= 4
+
+    def teardown(self) -> None:
+        if hasattr(self, "root"):
+            shutil.rmtree(self.root)
+
+
+TestDesk = Desk.TestCase
+TestDesk.settings = settings(
+    max_examples=1000 if os.environ.get("MIA_WHOLE") else 30, stateful_step_count=40, deadline=None
+)
 
 
 # ---------------------------------------------------------------- the page

@@ -171,9 +171,7 @@ def test_daily_loss_equals_its_twin_at_any_cut(rows, cut):
     np.testing.assert_array_equal(out, naive_daily(marks.tolist(), days.tolist()))
 
 
-LIMIT_ROW = dict(
-    zip(LIMITS, [5.0, 2_000_000.0, 5.0, 0.01, 15_000.0, 0.03, 0.01, 1.0, 50.0], strict=True)
-)
+LIMIT_ROW = dict(zip(LIMITS, [5.0, 2_000_000.0, 5.0, 0.01, 15_000.0, 0.03, 0.01, 1.0, 50.0], strict=True))
 numbers = st.one_of(
     st.floats(-1e7, 1e7), st.sampled_from([0.0, 1.0, -1.0, 2.0, 5.0, 100.0, 4_000.0, 250_000.0, math.nan, math.inf])
 )
@@ -195,9 +193,7 @@ def naive_limits(v, lim):
         "drawdown": all(map(math.isfinite, (v["equity"], v["drawdown"], below)))
         and max(below, v["drawdown"]) <= v["drawdown_limit"],
         "daily_loss": v["day_open"] - v["equity"] <= lim["max_daily_loss"] * v["day_open"],
-        "stop": lim["stop_required"] == 0
-        if math.isnan(stop)
-        else stop > 0 and (v["price"] - stop) * v["quantity"] > 0,
+        "stop": lim["stop_required"] == 0 if math.isnan(stop) else stop > 0 and (v["price"] - stop) * v["quantity"] > 0,
         "trade_risk": math.isnan(stop) or abs(v["price"] - stop) * size * value <= lim["max_trade_risk"] * v["equity"],
     }
     return sum(1 << k for k, name in enumerate(CHECKS) if not holds[name])

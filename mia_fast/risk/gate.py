@@ -391,8 +391,16 @@ class Gate:
             return False
         buying = selling = 0.0
         if account.working or self.in_flight:
-            buying, selling = self.open_orders(account)
-            if _crossed(self, order, account) is not None or any(type(o) is not Order for o in account.working):
+            for other in account.working if not self.in_flight else self.others(account):
+                if type(other) is not Order:
+                    return False
+                if other.side is Side.BUY:
+                    buying += other.quantity
+                else:
+                    selling += other.quantity
+                if other.side is not side and _meet(order.price, other.price, buy):
+                    return False
+            if self.in_flight and any(type(other) is not Order for other in account.working):
                 return False
         _PACK(
             self._values.data,
@@ -880,13 +888,16 @@ def _crossed(gate: Gate, order: Order, account: Account) -> Order | None:
     """An open order of the account on the other side that this one could trade with."""
     buy = order.side is Side.BUY
     for other in gate.others(account):
-        if other.side is order.side:
-            continue
-        if order.price is None or other.price is None:
-            return other
-        if order.price >= other.price if buy else order.price <= other.price:
+        if other.side is not order.side and _meet(order.price, other.price, buy):
             return other
     return None
+
+
+def _meet(price: float | None, other: float | None, buy: bool) -> bool:
+    """Could an order at ``price`` trade with one at ``other``? None is a market order."""
+    if price is None or other is None:
+        return True
+    return price >= other if buy else price <= other
 
 
 def _on_tick(price: float, tick: float) -> bool:
