@@ -49,9 +49,9 @@ def _features(place: Workspace, run_id: str) -> pl.DataFrame:
     )
 
 
-def _rows(place: Workspace, table: str) -> pl.DataFrame:
+def _rows(place: Workspace, table: str, then_by: str = "trade_id") -> pl.DataFrame:
     with journals.Journal.open(place) as journal:
-        return journal.query(f"SELECT * EXCLUDE (sequence) FROM {table} ORDER BY timestamp, trade_id")
+        return journal.query(f"SELECT * EXCLUDE (sequence) FROM {table} ORDER BY timestamp, {then_by}")
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +244,8 @@ def test_a_killed_replay_resumes_to_the_same_end(
     assert _features(place, resumed.run_id).equals(_features(undisturbed, expected.run_id))
     assert _rows(place, "decisions").equals(_rows(undisturbed, "decisions"))
     assert _rows(place, "trades").equals(_rows(undisturbed, "trades"))
+    assert _rows(place, "verdicts", "client_id").equals(_rows(undisturbed, "verdicts", "client_id"))
+    assert resumed.marks.equals(expected.marks)
     for name in ("logs/trading/decision_log.csv", "trades/trades_simulated.csv", "logs/trading/penalty_log.csv"):
         assert (place.data / name).read_bytes() == (undisturbed.data / name).read_bytes(), name
     assert resumed.tally == expected.tally

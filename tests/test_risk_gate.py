@@ -92,13 +92,13 @@ class Scene:
         """The verdict, after the pass in one go was held against the rules."""
         gate = self.gate()
         denied = {}
-        for rule in RULES:
+        for row in RULES:
             try:
-                found = rule.check(Ask(gate, self.order, self.market, self.account, self.now))
+                found = row.check(Ask(gate, self.order, self.market, self.account, self.now))
             except Exception as error:
                 found = error
             if found is not None:
-                denied[rule.name] = found
+                denied[row.name] = found
         try:
             clear = gate._clear(self.order, self.market, self.account, self.now)
         except Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,7 +212,7 @@ def risk(here: Desk, now_ns: int) -> None:
         table.add_row("latched", f"[red]{latch.cause}[/red] since {iso(latch.at_ns)}")
         table.add_row("to clear it", 'mia-fast risk reset --reason "..."')
     table.add_row("drawdown limit", _value(controller.limit))
-    table.add_row("peak equity", _value(controller.peak))
+    table.add_row("peak equity", _value(controller.peak if math.isfinite(controller.peak) else None))
     if controller.day_denial is not None:
         table.add_row("trade date", f"[red]{escape(str(controller.day_denial))}[/red]")
     table.add_row("entries in the trade date", str(controller.entries))
