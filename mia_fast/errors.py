@@ -20,7 +20,26 @@ class ConfigError(MiaError):
 
 
 class DataError(MiaError):
-    """Input data that cannot be used as it is."""
+    """Input data that cannot be used as it is.
+
+    Parameters
+    ----------
+    reason
+        One word for programs, where the reader of tables refused: ``empty``, ``unreadable``, a rule's name.
+        The other parameters are those of :class:`MiaError`.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        hint: str | None = None,
+        then: str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        self.reason = reason
+        super().__init__(what, where=where, hint=hint, then=then)
 
 
 class JournalError(MiaError):

@@ -32,9 +32,14 @@ def _bitmaps() -> None:
 def _risk() -> None:
     import numpy as np
 
+    from mia_kernels.account import daily_loss, initial_day_state, overtrading
     from mia_kernels.drawdown import drawdown, initial_state
+    from mia_kernels.limits import LIMITS, VALUES, failed_limits
 
     drawdown(np.ones(1), initial_state(), np.ones(1))
+    daily_loss(np.ones(1), np.ones(1), initial_day_state(), np.ones(1))
+    overtrading(np.zeros(1, dtype=np.int64), np.ones(1), np.ones(1), 1.0, 1.0, 1.0, np.ones(1))
+    failed_limits(np.ones(len(VALUES)), np.ones(len(LIMITS)))
 
 
 def _options() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 import mia_fast
 from mia_fast import journal as journals
-from mia_fast.errors import DataError, StateError
+from mia_fast.errors import ConfigError, DataError, StateError
 from mia_fast.live.replay import Inputs, Summary, read_inputs, replay
 from mia_fast.sessions import session_open
 from mia_fast.workspace import Workspace, shipped
@@ -49,9 +49,9 @@ def _features(place: Workspace, run_id: str) -> pl.DataFrame:
     )
 
 
-def _rows(place: Workspace, table: str) -> pl.DataFrame:
+def _rows(place: Workspace, table: str, then_by: str = "trade_id") -> pl.DataFrame:
     with journals.Journal.open(place) as journal:
-        return journal.query(f"SELECT * EXCLUDE (sequence) FROM {table} ORDER BY timestamp, trade_id")
+        return journal.query(f"SELECT * EXCLUDE (sequence) FROM {table} ORDER BY timestamp, {then_by}")
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,60 @@ def test_every_bar_is_decided_and_every_decision_is_logged(whole: tuple[Workspac
     assert trades.columns == ["trade_id", "timestamp", "entry_price", "profit", "regime_probs"]
     assert trades.height == done.trades
     assert trades["profit"].sum() == pytest.approx(done.equity - done.starting_equity)
+
+
+def test_every_order_has_its_verdict_in_the_journal(whole: tuple[Workspace, Summary]) -> None:
+    place, done = whole
+    with journals.Journal.open(place) as journal:
+        verdicts = journal.query("SELECT * FROM verdicts ORDER BY timestamp")
+        decisions = journal.query("SELECT * FROM decisions WHERE decision <> 'hold' ORDER BY timestamp")
+    assert verdicts["timestamp"].equals(decisions["timestamp"])
+    assert verdicts["verdict"].equals(decisions["verdict"])
+    entries = verdicts.filter(~pl.col("reduce_only"))
+    assert entries["stop"].is_not_null().all(), "an entry names its protective stop"
+    assert ((entries["reference"] - entries["stop"]).sign() == (entries["side"] == "buy").cast(pl.Int8) * 2 - 1).all()
+    refused = verdicts.filter(pl.col("verdict") == "deny")["code"].value_counts()
+    assert dict(refused.iter_rows()) == dict(done.tally.blocks)
+
+
+def test_marks_say_at_each_bar_whether_an_entry_could_pass(whole: tuple[Workspace, Summary]) -> None:
+    _, done = whole
+    marks = done.marks
+    assert marks.height == BARS
+    assert marks["known_at"].is_sorted()
+    assert marks["equity"][-1] == done.equity
+    peak = marks["equity"].cum_max()
+    np.testing.assert_array_equal(marks["drawdown"].to_numpy(), ((peak - marks["equity"]) / peak).to_numpy())
+    assert marks["drawdown"].max() == pytest.approx(done.tally.max_drawdown)
+    closed = marks.filter(pl.col("closed_by") == "EVENT_WINDOW").height
+    assert closed > done.tally.blocks["EVENT_WINDOW"] > 0
+    first, last = done.tally.block_spans["EVENT_WINDOW"]
+    assert done.first <= first <= last <= done.last
+
+
+def test_the_picture_of_a_run(whole: tuple[Workspace, Summary], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from mia_fast.live import plot
+
+    _, done = whole
+    for ending, head in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")):
+        path = plot.draw(done.marks, done.tally.blocks, "a <title> & more", tmp_path / f"run{ending}")
+        assert path.read_bytes().startswith(head)
+    assert plot._stretches([None, "A", "A", None, "B"]) == [(1, 2, "A"), (4, 4, "B")]
+    assert plot._stretches([]) == []
+    with pytest.raises(ConfigError, match=r"\.txt"):
+        plot.check(tmp_path / "run.txt")
+    plot.draw(done.marks.head(1), {}, "one bar", tmp_path / "one.png")
+
+
+def test_without_matplotlib_the_run_is_refused_before_it_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from mia_fast.live import plot
+
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    with pytest.raises(ConfigError, match="not installed"):
+        plot.check(tmp_path / "run.png")
 
 
 def test_live_features_equal_batch_bit_for_bit(whole: tuple[Workspace, Summary]) -> None:
@@ -190,6 +244,8 @@ def test_a_killed_replay_resumes_to_the_same_end(
     assert _features(place, resumed.run_id).equals(_features(undisturbed, expected.run_id))
     assert _rows(place, "decisions").equals(_rows(undisturbed, "decisions"))
     assert _rows(place, "trades").equals(_rows(undisturbed, "trades"))
+    assert _rows(place, "verdicts", "client_id").equals(_rows(undisturbed, "verdicts", "client_id"))
+    assert resumed.marks.equals(expected.marks)
     for name in ("logs/trading/decision_log.csv", "trades/trades_simulated.csv", "logs/trading/penalty_log.csv"):
         assert (place.data / name).read_bytes() == (undisturbed.data / name).read_bytes(), name
     assert resumed.tally == expected.tally

@@ -178,6 +178,103 @@ def test_a_new_account_starts_a_new_peak_but_keeps_a_latch(tmp_path):
             risk.new_account(bad, T0)
 
 
+# ---------------------------------------------------------------- the trade date
+
+NEXT_DATE = T0 + 8 * 60 * MINUTE  # 18:00 New York
+
+
+def test_a_daily_loss_blocks_to_the_end_of_the_trade_date_and_survives_a_restart(tmp_path):
+    journal = Recorder()
+    risk = controller(tmp_path, journal)
+    risk.update_equity(100_000.0, T0)
+    assert risk.update_equity(97_000.0, T0 + MINUTE) is False
+    assert risk.day_denial is None  # exactly the limit
+    assert risk.update_equity(96_999.99, T0 + 2 * MINUTE) is False, "stop_trading speaks of the drawdown only"
+    assert risk.day_denial.code.name == "DAILY_LOSS"
+    risk.update_equity(99_000.0, T0 + 3 * MINUTE)
+    assert risk.day_denial is not None, "a recovery does not reopen the day"
+    risk = controller(tmp_path, journal)  # nothing but the stop itself forced it to disk
+    assert risk.day_denial.code.name == "DAILY_LOSS"
+    risk.update_equity(99_000.0, T0 + 4 * MINUTE)
+    risk.update_equity(98_000.0, NEXT_DATE)
+    assert risk.day_denial is None
+    assert risk.day_open == 99_000.0, "the date opens with the last mark of the one before"
+    risk.update_equity(98_000.0, T0 + 5 * MINUTE)  # a clock that goes backwards forgives nothing
+    assert risk.day_open == 99_000.0
+    alerts = [row for row in journal.of("alerts") if row["code"] == "DAILY_LOSS"]
+    assert len(alerts) == 1
+    assert "exits continue" in alerts[0]["message"]
+
+
+def test_the_stop_of_a_day_reaches_another_process_and_a_new_account_starts_afresh(tmp_path):
+    engine, other = controller(tmp_path), controller(tmp_path)
+    for risk in (engine, other):
+        risk.update_equity(100_000.0, T0)
+    engine.count_entry()
+    engine.update_equity(96_000.0, T0 + MINUTE)
+    other.update_equity(99_000.0, T0 + MINUTE)
+    assert other.day_denial is not None
+    assert other.entries == 1
+    other.new_account(50_000.0, T0 + 2 * MINUTE)
+    assert (other.day_denial, other.entries, other.day_open) == (None, 0, 50_000.0)
+
+
+def test_entries_of_the_day_survive_a_restart_and_end_with_the_day(tmp_path):
+    risk = controller(tmp_path)
+    risk.update_equity(100_000.0, T0)
+    risk.count_entry()
+    risk.count_entry()
+    risk.checkpoint()
+    risk = controller(tmp_path)
+    assert risk.entries == 2
+    risk.update_equity(100_000.0, T0 + MINUTE)
+    assert risk.entries == 2
+    risk.update_equity(100_000.0, NEXT_DATE)
+    assert risk.entries == 0
+
+
+def test_hours_that_are_unknown_leave_the_date_where_it_was(tmp_path):
+    class NoHours:
+        def span(self, now_ns):
+            return None
+
+    risk = RiskController(
+        Workspace(tmp_path), config=CONFIG, max_drawdown=0.05, journal=Recorder(), clock=Clock(), sessions=NoHours()
+    )
+    risk.update_equity(100_000.0, T0)
+    risk.update_equity(96_000.0, NEXT_DATE)
+    assert risk.day_denial is not None
+
+
+# ---------------------------------------------------------------- by hand
+
+
+def test_a_halt_latches_every_process_until_a_reset(tmp_path):
+    journal = Recorder()
+    engine, person = controller(tmp_path, journal), controller(tmp_path, journal)
+    engine.arm()
+    engine.update_equity(100_000.0, T0)
+    with pytest.raises(RiskError, match="reason"):
+        person.halt(" ")
+    person.halt("A. Smith: venue trouble")
+    assert engine.update_equity(100_000.0, T0 + MINUTE) is True
+    assert engine.state is State.LATCHED
+    assert controller(tmp_path).latch.cause == "RISK_HALT"
+    assert any(row["detail"] == '{"reason":"A. Smith: venue trouble"}' for row in journal.of("alerts"))
+    assert engine.reset("venue is back").cause == "RISK_HALT"
+
+
+def test_a_halt_that_cannot_be_saved_stops_this_process_and_says_so(tmp_path, monkeypatch):
+    risk = controller(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write_json", no_space)
+        with pytest.raises(RiskError, match="not on disk"):
+            risk.halt("venue trouble")
+    assert risk.state is State.LATCHED
+    assert risk.stop_trading(0.0) is True
+    assert controller(tmp_path).state is State.LATCHED
+
+
 # ---------------------------------------------------------------- restart, reset, other processes
 
 

@@ -121,8 +121,10 @@ def entry(engine: Desk, time: Clock) -> list[str]:
     engine.controller.update_equity(100_000.0, time.now)
     if engine.controller.state is not State.LATCHED:
         engine.controller.arm()
-    order = Order("id", engine.market.instrument.symbol, Side.BUY, 1)
-    verdict = engine.gate().check(order, Market(time.now, 2400.0, True), Account(time.now, 100_000.0, 0), time.now)
+    order = Order("id", engine.market.instrument.symbol, Side.BUY, 1, stop=2390.0)
+    market = Market(time.now, 2400.0, True, 40.0, "sha", True, False, {"cross": time.now - MINUTE})
+    account = Account(time.now, 100_000.0, 0, "A", True, ())
+    verdict = engine.gate(account="A", model_sha256="sha").check(order, market, account, time.now)
     return [denial.code.name for denial in verdict.denials]
 
 
@@ -182,6 +184,40 @@ def test_a_configuration_that_is_present_but_invalid_starts_nothing(here, name, 
         stop_trading(0.01)
     with pytest.raises(ConfigError):
         block_trade(False)
+
+
+LIMITS = [line.split(":")[0].strip() for line in (ROOT / "config" / "risk.yaml").read_text().splitlines()
+          if line.startswith("  ") and ":" in line and line.strip()[0].isalpha()]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(LIMITS) - {"before_minutes", "after_minutes", "cross", "windows"}))
+def test_each_absent_limit_starts_nothing(here, name):
+    lines = (ROOT / "config" / "risk.yaml").read_text().splitlines()
+    at = next(k for k, line in enumerate(lines) if line.strip().startswith(f"{name}:"))
+    indent = len(lines[at]) - len(lines[at].lstrip())
+    end = next((k for k in range(at + 1, len(lines)) if len(lines[k]) - len(lines[k].lstrip()) <= indent), len(lines))
+    (here.root / "config").mkdir()
+    (here.root / "config" / "risk.yaml").write_text("\n".join(lines[:at] + lines[end:]))
+    with pytest.raises(ConfigError, match=name):
+        stop_trading(0.01)
+
+
+def test_an_entry_needs_the_real_journal(here):
+    """The desk's own journal, held by this process, then damaged under it."""
+    write_events(here, (T0 + 1000 * MINUTE, "CPI", 0.8))
+    time = Clock()
+    mine = Desk(here, clock=time)
+    assert entry(mine, time) == []
+    rows = journal.of(here)
+    assert rows.query("SELECT verdict FROM verdicts").to_series().to_list() == ["allow"]
+    rows.close()
+    (here.data / "mia.duckdb").write_bytes(b"not a database" * 100)
+    assert mine.journal.health() != "ok"
+    gate = mine.gate(account="A", model_sha256="sha")
+    order = Order("id-2", "ES", Side.BUY, 1, stop=2390.0)
+    market = Market(T0, 2400.0, True, 40.0, "sha", True, False, {"cross": T0 - MINUTE})
+    verdict = gate.check(order, market, Account(T0, 100_000.0, 0, "A", True, ()), T0)
+    assert verdict.code == "JOURNAL_UNHEALTHY"
 
 
 def test_a_journal_held_by_another_process_blocks_but_never_hides_a_breach(here):

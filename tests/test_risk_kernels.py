@@ -12,7 +12,9 @@ from test_risk_support import CONFIG, MINUTE, T0
 
 from mia_fast.errors import StateError
 from mia_fast.risk.overtrading import TradeRate
-from mia_kernels.drawdown import DRAWDOWN, EQUITY, PEAK, drawdown, drawdown_paths, initial_state
+from mia_kernels import account
+from mia_kernels.drawdown import DRAWDOWN, EQUITY, PEAK, TILE, deepest, drawdown, drawdown_paths, initial_state
+from mia_kernels.limits import CHECKS, LIMITS, VALUES, failed_limits, failed_limits_of
 
 marks = st.lists(
     st.one_of(
@@ -81,6 +83,132 @@ def test_an_empty_block_changes_nothing():
     state = np.array([10.0, 9.0, 0.1])
     drawdown(np.empty(0), state, np.empty(0))
     assert state.tolist() == [10.0, 9.0, 0.1]
+
+
+def checked(equity, limit, state):
+    """deepest against drawdown_paths, bit for bit; returns worst and breach."""
+    worst, breach = np.empty(len(equity)), np.empty(len(equity), dtype=np.int64)
+    series, other = np.empty_like(equity), state.copy()
+    drawdown_paths(equity, other, series)
+    deepest(equity, limit, state, worst, breach)
+    assert state.tobytes() == other.tobytes()
+    for path, row in enumerate(series):
+        beyond = ~(row <= limit)
+        assert breach[path] == (int(np.argmax(beyond)) if beyond.any() else -1)
+        expected = np.nan if np.isnan(row).any() else row.max(initial=-np.inf)
+        assert worst[path].tobytes() == np.float64(expected).tobytes() or (np.isnan(worst[path]) and np.isnan(expected))
+    return worst, breach
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([0, 1, TILE - 1, TILE, TILE + 1, 3 * TILE + 5]),
+    st.lists(st.tuples(st.integers(0, 3 * TILE), st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -1.0, 1e300]))),
+)
+def test_the_deepest_mark_and_the_first_breach_equal_the_whole_series(seed, length, oddities):
+    rng = np.random.default_rng(seed)
+    equity = 250_000.0 + np.cumsum(rng.normal(0.0, 400.0, (4, length)), axis=1)
+    for place, value in oddities:
+        if place < length:
+            equity[place % 4, place] = value
+    state = np.tile(initial_state(), (4, 1))
+    checked(equity, 0.02, state)
+    checked(equity[:, : length // 2].copy(), 0.02, state)  # a second block goes on from the state
+
+
+def test_a_path_in_decline_breaches_where_it_should():
+    equity = np.linspace(100_000.0, 90_000.0, 10 * TILE + 1)[None, :]
+    worst, breach = checked(equity, 0.05, initial_state()[None, :])
+    assert worst[0] == 0.1
+    assert breach[0] == 5 * TILE + 1
+
+
+# ---------------------------------------------------------------- equity, the trade date, limits
+
+
+def test_equity_is_cash_plus_the_open_position_to_the_cent():
+    out = np.empty(5)
+    account.equity(
+        np.array([250_000.0, 249_997.75, 100.0, 5.0, np.nan]),
+        np.array([0.0, 2.0, -1.0, np.nan, 0.0]),
+        np.array([np.nan, 4_000.25, 4_000.0, 1.0, 1.0]),
+        np.array([4_010.0, 4_010.25, 4_001.0, 1.0, 1.0]),
+        50.0,
+        out,
+    )
+    np.testing.assert_array_equal(out, [250_000.0, 250_997.75, 50.0, np.nan, np.nan])
+
+
+def naive_daily(marks, days):
+    """Loss against the last finite mark of an earlier day, or against the first finite mark of all."""
+    out, seen = [], []  # seen: (day, mark) of finite marks; a day never goes back
+    day = -math.inf
+    for mark, stamp in zip(marks, days, strict=True):
+        day = max(day, stamp)
+        earlier = [value for when, value in seen if when < day]
+        if math.isfinite(mark):
+            seen.append((day, mark))
+        today = [value for when, value in seen if when == day]
+        opening = earlier[-1] if earlier else (today[0] if today else math.nan)
+        out.append(opening - mark if math.isfinite(mark) else math.nan)
+    return np.array(out)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.one_of(st.floats(1e4, 1e6), st.sampled_from([math.nan, math.inf])), st.integers(1, 5)), max_size=30
+    ),
+    st.integers(0, 30),
+)
+def test_daily_loss_equals_its_twin_at_any_cut(rows, cut):
+    marks = np.array([row[0] for row in rows])
+    days = np.array([float(row[1]) for row in rows])
+    out, state = np.empty(len(rows)), account.initial_day_state()
+    for part in (slice(0, cut), slice(cut, None)):
+        account.daily_loss(marks[part], days[part], state, out[part])
+    np.testing.assert_array_equal(out, naive_daily(marks.tolist(), days.tolist()))
+
+
+LIMIT_ROW = dict(zip(LIMITS, [5.0, 2_000_000.0, 5.0, 0.01, 15_000.0, 0.03, 0.01, 1.0, 50.0], strict=True))
+numbers = st.one_of(
+    st.floats(-1e7, 1e7), st.sampled_from([0.0, 1.0, -1.0, 2.0, 5.0, 100.0, 4_000.0, 250_000.0, math.nan, math.inf])
+)
+
+
+def naive_limits(v, lim):
+    """Each limit as a sentence; what is not finite or not true fails."""
+    size, sign = abs(v["quantity"]), 1.0 if v["quantity"] > 0 else -1.0
+    ahead = v["buying"] if sign > 0 else v["selling"]
+    value = lim["point_value"]
+    stop = v["stop"]
+    below = (v["peak"] - v["equity"]) / v["peak"] if v["peak"] > 0 else math.nan
+    holds = {
+        "quantity": 0 < size <= lim["max_quantity"],
+        "notional": size * v["price"] * value <= lim["max_notional"],
+        "position": sign * v["position"] + ahead + size <= lim["max_position"],
+        "collar": 0 < v["reference"] < math.inf and abs(v["price"] - v["reference"]) <= lim["collar"] * v["reference"],
+        "margin": (abs(v["position"]) + ahead + size) * lim["margin"] <= v["equity"],
+        "drawdown": all(map(math.isfinite, (v["equity"], v["drawdown"], below)))
+        and max(below, v["drawdown"]) <= v["drawdown_limit"],
+        "daily_loss": v["day_open"] - v["equity"] <= lim["max_daily_loss"] * v["day_open"],
+        "stop": lim["stop_required"] == 0 if math.isnan(stop) else stop > 0 and (v["price"] - stop) * v["quantity"] > 0,
+        "trade_risk": math.isnan(stop) or abs(v["price"] - stop) * size * value <= lim["max_trade_risk"] * v["equity"],
+    }
+    return sum(1 << k for k, name in enumerate(CHECKS) if not holds[name])
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.tuples(*[numbers] * len(VALUES)), min_size=1, max_size=5))
+def test_limits_equal_their_sentences_for_one_and_for_many(rows):
+    values, limits = np.array(rows), np.array([LIMIT_ROW[name] for name in LIMITS])
+    out = np.empty(len(rows), dtype=np.int64)
+    failed_limits_of(values, limits, out)
+    with np.errstate(all="ignore"):
+        expected = [naive_limits(dict(zip(VALUES, row, strict=True)), LIMIT_ROW) for row in rows]
+    assert out.tolist() == expected
+    assert [failed_limits(row, limits) for row in values] == expected
 
 
 # ---------------------------------------------------------------- overtrade_risk_score

@@ -20,7 +20,7 @@ app = typer.Typer(
     help="Market data into features, dealer levels, predictions, a risk verdict and an audit trail.\n\n"
     "Start with [bold]mia-fast demo[/bold]: two simulated sessions through everything, offline.",
 )
-risk_app = typer.Typer(no_args_is_help=True, help="The drawdown latch: see it, clear it.")
+risk_app = typer.Typer(no_args_is_help=True, help="The latch: see it, set it, clear it.")
 app.add_typer(risk_app, name="risk")
 
 
@@ -94,6 +94,9 @@ def run(
     ] = None,
     end: Annotated[dt.datetime | None, typer.Option(help="Last trade date (YYYY-MM-DD).")] = None,
     fresh: Annotated[bool, typer.Option(help="Begin again although a stopped run could be resumed.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Picture of equity, drawdown and blocked times (.png, .svg, .pdf).")
+    ] = None,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Replay bars through features, prediction, policy, risk gate and journal.
@@ -113,6 +116,7 @@ def run(
         start=None if start is None else session_open(start.date()),
         end=None if end is None else session_open(end.date() + dt.timedelta(days=1)),
         fresh=fresh,
+        plot=plot,
     )
 
 
@@ -304,6 +308,23 @@ def risk_status(workspace: WorkspaceOption = None) -> None:
     show.risk(here, clock.now_ns())
 
 
+@risk_app.command("halt")
+def risk_halt(
+    reason: Annotated[str, typer.Option(help="Who decided what; it is journalled.")],
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Stop trading now: entries are blocked in every process of the workspace until a reset.
+
+    It closes no position: exits continue.
+
+    Example: [cyan]mia-fast risk halt --reason "A. Smith: venue trouble"[/cyan]
+    """
+    from mia_fast.risk import desk
+
+    desk(Workspace.current(workspace)).controller.halt(reason)
+    show.say("halted: entries are blocked until a reset, exits continue; no position was closed")
+
+
 @risk_app.command("reset")
 def risk_reset(
     reason: Annotated[str, typer.Option(help="Who decided what; it is journalled.")],
@@ -328,9 +349,13 @@ def _replay(
     start: int | None = None,
     end: int | None = None,
     fresh: bool = False,
+    plot: Path | None = None,
 ) -> None:
+    from mia_fast.live import plot as pictures
     from mia_fast.live.replay import read_inputs, replay
 
+    if plot is not None:
+        pictures.check(plot)
     with show.working("reading"):
         inputs = read_inputs(place, bars=bars, events=events, cross=cross, chain=chain)
     for table in (inputs.bars, inputs.cross, inputs.chain):
@@ -343,3 +368,6 @@ def _replay(
         show.warn("Stopped. Every decision so far is in the journal; the same command resumes the run.")
         raise typer.Exit(130) from None
     show.summary(summary, place)
+    if plot is not None:
+        title = f"{bars.stem}, {summary.bars:,} bars, {summary.run_id}"
+        show.files([pictures.draw(summary.marks, summary.tally.blocks, title, plot)], place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,7 +124,6 @@ def summary(done: Summary, place: Workspace) -> None:
     actions = ", ".join(f"{done.tally.actions[name]:,} {name}" for name in ("buy", "sell", "exit", "hold"))
     blocked = sum(done.tally.blocks.values())
     table.add_row("Decisions", actions + (f"; {blocked:,} of them blocked" if blocked else ""))
-    table.add_row("Entries blocked", _counts(done.tally.blocks) or "none")
     table.add_row("Reasons", _counts(done.tally.reasons))
     profit = done.equity - done.starting_equity
     table.add_row("Trades", f"{done.trades:,}, {done.wins:,} winners; result {profit:+,.2f} USD")
@@ -138,6 +138,7 @@ def summary(done: Summary, place: Workspace) -> None:
         out.print("This run was complete already; nothing was computed again. --fresh runs it from its first bar.")
         files(done.files, place)
         return
+    out.print(_blocks(done))
     spread = Table(title="Latency per bar, microseconds", title_justify="left")
     spread.add_column("stage")
     spread.add_column("p50", justify="right")
@@ -279,12 +280,47 @@ def risk(here: Desk, now_ns: int) -> None:
         table.add_row("latched", f"[red]{latch.cause}[/red] since {iso(latch.at_ns)}")
         table.add_row("to clear it", 'mia-fast risk reset --reason "..."')
     table.add_row("drawdown limit", _value(controller.limit))
-    table.add_row("peak equity", _value(controller.peak))
+    table.add_row("peak equity", _value(controller.peak if math.isfinite(controller.peak) else None))
+    if controller.day_denial is not None:
+        table.add_row("trade date", f"[red]{escape(str(controller.day_denial))}[/red]")
+    table.add_row("entries in the trade date", str(controller.entries))
     table.add_row("overtrade_risk_score", _value(controller.overtrade_risk_score()))
-    blocked = here.calendar.blocked(now_ns)
-    table.add_row("event calendar", "open" if blocked is None else f"[yellow]{escape(str(blocked))}[/yellow]")
+    windows = here.windows()
+    for name, blocked in (
+        ("event calendar", windows.calendar.blocked(now_ns)),
+        ("trading hours", windows.closed(now_ns)),
+        ("closures and expiry", windows.blackout(now_ns)),
+    ):
+        table.add_row(name, "open" if blocked is None else f"[yellow]{escape(str(blocked))}[/yellow]")
     table.add_row("journal", here.journal.health())
     out.print(table)
+
+
+def _blocks(done: Summary) -> Table:
+    """Entries refused and bars closed to entries, by code."""
+    closed = {code: (size, first, last) for code, size, first, last in _closed(done.marks)}
+    refused = done.tally.blocks
+    table = Table(title="Blocked, by code: entries refused, and bars at which none could pass", title_justify="left")
+    table.add_column("code", no_wrap=True)
+    table.add_column("entries", justify="right")
+    table.add_column("bars", justify="right")
+    table.add_column("first", no_wrap=True)
+    table.add_column("last", no_wrap=True)
+    for code in sorted({*closed, *refused}, key=lambda code: (-refused[code], -closed.get(code, (0,))[0], code)):
+        size, first, last = closed.get(code, (0, *done.tally.block_spans.get(code, (None, None))))
+        table.add_row(code, f"{refused[code]:,}", f"{size:,}", _minute(first), _minute(last))
+    if not table.row_count:
+        table.add_row("none", "0", "0", "-", "-")
+    return table
+
+
+def _closed(marks: pl.DataFrame) -> list[tuple[str, int, int, int]]:
+    """Code, bars, first and last instant of what closed the gate by itself."""
+    import polars as pl
+
+    groups = marks.filter(pl.col("closed_by").is_not_null()).group_by("closed_by", maintain_order=True)
+    at = pl.col("known_at")
+    return groups.agg(pl.len(), at.min().alias("first"), at.max().alias("last")).rows()
 
 
 def _levels_line(done: Summary) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from mia_fast.config import MarketConfig
 from mia_fast.risk import Account, Order, Side
+
+ACCOUNT: Final = "simulated"
+"""The name of the simulated account."""
 
 
 @dataclass(slots=True)
@@ -56,6 +59,7 @@ class SimulatedBroker:
     """One account, one instrument, at most one position."""
 
     def __init__(self, config: MarketConfig) -> None:
+        self._symbol = config.instrument.symbol
         self._point_value = config.instrument.point_value
         self._slippage = config.account.slippage_ticks * config.instrument.tick_size
         self._fee = config.account.fee_per_side
@@ -73,7 +77,12 @@ class SimulatedBroker:
 
     def account(self, price: float, now_ns: int) -> Account:
         """What the venue would report now."""
-        return Account(now_ns, self.equity(price), float(self.position.quantity) if self.position else 0.0)
+        held = float(self.position.quantity) if self.position else 0.0
+        working: tuple[Order, ...] = ()
+        if self.pending is not None:
+            order = self.pending
+            working = (Order(order.trade_id, self._symbol, Side(order.side), order.quantity, None, order.reduce_only),)
+        return Account(now_ns, self.equity(price), held, name=ACCOUNT, reconciled=True, working=working)
 
     def submit(self, order: Order, trade_id: str, regime_probs: dict[str, float] | None, reason: str) -> None:
         """Accept a market order; it fills at the next open."""

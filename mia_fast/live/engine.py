@@ -132,7 +132,7 @@ class Engine:
         self._account_name, self._symbol = account_name, desk.market.instrument.symbol
         # Two runs in one workspace must not share the names of their trades.
         self._trade_prefix = f"{self._symbol}-" if run_id is None else f"{run_id}-{self._symbol}-"
-        self._contracts = desk.market.account.contracts
+        self._contracts, self._tick = desk.market.account.contracts, desk.market.instrument.tick_size
         self._interval = interval_ns
         self._run_id, self._config_digest = run_id, config_digest
         outputs = {name: k for k, name in enumerate(plan.outputs)}
@@ -171,7 +171,8 @@ class Engine:
             return self._journalled(
                 Decision(trade_id, now, "hold", True, fault.partition(":")[0], fault, 0.0, None, None), bar, None
             )
-        values: Sequence[float] = bar[1:] if self.vix is None else (*bar[1:], *self.vix.at(now))
+        daily = () if self.vix is None else self.vix.at(now)
+        values: Sequence[float] = (*bar[1:], *daily)
         row = self.features.update(now, values if self._inputs is None else [values[k] for k in self._inputs])
         self.values = row
         self._closes.append((now, bar.close))
@@ -188,7 +189,16 @@ class Engine:
 
         self.desk.controller.update_equity(account.equity, now)
         if order is not None:
-            market = Market(now, bar.close, math.isfinite(predicted))
+            market = Market(
+                now,
+                bar.close,
+                math.isfinite(predicted),
+                predicted,
+                self._model_sha,
+                features_ready=bool(np.isfinite(row[self._policy_at]).all()),
+                halted=False,  # a bar that just closed is the venue trading
+                streams=_streams(daily),
+            )
             verdict = self.gate.check(order, market, account, now)
             if not verdict.allowed:
                 decision = Decision(
@@ -274,13 +284,23 @@ class Engine:
         if abs(signal.score) < config.entry_threshold:
             return wish("hold", "HOLD_NO_SIGNAL", f"HOLD_NO_SIGNAL: score={signal.score:.3f}")
         side = Side.BUY if signal.score > 0 else Side.SELL
-        order = self._order(side, self._contracts, now, reduce_only=False)
+        stop = self._stop(bar.close, side, float(row[self._atr_at]))
+        order = self._order(side, self._contracts, now, reduce_only=False, stop=stop)
         return wish(side.value, "ENTRY_SIGNAL", f"ENTRY_SIGNAL: score={signal.score:.3f}", order)
 
-    def _order(self, side: Side, quantity: int, now: int, *, reduce_only: bool) -> Order:
+    def _order(self, side: Side, quantity: int, now: int, *, reduce_only: bool, stop: float | None = None) -> Order:
         leg = "exit" if reduce_only else "entry"
         name = client_id(self._account_name, self._symbol, side, now, leg)
-        return Order(name, self._symbol, side, float(quantity), None, reduce_only)
+        return Order(name, self._symbol, side, float(quantity), None, reduce_only, stop=stop)
+
+    def _stop(self, price: float, side: Side, atr: float) -> float | None:
+        """Where the policy gives an entry up: ``stop_atr`` ATR 14 against it, on the tick, at least one tick away."""
+        distance = self.policy.config.stop_atr * atr
+        if not math.isfinite(distance):
+            return None  # the gate refuses an entry without a stop
+        ticks = max(1, math.ceil(distance / self._tick))
+        whole = round(price / self._tick)
+        return (whole - ticks if side is Side.BUY else whole + ticks) * self._tick
 
     def _journalled(self, decision: Decision, bar: Bar, context: Floats | None) -> Decision:
         """Write the decision, safe from kill -9, and hand it back."""
@@ -308,6 +328,12 @@ class Engine:
             },
         )
         return decision
+
+
+def _streams(daily: Sequence[float]) -> dict[str, int]:
+    """Further input streams by name: when the last value of each became known, ns UTC."""
+    known = daily[VIX_COLUMNS.index("vix_known_at")] if daily else math.nan
+    return {"cross": round(known * 1e9)} if math.isfinite(known) else {}
 
 
 def _input_order(inputs: Sequence[str], vix: VixHistory | None) -> list[int] | None:

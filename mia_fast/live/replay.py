@@ -33,7 +33,7 @@ from mia_fast.features import catalogue as catalogues
 from mia_fast.features.cross import VixHistory
 from mia_fast.features.frame import LATEST_ROWS, feature_frame, input_arrays, one_symbol, plan_for, write_latest
 from mia_fast.files import replacing, write_json
-from mia_fast.live.broker import SimulatedBroker, Trade
+from mia_fast.live.broker import ACCOUNT, SimulatedBroker, Trade
 from mia_fast.live.checkpoint import Checkpoint
 from mia_fast.live.engine import BAR_COLUMNS, MINUTE, STAGES, Bar, Engine
 from mia_fast.live.policy import Policy
@@ -59,6 +59,15 @@ _COMPONENTS: Final = (
     ("decision_log", "append"),
 )
 
+MARKS: Final = {
+    "known_at": pl.Int64,
+    "equity": pl.Float64,
+    "drawdown": pl.Float64,
+    "drawdown_limit": pl.Float64,
+    "closed_by": pl.String,
+}
+"""Account and gate at each bar: instant (ns UTC), USD, fractions of the peak, and why no entry at all could pass."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -80,6 +89,8 @@ class Tally:
 
     actions: Counter[str] = field(default_factory=Counter)
     blocks: Counter[str] = field(default_factory=Counter)
+    block_spans: dict[str, list[int]] = field(default_factory=dict)
+    """Code -> first and last bar, ns UTC, at which it refused an entry."""
     reasons: Counter[str] = field(default_factory=Counter)
     latched_at: int | None = None
     max_drawdown: float = 0.0
@@ -89,6 +100,11 @@ class Tally:
         """Follow the account's own drawdown."""
         self.peak_equity = max(self.peak_equity, equity)
         self.max_drawdown = max(self.max_drawdown, 1.0 - equity / self.peak_equity)
+
+    def block(self, code: str, now: int) -> None:
+        """An order was refused for ``code``."""
+        self.blocks[code] += 1
+        self.block_spans.setdefault(code, [now, now])[1] = now
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +131,8 @@ class Summary:
     levels: Levels | None
     future_levels: FutureLevels | None
     snapshots: int
+    marks: pl.DataFrame
+    """Per bar: :data:`MARKS`."""
     files: tuple[Path, ...]
 
 
@@ -273,6 +291,7 @@ class _Run:
         self.resumed_at = 0
         self.row = first
         self.buffer: list[NDArray[np.float64]] = []
+        self.marks: list[tuple[int, float, float, float, str | None]] = []
         self.chains = _chains(inputs.chain)
         self.next_chain = 0
         self.last_levels: Levels | None = None
@@ -286,6 +305,7 @@ class _Run:
     def begin(self) -> None:
         """Start from the first bar: a new account, warm features."""
         self._assemble(None)
+        self._forget_marks(self.first)
         self.engine.desk.controller.new_account(self.broker.cash, int(self.known_at[self.first]))
         self.engine.desk.controller.arm()
         self._warm()
@@ -299,11 +319,12 @@ class _Run:
         self.engine.features.restore(saved.features)
         self.engine.restore_closes(saved.state["closes"])
         self.broker.restore(saved.state["broker"])
-        self.engine.gate.passed_ids.update(saved.state["passed_ids"])
+        self.engine.gate.restore(saved.state["gate"])
         tally = saved.state["tally"]
         self.tally = Tally(
             Counter(tally["actions"]),
             Counter(tally["blocks"]),
+            tally["block_spans"],
             Counter(tally["reasons"]),
             tally["latched_at"],
             tally["max_drawdown"],
@@ -312,6 +333,7 @@ class _Run:
         self.row = self.part_start = saved.row
         self.now = int(self.known_at[saved.row - 1])
         self.resumed_at = saved.row - self.first
+        self._forget_marks(saved.row)
         self.next_chain = saved.state["next_chain"]
         if self.next_chain:  # the levels in force are recomputed from their chain, not stored twice
             self._take_chain(self.next_chain - 1)
@@ -329,6 +351,7 @@ class _Run:
         total = len(times)
         began = time.perf_counter()
         record, wall = RECORDER.record, time.time_ns
+        gate, controller = self.engine.gate, self.engine.desk.controller
         while self.row < total:
             stop = min(total, self.row + checkpoint_bars)
             for k in range(self.row, stop):
@@ -347,12 +370,22 @@ class _Run:
                 if decision.order is not None:
                     self.broker.submit(decision.order, decision.trade_id, decision.regime_probs, decision.code)
                 self.tally.actions[decision.action] += 1
-                if not decision.allowed:
-                    self.tally.blocks[decision.code] += 1
-                else:  # of what is missing, the name is the news
+                if decision.allowed:  # of what is missing, the name is the news
                     missing = decision.code.endswith("_MISSING")
                     self.tally.reasons[decision.detail if missing else decision.code] += 1
-                if self.tally.latched_at is None and self.engine.desk.controller.latch is not None:
+                else:
+                    self.tally.block(decision.code, now)
+                closed = gate.standing(now)
+                self.marks.append(
+                    (
+                        now,
+                        account.equity,
+                        controller.drawdown,
+                        controller.limit,
+                        None if closed is None else closed.code.name,
+                    )
+                )
+                if self.tally.latched_at is None and controller.latch is not None:
                     self.tally.latched_at = now
                 self.buffer.append(self.engine.values[: len(self.plan.features)].copy())
                 spent = self.engine.latency_ns
@@ -397,6 +430,7 @@ class _Run:
             levels=self.last_levels,
             future_levels=self.engine.levels,
             snapshots=self.next_chain,
+            marks=pl.concat([pl.read_parquet(path) for path in sorted(self.folder.glob("marks-*.parquet"))]),
             files=(self.workspace.data / "features" / "features_latest.csv", *files),
         )
         write_json(
@@ -441,7 +475,9 @@ class _Run:
             model=self.model,
             policy=Policy.open(self.workspace),
             desk=desk,
-            gate=desk.gate(),
+            gate=desk.gate(
+                account=ACCOUNT, model_sha256=None if self.model is None else self.model.manifest.graph_sha256
+            ),
             journal=self.journal,
             levels=LevelsEngine(options_config(self.workspace)),
             account_name=self.run_id,
@@ -525,8 +561,11 @@ class _Run:
             self.parts.mkdir(parents=True, exist_ok=True)
             with replacing(self._part(self.part_start)) as temporary:
                 feature_frame(stamps, self.plan.features, matrix).write_parquet(temporary)
+            with replacing(self._marks_part(self.part_start)) as temporary:
+                pl.DataFrame(self.marks, schema=MARKS, orient="row").write_parquet(temporary)
             self.part_start += len(self.buffer)
             self.buffer.clear()
+            self.marks.clear()
         controller = self.engine.desk.controller
         controller.checkpoint()
         tally = self.tally
@@ -535,12 +574,13 @@ class _Run:
             features=self.engine.features.save(),
             state={
                 "broker": self.broker.save(),
-                "passed_ids": sorted(self.engine.gate.passed_ids),
+                "gate": self.engine.gate.save(),
                 "closes": self.engine.recent_closes(),
                 "next_chain": self.next_chain,
                 "tally": {
                     "actions": tally.actions,
                     "blocks": tally.blocks,
+                    "block_spans": tally.block_spans,
                     "reasons": tally.reasons,
                     "latched_at": tally.latched_at,
                     "max_drawdown": tally.max_drawdown,
@@ -557,6 +597,16 @@ class _Run:
 
     def _part(self, first_row: int) -> Path:
         return self.parts / f"part-{first_row - self.first:08d}.parquet"
+
+    def _marks_part(self, first_row: int) -> Path:
+        return self.folder / f"marks-{first_row - self.first:08d}.parquet"
+
+    def _forget_marks(self, first_row: int) -> None:
+        """Parts from this row on are of an earlier attempt, perhaps cut elsewhere."""
+        keep = self._marks_part(first_row).name
+        for path in self.folder.glob("marks-*.parquet"):
+            if path.name >= keep:
+                path.unlink()
 
     def _latest(self) -> pl.DataFrame:
         names = sorted(self.parts.glob("part-*.parquet"))

@@ -1,7 +1,7 @@
 """Risk: the drawdown latch, macro event windows and the order gate. It may only say no.
 
     desk = Desk(workspace, journal=journal, clock=engine_clock)   # or desk(workspace) for the shared one
-    gate = desk.gate()
+    gate = desk.gate(account="U1", model_sha256=sha)
     desk.controller.arm()
     desk.controller.update_equity(equity, now_ns)                 # each bar: True stops trading
     verdict = gate.check(order, market, account, now_ns)          # before each order
@@ -17,6 +17,8 @@ from mia_fast.risk.config import RiskConfig, risk
 from mia_fast.risk.controller import Cleared, RiskController, State
 from mia_fast.risk.desk import Desk, attach, block_trade, desk, detach, stop_trading
 from mia_fast.risk.gate import Account, Action, Gate, Market, Order, Rule, Side, Verdict, client_id
+from mia_fast.risk.instance import Instance
+from mia_fast.risk.windows import Sessions, Span, TradeWindowFilter, WeeklySessions
 
 __all__ = [
     "Account",
@@ -29,14 +31,19 @@ __all__ = [
     "Event",
     "EventCalendar",
     "Gate",
+    "Instance",
     "Market",
     "Order",
     "RiskConfig",
     "RiskController",
     "Rule",
+    "Sessions",
     "Side",
+    "Span",
     "State",
+    "TradeWindowFilter",
     "Verdict",
+    "WeeklySessions",
     "attach",
     "block_trade",
     "client_id",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _COLUMNS = ("start_time", "type", "impact")
-_REFUSALS = {"empty]": Code.CALENDAR_EMPTY, "unreadable]": Code.CALENDAR_UNREADABLE}  # ends of read_table's messages
+_REFUSALS = {"empty": Code.CALENDAR_EMPTY, "unreadable": Code.CALENDAR_UNREADABLE}
 _NS_LIMIT = 2**63 - 1
 
 
@@ -142,6 +142,18 @@ class EventCalendar:
             return denial(Code.CALENDAR_ENDED, last=iso(self._last))
         return None
 
+    def stretch(self, now_ns: int) -> tuple[int, int]:
+        """The stretch around ``now_ns`` in which :meth:`blocked` stays the same: first instant, first after it."""
+        if self.fault is not None:
+            return 0, _NS_LIMIT
+        place = bisect.bisect_right(self._starts, now_ns) - 1
+        if place >= 0 and now_ns <= self._ends[place]:
+            return self._starts[place], self._ends[place] + 1
+        start = self._ends[place] + 1 if place >= 0 else 0
+        end = self._starts[place + 1] if place + 1 < len(self._starts) else _NS_LIMIT
+        run_out = self._last + 1
+        return (max(start, run_out), end) if now_ns >= run_out else (start, min(end, run_out))
+
     def mask(self, instants: NDArray[np.int64]) -> NDArray[np.bool_]:
         """:meth:`blocked` for many instants at once: int64 ns, any shape, to a Boolean array of that shape."""
         if self.fault is not None:
@@ -177,7 +189,7 @@ def load_calendar(workspace: Workspace, config: Events, source: Path | None = No
     try:
         table = read_table("events", path, workspace=workspace)
     except DataError as error:
-        code = _REFUSALS.get(error.what.rpartition("[")[2], Code.CALENDAR_MALFORMED)
+        code = _REFUSALS.get(error.reason or "", Code.CALENDAR_MALFORMED)
         return EventCalendar.unusable(denial(code, where=error.where or path, error=error.what), config)
     except ConfigError:
         raise

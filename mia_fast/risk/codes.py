@@ -17,12 +17,17 @@ class Category(Enum):
 
     RISK = "the state of the risk controller"
     DRAWDOWN = "equity against its peak"
+    DAILY = "equity against the open of the trade date"
+    SESSION = "trading hours"
+    CONTRACT = "the traded contract"
     EVENT = "macro events"
     CALENDAR = "the macro calendar itself"
     CLOCK = "the engine's clock"
     MARKET = "market data"
+    STREAM = "further input streams"
     ACCOUNT = "the account"
     MODEL = "the prediction"
+    LIMIT = "how much and how often"
     ORDER = "the order itself"
     JOURNAL = "the audit trail"
 
@@ -50,6 +55,18 @@ class Code(Enum):
         "The market memory that may tighten the drawdown limit cannot answer, so the limit is unknown.",
         "Restore data/market_memory.db or its lock; entries return when it answers.",
     )
+    RISK_HALT = (
+        "A person stopped trading with `mia-fast risk halt`.",
+        'Stays across restarts; `mia-fast risk reset --reason "..."` clears it.',
+    )
+    RISK_INSTANCE = (
+        "Another gate, in this process or another one, took over the account.",
+        "One engine per account: end the other one, then start again.",
+    )
+    RISK_OVERTRADING = (
+        "The present trade rate is far above the desk's own history.",
+        "See `overtrade_risk_score` below; entries return when the rate falls, or change `overtrading.max_score`.",
+    )
     RISK_CHECK = (
         "A rule could not be evaluated; a check that cannot run means no.",
         "The text names the rule and the fault; usually a field of the wrong type.",
@@ -61,6 +78,34 @@ class Code(Enum):
     DRAWDOWN_UNKNOWN = (
         "The drawdown is not a finite number or the account was never marked.",
         "Mark the account with a finite equity before the first order.",
+    )
+    DAILY_LOSS = (
+        "The loss since the open of the trade date exceeded its limit at some mark.",
+        "Entries return with the next trade date; a restart or a reset does not shorten it.",
+    )
+    DAILY_UNKNOWN = (
+        "The equity at the open of the trade date is not known.",
+        "Mark the account with a finite equity before the first order.",
+    )
+    SESSION_CLOSED = (
+        "The market is outside its trading hours.",
+        "Wait for the session to open.",
+    )
+    SESSION_CLOSURE = (
+        "A closure of config/risk.yaml is under way.",
+        "Wait for its end, or correct `closures`.",
+    )
+    SESSION_UNKNOWN = (
+        "The trading hours are not known for this instant.",
+        "Extend the product calendar beyond today.",
+    )
+    CONTRACT_ROLL = (
+        "The blackout around the contract's expiry is under way.",
+        "Wait for its end, or change `contract` in config/risk.yaml.",
+    )
+    CONTRACT_EXPIRED = (
+        "The configured contract has expired.",
+        "Set `contract.expiry` in config/risk.yaml to the contract now traded.",
     )
     EVENT_WINDOW = (
         "A macro event above the impact threshold lies inside its window.",
@@ -114,6 +159,22 @@ class Code(Enum):
         "The market data is stamped after the engine's clock.",
         "Check `stamp: start` or `end` and the time zone of the feed, and the host's clock.",
     )
+    MARKET_HALTED = (
+        "The venue halted trading, or does not say that it trades.",
+        "Wait for the venue to reopen.",
+    )
+    STREAM_MISSING = (
+        "A stream that entries need was never seen.",
+        "Give the engine this stream, or take it out of `freshness.streams`.",
+    )
+    STREAM_STALE = (
+        "A stream is older than its freshness limit.",
+        "Check this feed; its last value may be right, but nobody knows.",
+    )
+    STREAM_FUTURE = (
+        "A stream is stamped after the engine's clock.",
+        "Check its time zone and the host's clock.",
+    )
     ACCOUNT_MISSING = (
         "There is no account.",
         "Pass the account as the venue or the simulator reports it.",
@@ -134,9 +195,59 @@ class Code(Enum):
         "The position is not a finite whole number of contracts.",
         "Reconcile with the venue before trading on.",
     )
+    ACCOUNT_UNKNOWN = (
+        "The report is of another account than the gate's.",
+        "One gate per account.",
+    )
+    ACCOUNT_UNRECONCILED = (
+        "Positions and orders are not confirmed by the venue.",
+        "Reconcile; no entry until both agree.",
+    )
+    ACCOUNT_WORKING = (
+        "The working orders are not known.",
+        "Report them with the account: an empty tuple if there are none.",
+    )
+    ACCOUNT_MARGIN = (
+        "Equity does not cover the margin of position, working orders and this order.",
+        "Reduce the size or the position.",
+    )
     MODEL_NOT_FINITE = (
         "The model's output is not finite, missing or not ready.",
         "See the model's status: warm-up, missing features or a failed session.",
+    )
+    MODEL_RANGE = (
+        "The model's output lies outside the range it is believed in.",
+        "See `model` in config/risk.yaml; check the model's inputs.",
+    )
+    MODEL_HASH = (
+        "The output comes from another model than the one the gate was started with.",
+        "Restart the engine with the model that should trade.",
+    )
+    MODEL_FEATURES = (
+        "A feature behind the decision is missing or not finite.",
+        "Wait for the warm-up, or see `mia-fast features` for what is missing.",
+    )
+    LIMIT_QUANTITY = ("The order is larger than one order may be.", "Split it, or change `limits.max_quantity`.")
+    LIMIT_NOTIONAL = ("The order's value is larger than allowed.", "Reduce it, or change `limits.max_notional`.")
+    LIMIT_POSITION = (
+        "The position could exceed its limit if the working orders and this one were filled.",
+        "Cancel working orders or reduce the size.",
+    )
+    LIMIT_COLLAR = (
+        "The limit price lies too far from the last price.",
+        "Check the price for a slip; the collar is `limits.collar`.",
+    )
+    LIMIT_TRADE_RISK = (
+        "The loss at the protective stop is more than one trade may lose.",
+        "A nearer stop or a smaller size; the cap is `limits.max_trade_risk`.",
+    )
+    LIMIT_RATE = (
+        "Too many orders in a short time.",
+        "Entries return as the window passes; look for a loop that sends.",
+    )
+    LIMIT_ENTRIES = (
+        "The trade date had as many entries as it may have.",
+        "Entries return with the next trade date.",
     )
     ORDER_MISSING = (
         "What was passed is not an order.",
@@ -149,6 +260,23 @@ class Code(Enum):
     ORDER_DUPLICATE = (
         "An order with this client id already passed the gate.",
         "After a time-out reconcile with the venue; never resend.",
+    )
+    ORDER_REPEATED = (
+        "An order of the same side, quantity and price passed a moment ago.",
+        "After a time-out reconcile with the venue; never resend.",
+    )
+    ORDER_SELF_CROSS = (
+        "The order could trade with a working order of the same account.",
+        "Cancel the working order first.",
+    )
+    ORDER_ACTION = ("The action is neither a new order nor a cancel.", "Pass Action.NEW or Action.CANCEL.")
+    ORDER_TYPE = (
+        "Orders of this type are not allowed.",
+        "Without a price it is a market order, with one a limit order; see `limits.order_types`.",
+    )
+    ORDER_STOP = (
+        "The protective stop is missing, not finite, or on the wrong side of the price.",
+        "Below the price for a buy, above it for a sell, on the tick.",
     )
     ORDER_INSTRUMENT = (
         "The order is for another instrument than the one configured.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import math
 import operator
 import secrets
@@ -17,13 +19,15 @@ import numpy as np
 
 from mia_fast import config as desk_config
 from mia_fast.clock import iso, now_ns
-from mia_fast.errors import RiskError
+from mia_fast.errors import MiaError, RiskError
 from mia_fast.risk import config as risk_config
 from mia_fast.risk.codes import Code, Denial, denial
 from mia_fast.risk.config import RiskConfig
 from mia_fast.risk.overtrading import TradeRate
-from mia_fast.risk.store import Fingerprint, Latch, Record, StateStore, merge, write_snapshot
+from mia_fast.risk.store import Day, Fingerprint, Latch, Record, StateStore, merge, write_snapshot
+from mia_fast.risk.windows import Sessions, Span, WeeklySessions
 from mia_fast.workspace import Workspace
+from mia_kernels.account import DAY, DAY_LAST, DAY_OPEN, daily_loss, initial_day_state
 from mia_kernels.drawdown import DRAWDOWN, EQUITY, PEAK, drawdown, initial_state
 
 
@@ -86,6 +90,8 @@ class RiskController:
         Where ``risk_state.json`` lives; by default ``data`` of the workspace. A replay keeps its own.
     run_id
         Marks the journal rows.
+    sessions
+        Trading hours: they say to which trade date a mark belongs.
 
     Raises
     ------
@@ -104,6 +110,7 @@ class RiskController:
         losing_share: Callable[[], float | None] | None = None,
         state_folder: Path | None = None,
         run_id: str = "risk",
+        sessions: Sessions | None = None,
     ) -> None:
         if not (isinstance(max_drawdown, int | float) and 0.0 < max_drawdown <= 1.0):
             raise RiskError(
@@ -117,6 +124,16 @@ class RiskController:
         self.memory_fault: str | None = None
         self.unsaved: str | None = None  # why the state on disk is older than the one in memory
         self.marked_ns: int | None = None  # when the account was last marked by this process
+        self.day_denial: Denial | None = None  # the daily loss limit was exceeded in this trade date
+        self.day_open = math.nan  # equity at the open of the trade date, USD
+        self.entries = 0  # that passed the gate in this trade date
+        self.score = 0.0  # overtrade_risk_score at the last mark
+        self._max_daily_loss = config.limits.max_daily_loss
+        self._sessions: Sessions = sessions if sessions is not None else WeeklySessions()
+        self._span = Span(0, 0, False, 1)
+        self._day_state = initial_day_state()
+        self._day_number = np.zeros(1)
+        self._loss = np.empty(1)
         self._max_drawdown = float(max_drawdown)
         self._workspace = workspace
         self._journal = journal
@@ -210,7 +227,14 @@ class RiskController:
             drawdown(self._equity, self._state, self._out)
             self.marked_ns = now_ns
             self.trade_rate.tick(now_ns)
+            self.score = self.trade_rate.score()
+            self._mark_day(now_ns)
             return self.stop_trading(float(self._out[0]))
+
+    def count_entry(self) -> None:
+        """An entry passed the gate."""
+        with self._mutex:
+            self.entries += 1
 
     def on_trade(self, now_ns: int) -> None:
         """A fill at ``now_ns``, for ``overtrade_risk_score``."""
@@ -261,6 +285,38 @@ class RiskController:
             self._adopt(merge(self._present(), theirs), found)
 
     # What people and the engine's life cycle ask for
+
+    def halt(self, reason: str) -> None:
+        """Stop trading by hand: latches like a breach, in every process of this workspace.
+
+        It does not close positions. Evidence is written as for a breach; only :meth:`reset` clears it.
+
+        Raises
+        ------
+        RiskError
+            The reason is empty, or the latch is not safe on disk (this process is stopped all the same).
+        JournalError
+            The journal does not take the reason; this process is stopped all the same.
+        """
+        if not isinstance(reason, str) or not reason.strip():
+            raise RiskError(
+                "a halt needs a reason",
+                where="reason",
+                hint='say who decided what, for instance --reason "A. Smith: venue trouble"',
+                then="nothing was changed",
+            )
+        with self._mutex:
+            self.refresh()
+            if self._record.latch is None:
+                self._latch(Code.RISK_HALT, self.drawdown)
+            self._stopped = True
+            if self.unsaved is not None:
+                raise RiskError(
+                    f"the halt is not on disk: {self.unsaved}",
+                    hint=Code.RISK_UNSAVED.hint,
+                    then="this process is stopped; others are not",
+                )
+            self._tell(4, "RISK_HALT", f"halted by hand: {reason.strip()}", None, {"reason": reason.strip()})
 
     def arm(self) -> None:
         """Let entries through. Journalled first.
@@ -386,12 +442,15 @@ class RiskController:
             self.refresh()
             self._tell(1, "RISK_NEW_ACCOUNT", f"a new account begins with {value:.2f} USD", at_ns=now_ns)
             self._state = initial_state()
+            self._day_state = initial_day_state()
+            self.entries, self.day_denial, self.score = 0, None, 0.0
             self.trade_rate.clear()
             self._record = replace(self._record, account=self._record.account + 1)
             self._equity[0] = value
             drawdown(self._equity, self._state, self._out)
             self.marked_ns = now_ns
             self.trade_rate.tick(now_ns)
+            self._mark_day(now_ns)
             self._save()
             if self.unsaved is not None:
                 raise RiskError(
@@ -469,6 +528,13 @@ class RiskController:
                 self._state[EQUITY] = found.equity  # the drawdown stays unknown until the first mark
             if found.trade_rate is not None:
                 self.trade_rate.restore(found.trade_rate)
+                self.score = self.trade_rate.score()
+            if found.day is not None:
+                known = (found.day.date, found.day.open, found.day.last)
+                self._day_state[:] = [math.nan if value is None else value for value in known]
+                self.day_open = float(self._day_state[DAY_OPEN])
+                self.entries = found.day.entries
+                self._stop_day(found.day.stopped)
             self._report()
         self._restate()
 
@@ -537,7 +603,46 @@ class RiskController:
             equity=_finite(self.equity),
             marked_ns=self.marked_ns,
             trade_rate=self.trade_rate.save(),
+            day=None
+            if self._day_state[DAY] == -np.inf
+            else Day(
+                date=int(self._day_state[DAY]),
+                open=_finite(float(self._day_state[DAY_OPEN])),
+                last=_finite(float(self._day_state[DAY_LAST])),
+                stopped=self.day_denial is not None,
+                entries=self.entries,
+            ),
         )
+
+    def _mark_day(self, now_ns: int) -> None:
+        """Daily loss at the mark just made; exceeding the limit stops entries to the end of the trade date."""
+        span = self._span
+        if not span.start_ns <= now_ns < span.end_ns:
+            found = self._sessions.span(now_ns)  # where the hours are unknown the gate is closed; the date stays
+            if found is not None:
+                self._span = span = found
+        before = self._day_state[DAY]
+        self._day_number[0] = span.trade_date
+        daily_loss(self._equity, self._day_number, self._day_state, self._loss)
+        self.day_open = float(self._day_state[DAY_OPEN])
+        if self._day_state[DAY] != before:
+            self.entries = 0
+            self._stop_day(False)
+        loss = float(self._loss[0])
+        if self.day_denial is None and loss > self._max_daily_loss * self.day_open:
+            self._stop_day(True, loss)
+            self._save()
+            message = f"{self.day_denial}: entries blocked until the next trade date, exits continue"
+            event = f"daily-{self._record.identity}-{self._record.account}-{int(self._day_state[DAY])}"
+            with contextlib.suppress(MiaError):  # the block holds; the journal's own health tells of its fault
+                self._tell(4, Code.DAILY_LOSS.name, message, event, at_ns=now_ns)
+
+    def _stop_day(self, stopped: bool, loss: float | None = None) -> None:
+        self.day_denial = None
+        if stopped:
+            date = dt.date.fromordinal(int(self._day_state[DAY]))
+            seen = {} if loss is None else {"loss": loss, "limit": self._max_daily_loss * self.day_open}
+            self.day_denial = denial(Code.DAILY_LOSS, trade_date=date, **seen)
 
     def _save(self, *, breach: bool = False) -> None:
         """Write and merge; a fault is kept in ``unsaved``, which blocks entries."""
@@ -558,6 +663,11 @@ class RiskController:
                 self._state[PEAK] = self._state[EQUITY]
         if record.latch is not None:
             self._armed = False
+        day = record.day
+        if day is not None and day.date == self._day_state[DAY] and record.account == self._record.account:
+            self.entries = max(self.entries, day.entries)
+            if day.stopped and self.day_denial is None:
+                self._stop_day(True)
         self._record = record
         self._fingerprint = fingerprint
         self._restate()

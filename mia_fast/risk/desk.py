@@ -19,6 +19,8 @@ from mia_fast.risk.calendar import EventCalendar, load_calendar
 from mia_fast.risk.codes import Code, Denial, denial
 from mia_fast.risk.controller import Journal, RiskController
 from mia_fast.risk.gate import Gate
+from mia_fast.risk.instance import Instance
+from mia_fast.risk.windows import Sessions, TradeWindowFilter, WeeklySessions
 from mia_fast.workspace import Workspace
 
 
@@ -68,7 +70,7 @@ class Desk:
         The engine's clock, ns UTC; by default the wall clock. A replay gives the bar's time.
     events
         The calendar's file; by default ``data/macro_events.csv``.
-    losing_share, state_folder, run_id
+    losing_share, state_folder, run_id, sessions
         See :class:`~mia_fast.risk.controller.RiskController`.
 
     Raises
@@ -87,12 +89,15 @@ class Desk:
         losing_share: Callable[[], float | None] | None = None,
         state_folder: Path | None = None,
         run_id: str = "risk",
+        sessions: Sessions | None = None,
     ) -> None:
         self.workspace = workspace
         self.config = risk_config.risk(workspace)
         self.market = desk_config.market(workspace)
         self.journal: Journal = journal if journal is not None else WorkspaceJournal(workspace)
         self.clock = clock
+        self._sessions: Sessions = sessions if sessions is not None else WeeklySessions()
+        self._state_folder = state_folder if state_folder is not None else workspace.data
         self.controller = RiskController(
             workspace,
             config=self.config,
@@ -102,6 +107,7 @@ class Desk:
             losing_share=losing_share,
             state_folder=state_folder,
             run_id=run_id,
+            sessions=self._sessions,
         )
         self._run_id = run_id
         self._events = events if events is not None else workspace.data / "macro_events.csv"
@@ -109,11 +115,26 @@ class Desk:
         self.calendar: EventCalendar = load_calendar(workspace, self.config.events, self._events)
         self._told: tuple[Code, str] | None = None
 
-    def gate(self, passed_ids: tuple[str, ...] = ()) -> Gate:
-        """A gate on this desk's controller, calendar and journal."""
+    def gate(self, passed_ids: tuple[str, ...] = (), *, account: str, model_sha256: str | None) -> Gate:
+        """A gate on this desk's controller, windows and journal; see :class:`~mia_fast.risk.gate.Gate`.
+
+        It claims the account: an older gate on the same risk state lets no entry through from now on.
+        """
         return Gate(
-            self.controller, self.calendar, self.market.instrument, self.config.freshness, self.journal, passed_ids
+            self.controller,
+            self.windows(),
+            self.market.instrument,
+            self.config,
+            self.journal,
+            Instance(self._state_folder),
+            account=account,
+            model_sha256=model_sha256,
+            passed_ids=passed_ids,
         )
+
+    def windows(self) -> TradeWindowFilter:
+        """When the clock alone forbids entries, by the calendar as it is now."""
+        return TradeWindowFilter(self.calendar, self._sessions, self.config.closures, self.config.contract)
 
     def blocked(self, event_active: bool, now_ns: int) -> Denial | None:
         """Why entries are forbidden by events at ``now_ns``, or None."""

@@ -15,7 +15,8 @@ Generated from `mia_fast.risk.codes` by `python -m mia_fast.risk.document`; do n
 
 A denial reads `CODE: key=value ...`. Codes are stable. Cancels always pass. An order marked reduce-only that truly
 reduces the position is an exit: it passes in every state of the desk and is refused only for the codes marked *exits
-too*. Everything else is an entry. What is unknown, stale, missing or not finite refuses an entry.
+too*. Everything else is an entry. What is unknown, stale, missing or not finite refuses an entry. Every limit is in
+`config/risk.yaml`, but for the drawdown limit: `max_drawdown` in `config/market_config.yaml`.
 
 | code | meaning | what to do | exits too |
 |---|---|---|---|

@@ -1,8 +1,12 @@
 """The order gate: it may only say no, and it always can.
 
-``Gate.check`` runs the rules of :data:`RULES` and returns a :class:`Verdict`. A rule is a row: what
-it is called, which orders it concerns, which codes it may give, and the function that decides. A
-new limit is a new row.
+``Gate.check`` holds an order against the rules of :data:`RULES`, journals the verdict and returns it. A
+rule is a row: what it is called, which orders it concerns, which codes it may give, and the function that
+decides. A new limit is a new row, and a line in ``Gate._clear``.
+
+``Gate._clear`` asks the same questions in one pass, and builds nothing: an order that it lets
+through has no denial by any rule (a test holds the two against each other). Whatever it does not
+let through, for whatever reason, goes to the rules, which decide and explain.
 """
 
 from __future__ import annotations
@@ -10,19 +14,28 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum, Flag, auto
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from mia_fast.clock import iso
 from mia_fast.config import Instrument
-from mia_fast.risk.calendar import EventCalendar
 from mia_fast.risk.codes import Code, Denial, denial
-from mia_fast.risk.config import Freshness
+from mia_fast.risk.config import RiskConfig
 from mia_fast.risk.controller import Journal, RiskController
+from mia_fast.risk.instance import Instance
+from mia_fast.risk.windows import TradeWindowFilter
+from mia_kernels.limits import CHECKS, LIMITS, VALUES, failed_limits
 
-_TICK_TOLERANCE = 1e-6  # of a tick: decimal ticks such as 0.01 are not exact in binary
+_TICK_TOLERANCE: Final = 1e-6  # of a tick: decimal ticks such as 0.01 are not exact in binary
+_END: Final = 2**63
+_NS: Final = 1e9
+_PACK: Final = struct.Struct(f"{len(VALUES)}d").pack_into
 
 
 class Side(Enum):
@@ -56,6 +69,8 @@ class Order:
         carry it: an order without it is an entry.
     action
         A cancel takes an order back; it always passes.
+    stop
+        Protective stop of an entry, index points: where the position is given up. The loss there is capped.
     """
 
     client_id: str
@@ -65,30 +80,50 @@ class Order:
     price: float | None = None
     reduce_only: bool = False
     action: Action = Action.NEW
+    stop: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Market:
-    """What is known of the market when the order is about to be sent.
+    """What is known of the market and the model when the order is about to be sent.
+
+    What is left out counts as unknown, and unknown refuses an entry.
 
     Attributes
     ----------
     known_at_ns
         When the last bar became known (its close), ns UTC.
     price
-        The last price, index points.
+        The last price, index points: the reference.
     prediction_finite
         Every model output behind the order is there and finite.
+    prediction
+        The model output that ``model`` of the configuration gives a range for.
+    model_sha256
+        Of the graph that made it.
+    features_ready
+        Every feature behind the decision is finite.
+    halted
+        The venue has halted trading.
+    streams
+        Name -> when its last value became known, ns UTC.
     """
 
     known_at_ns: int
     price: float
     prediction_finite: bool
+    prediction: float = math.nan
+    model_sha256: str | None = None
+    features_ready: bool = False
+    halted: bool | None = None
+    streams: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
     """The account as the venue or the simulator reports it.
+
+    What is left out counts as unknown, and unknown refuses an entry.
 
     Attributes
     ----------
@@ -98,11 +133,20 @@ class Account:
         USD, realised plus open.
     position
         Contracts, signed: long is positive.
+    name
+        Which account.
+    reconciled
+        Position and orders agree with the venue's word.
+    working
+        Orders at the venue that may still fill, without protective stops that end with the position.
     """
 
     known_at_ns: int
     equity: float
     position: float
+    name: str = ""
+    reconciled: bool = False
+    working: tuple[Order, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +186,18 @@ class Gate:
 
     Parameters
     ----------
-    controller, calendar, journal
+    controller, windows, journal
         Shared with the engine that holds them.
     instrument
-        Symbol and tick size.
-    freshness
-        The greatest age of each input.
+        Symbol, tick size and point value.
+    config
+        Every limit.
+    instance
+        The right to trade this account.
+    account
+        The account's name, as its reports give it.
+    model_sha256
+        Of the model whose outputs entries may rest on; None where no model was loaded: no entry passes.
     passed_ids
         Client ids that passed before a restart, from the journal.
     """
@@ -155,36 +205,96 @@ class Gate:
     def __init__(
         self,
         controller: RiskController,
-        calendar: EventCalendar,
+        windows: TradeWindowFilter,
         instrument: Instrument,
-        freshness: Freshness,
+        config: RiskConfig,
         journal: Journal,
+        instance: Instance,
+        *,
+        account: str,
+        model_sha256: str | None,
         passed_ids: Iterable[str] = (),
     ) -> None:
         self.controller = controller
-        self.calendar = calendar
+        self.windows = windows
         self.instrument = instrument
+        self.config = config
         self.journal = journal
+        self.instance = instance
+        self.account = account
+        self.model_sha256 = model_sha256
         self.passed_ids = set(passed_ids)
-        self.market_ns = round(freshness.market_seconds * 1e9)
-        self.equity_ns = round(freshness.equity_seconds * 1e9)
-        self.skew_ns = round(freshness.clock_skew_seconds * 1e9)
         self.last_ns = 0
+        fresh, messages, limits = config.freshness, config.messages, config.limits
+        self.market_ns, self.equity_ns = round(fresh.market_seconds * _NS), round(fresh.equity_seconds * _NS)
+        self.skew_ns = round(fresh.clock_skew_seconds * _NS)
+        self.rate_ns, self.repeat_ns = round(messages.per_seconds * _NS), round(messages.repeat_seconds * _NS)
+        self.flight_ns = round(messages.in_flight_seconds * _NS)
+        self.sent: deque[int] = deque(maxlen=messages.max_orders)
+        self.in_flight: list[tuple[int, Order]] = []
+        self._streams = tuple(fresh.streams.items())
+        self._deadlines: dict[str, tuple[int, int]] = dict.fromkeys(fresh.streams, (0, 0))
+        self._contents: dict[tuple[Any, ...], int] = {}
+        self._market_orders, self._limit_orders = ("market" in limits.order_types, "limit" in limits.order_types)
+        self._max_entries, self._max_score = messages.max_entries_per_day, config.overtrading.max_score
+        self._low, self._high = config.model.min_output, config.model.max_output
+        self._symbol, self._tick = instrument.symbol, instrument.tick_size
+        values = {
+            "max_quantity": limits.max_quantity,
+            "max_notional": limits.max_notional,
+            "max_position": limits.max_position,
+            "collar": limits.collar,
+            "margin": limits.margin_per_contract,
+            "max_daily_loss": limits.max_daily_loss,
+            "max_trade_risk": limits.max_trade_risk,
+            "stop_required": float(limits.stop_required),
+            "point_value": instrument.point_value,
+        }
+        self._limits = np.array([values[name] for name in LIMITS])
+        self._values = np.empty(len(VALUES))
         self._entry = tuple(rule for rule in RULES if Scope.ENTRY in rule.scope)
         self._exit = tuple(rule for rule in RULES if Scope.EXIT in rule.scope)
 
     def check(self, order: Order, market: Market | None, account: Account | None, now_ns: int) -> Verdict:
-        """Allow, or deny with every reason that applies. Never raises for bad data.
+        """:meth:`evaluate`, journalled before it is returned. Never raises for bad data.
 
-        ``now_ns`` is the engine's clock. An order that passes uses up its client id: the same id
-        is denied afterwards. Cancels always pass. A reduce-only order that truly reduces is held to
-        the rules about the order itself; one that does not is held to those of an entry as well.
+        An order that passes uses up its client id: the same id is denied afterwards. It counts as
+        open until the account's reports show what became of it. An entry whose verdict the journal does not
+        take is refused; an exit and a cancel pass all the same.
+        """
+        verdict = self.evaluate(order, market, account, now_ns)
+        why = self._journalled(verdict, order, market, account, now_ns)
+        if type(order) is not Order:
+            return verdict
+        if why is not None and verdict.allowed and order.action is Action.NEW and order.reduce_only is not True:
+            return Verdict((denial(Code.JOURNAL_UNHEALTHY, why=why),))
+        try:
+            instant = operator.index(now_ns)
+        except TypeError:
+            instant = 0
+        if self.last_ns < instant < _END:
+            self.last_ns = instant
+        if verdict.allowed:
+            self._passed(order, account)
+        return verdict
+
+    def evaluate(self, order: Order, market: Market | None, account: Account | None, now_ns: int) -> Verdict:
+        """Allow, or deny with every reason that applies; changes and journals nothing. Never raises for bad data.
+
+        ``now_ns`` is the engine's clock. Cancels always pass. A reduce-only order that truly reduces
+        is held to the rules about the order itself; one that does not is held to those of an entry
+        as well.
         """
         if type(order) is not Order:
             return Verdict((denial(Code.ORDER_MISSING, found=type(order).__name__),))
         if order.action is Action.CANCEL:
             return ALLOW
-        rules = self._exit if order.reduce_only is True and _reduces(order, account) else self._entry
+        try:
+            if self._clear(order, market, account, now_ns):
+                return ALLOW
+        except Exception:  # noqa: S110 - the rules below find out, and say
+            pass
+        rules = self._exit if order.reduce_only is True and _reduces(self, order, account) else self._entry
         ask = Ask(self, order, market, account, now_ns)
         denials: tuple[Denial, ...] = ()
         for rule in rules:
@@ -194,10 +304,246 @@ class Gate:
                 found = denial(Code.RISK_CHECK, rule=rule.name, error=f"{type(error).__name__}:{error}")
             if found is not None:
                 denials = (*denials, found)
-        if denials:
-            return Verdict(denials)
+        return Verdict(denials) if denials else ALLOW
+
+    def standing(self, now_ns: int) -> Denial | None:
+        """Why no entry at all would pass at ``now_ns``: state, day, trade rate or the clock; None when one may."""
+        controller = self.controller
+        if controller.state_denial is not None or controller.day_denial is not None:
+            return controller.state_denial or controller.day_denial
+        windows = self.windows
+        if not (windows.free if windows.start_ns <= now_ns < windows.end_ns else windows.move(now_ns)):
+            return windows.blocked(now_ns)
+        if controller.score > self._max_score:
+            return denial(Code.RISK_OVERTRADING, score=controller.score, limit=self._max_score)
+        if controller.entries >= self._max_entries:
+            return denial(Code.LIMIT_ENTRIES, entries=controller.entries, limit=self._max_entries)
+        return None
+
+    def _clear(self, order: Order, market: Any, account: Any, now: Any) -> bool:
+        """True only for an entry that no rule denies; False, or an exception, says nothing."""
+        controller, windows, sent = self.controller, self.windows, self.sent
+        side, price, stop, name = order.side, order.price, order.stop, order.client_id
+        known, position, quantity, marked = market.known_at_ns, account.position, order.quantity, controller.marked_ns
+        reported, skew = account.known_at_ns, -self.skew_ns
+        buy = side is Side.BUY
+        if not (
+            (buy or side is Side.SELL)
+            and order.action is Action.NEW
+            and order.reduce_only is False
+            and order.symbol == self._symbol
+            and type(name) is str
+            and name not in self.passed_ids
+            and name.strip()
+            and type(now) is int
+            and 0 < now < _END
+            and now >= self.last_ns
+            and controller.state_denial is None
+            and controller.unsaved is None
+            and controller.day_denial is None
+            and controller.score <= self._max_score
+            and controller.entries < self._max_entries
+            and self.instance.held
+            and 0.0 < controller.limit <= 1.0
+            and type(known) is int
+            and skew <= now - known <= self.market_ns
+            and type(reported) is int
+            and skew <= now - reported <= self.equity_ns
+            and marked is not None
+            and skew <= now - marked <= self.equity_ns
+            and account.name == self.account
+            and account.reconciled is True
+            and type(account.working) is tuple
+            and market.prediction_finite is True
+            and self._low <= market.prediction <= self._high
+            and market.features_ready is True
+            and market.model_sha256 == self.model_sha256 is not None
+            and market.halted is False
+            and (len(sent) < sent.maxlen or now - sent[0] >= self.rate_ns)  # type: ignore[operator]
+            and quantity > 0
+            and quantity % 1 == 0
+            and quantity is not True
+            and position % 1 == 0
+            and (windows.free if windows.start_ns <= now < windows.end_ns else windows.move(now))
+            and self.journal.health() == "ok"
+        ):
+            return False
+        reference = market.price
+        if price is None:
+            if not self._market_orders:
+                return False
+            price = reference
+        elif not (self._limit_orders and _on_tick(price, self._tick)):
+            return False
+        if stop is None:
+            stop = math.nan
+        elif not _on_tick(stop, self._tick):
+            return False
+        streams = market.streams
+        for stream, _ in self._streams:
+            at = streams[stream]
+            seen, deadline = self._deadlines[stream]
+            if at != seen or type(at) is not int:
+                return False  # the rule finds its deadline and keeps it
+            if not at + skew <= now <= deadline:
+                return False
+        if self._contents and now - self._contents.get((side, quantity, order.price), -_END) < self.repeat_ns:
+            return False
+        buying = selling = 0.0
+        if account.working or self.in_flight:
+            for other in account.working if not self.in_flight else self.others(account):
+                if type(other) is not Order:
+                    return False
+                if other.side is Side.BUY:
+                    buying += other.quantity
+                else:
+                    selling += other.quantity
+                if other.side is not side and _meet(order.price, other.price, buy):
+                    return False
+            if self.in_flight and any(type(other) is not Order for other in account.working):
+                return False
+        _PACK(
+            self._values.data,
+            0,
+            quantity if buy else -quantity,
+            price,
+            stop,
+            reference,
+            position,
+            buying,
+            selling,
+            account.equity,
+            controller.peak,
+            controller.drawdown,
+            controller.limit,
+            controller.day_open,
+        )
+        return failed_limits(self._values, self._limits) == 0
+
+    def open_orders(self, account: Account) -> tuple[float, float]:
+        """Contracts in open buys and open sells: reported as working, and passed but not reported on yet."""
+        buying = selling = 0.0
+        for other in self.others(account):
+            if other.side is Side.BUY:
+                buying += other.quantity
+            else:
+                selling += other.quantity
+        return buying, selling
+
+    def others(self, account: Account) -> Iterable[Order]:
+        """Orders that may still fill; what is no order among them is for a rule to refuse."""
+        working = [other for other in account.working or () if type(other) is Order]
+        yield from working
+        known = {other.client_id for other in working}
+        reported = _whole(account.known_at_ns) or 0
+        for at, other in self.in_flight:
+            if reported <= at + self.flight_ns and other.client_id not in known:
+                yield other
+
+    def fresh_until(self, stream: str, known_at_ns: int) -> int:
+        """The last instant at which a value of the stream is fresh; computed once for each value."""
+        seen, deadline = self._deadlines[stream]
+        if seen != known_at_ns:
+            deadline = self.windows.deadline(known_at_ns, self.config.freshness.streams[stream])
+            self._deadlines[stream] = (known_at_ns, deadline)
+        return deadline
+
+    def failed(self, order: Order, market: Market, account: Account) -> int:
+        """The bits of :data:`mia_kernels.limits.CHECKS` that the order fails."""
+        buying, selling = self.open_orders(account)
+        sign = 1.0 if order.side is Side.BUY else -1.0
+        values = {
+            "quantity": sign * order.quantity,
+            "price": market.price if order.price is None else order.price,
+            "stop": math.nan if order.stop is None else order.stop,
+            "reference": market.price,
+            "position": account.position,
+            "buying": buying,
+            "selling": selling,
+            "equity": account.equity,
+            "peak": self.controller.peak,
+            "drawdown": self.controller.drawdown,
+            "drawdown_limit": self.controller.limit,
+            "day_open": self.controller.day_open,
+        }
+        return int(failed_limits(np.array([values[name] for name in VALUES], dtype=np.float64), self._limits))
+
+    def repeated_at(self, order: Order) -> int | None:
+        """When an order of the same content passed last, ns UTC."""
+        return self._contents.get((order.side, order.quantity, order.price))
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take over what :meth:`save` gave, after a restart."""
+        self.passed_ids.update(saved["passed_ids"])
+        self.last_ns = int(saved["last_ns"])
+        self.sent.extend(saved["sent"])
+        self._contents.update({(Side(side), size, price): at for side, size, price, at in saved["contents"]})
+        self.in_flight = [
+            (at, Order(name, symbol, Side(side), size, price, reduce))
+            for at, name, symbol, side, size, price, reduce in saved["in_flight"]
+        ]
+
+    def save(self) -> dict[str, Any]:
+        """What a restart must know, as JSON holds it."""
+        return {
+            "passed_ids": sorted(self.passed_ids),
+            "last_ns": self.last_ns,
+            "sent": list(self.sent),
+            "contents": [[side.value, size, price, at] for (side, size, price), at in self._contents.items()],
+            "in_flight": [
+                [at, o.client_id, o.symbol, o.side.value, o.quantity, o.price, o.reduce_only]
+                for at, o in self.in_flight
+            ],
+        }
+
+    def _passed(self, order: Order, account: Account | None) -> None:
+        """Remember what was let through."""
+        now = self.last_ns
+        self.sent.append(now)
+        if order.action is Action.CANCEL:
+            return
         self.passed_ids.add(order.client_id)
-        return ALLOW
+        self._contents = {what: at for what, at in self._contents.items() if now - at < self.repeat_ns}
+        if self.repeat_ns:
+            self._contents[order.side, order.quantity, order.price] = now
+        reported = _whole(getattr(account, "known_at_ns", None)) or 0
+        self.in_flight = [(at, other) for at, other in self.in_flight if reported <= at + self.flight_ns]
+        self.in_flight.append((now, order))
+        if not order.reduce_only:
+            self.controller.count_entry()
+
+    def _journalled(self, verdict: Verdict, order: Any, market: Any, account: Any, now: Any) -> str | None:
+        """One row for each question; returns why the journal did not take it."""
+        instant = _whole(now)
+        row = {
+            "timestamp": instant if instant is not None else self.last_ns,
+            "client_id": _word(order, "client_id"),
+            "symbol": _word(order, "symbol"),
+            "action": _word(order, "action"),
+            "side": _word(order, "side"),
+            "quantity": _number(order, "quantity"),
+            "price": _number(order, "price"),
+            "stop": _number(order, "stop"),
+            "reduce_only": getattr(order, "reduce_only", None) is True,
+            "verdict": "allow" if verdict.allowed else "deny",
+            "code": verdict.code,
+            "detail": str(verdict),
+            "reference": _number(market, "price"),
+            "market_known_at": _whole(getattr(market, "known_at_ns", None)),
+            "prediction": _number(market, "prediction"),
+            "equity": _number(account, "equity"),
+            "position": _number(account, "position"),
+            "account": _word(account, "name"),
+            "drawdown": _finite(self.controller.drawdown),
+            "drawdown_limit": _finite(self.controller.limit),
+        }
+        content = "\x1f".join(map(str, row.values()))
+        row["event_id"] = "verdict-" + hashlib.sha256(content.encode(errors="replace")).hexdigest()[:20]
+        try:
+            self.journal.append("verdicts", row)
+        except Exception as error:  # whatever its fault, the caller must hear
+            return getattr(error, "what", None) or f"{type(error).__name__}: {error}"
+        return None
 
 
 @dataclass(slots=True)
@@ -209,6 +555,16 @@ class Ask:
     market: Market | None
     account: Account | None
     now: int
+    bits: int | None = None
+
+    def fails(self, check: str) -> bool:
+        """Does the order fail this one of :data:`mia_kernels.limits.CHECKS`? Market and account must be there."""
+        if self.bits is None:
+            self.bits = 0  # where the next line raises, the rule that asked denies; the others need not repeat it
+            assert self.market is not None
+            assert self.account is not None
+            self.bits = self.gate.failed(self.order, self.market, self.account)
+        return bool(self.bits >> CHECKS.index(check) & 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +598,6 @@ def _clock(ask: Ask) -> Denial | None:
         return denial(Code.CLOCK_INVALID, now=ask.now)
     if instant < ask.gate.last_ns:
         return denial(Code.CLOCK_BACKWARDS, now=iso(instant), last=iso(ask.gate.last_ns))
-    ask.gate.last_ns = instant
     return None
 
 
@@ -296,7 +651,7 @@ def _position(ask: Ask) -> Denial | None:
 
 
 def _event(ask: Ask) -> Denial | None:
-    return ask.gate.calendar.blocked(ask.now)
+    return ask.gate.windows.calendar.blocked(ask.now)
 
 
 def _market(ask: Ask) -> Denial | None:
@@ -347,7 +702,7 @@ def _price(ask: Ask) -> Denial | None:
 
 
 def _reducing(ask: Ask) -> Denial | None:
-    if ask.order.reduce_only is False or _reduces(ask.order, ask.account):
+    if ask.order.reduce_only is False or _reduces(ask.gate, ask.order, ask.account):
         return None
     return denial(
         Code.ORDER_NOT_REDUCING,
@@ -366,15 +721,218 @@ def _identity(ask: Ask) -> Denial | None:
     return None
 
 
-def _reduces(order: Order, account: Any) -> bool:
-    """True only when the position is known and the order brings it nearer to zero without crossing it."""
+def _reduces(gate: Gate, order: Order, account: Any) -> bool:
+    """True only when the position is known and the order brings it nearer to zero without crossing it.
+
+    Other reduce-only orders that may still fill count, so that two exits do not turn the position.
+    """
     try:
         position, quantity = account.position, order.quantity
         if not (math.isfinite(position) and 0 < quantity <= abs(position)):
             return False
-        return order.side is (Side.SELL if position > 0 else Side.BUY)
+        if order.side is not (Side.SELL if position > 0 else Side.BUY):
+            return False
+        ahead = sum(
+            other.quantity
+            for other in gate.others(account)
+            if other.reduce_only and other.side is order.side and other.client_id != order.client_id
+        )
+        return bool(ahead + quantity <= abs(position))
     except (AttributeError, TypeError, OverflowError):
         return False
+
+
+def _day(ask: Ask) -> Denial | None:
+    controller = ask.gate.controller
+    if controller.day_denial is not None:
+        return controller.day_denial
+    if not controller.day_open > 0.0:
+        return denial(Code.DAILY_UNKNOWN, day_open=controller.day_open)
+    if ask.account is not None and ask.market is not None and ask.fails("daily_loss"):
+        return denial(Code.DAILY_LOSS, equity=ask.account.equity, day_open=controller.day_open)
+    return None
+
+
+def _instance(ask: Ask) -> Denial | None:
+    return None if ask.gate.instance.held is True else denial(Code.RISK_INSTANCE, lock=ask.gate.instance.path)
+
+
+def _busy(ask: Ask) -> Denial | None:
+    score, limit = ask.gate.controller.score, ask.gate.config.overtrading.max_score
+    return None if score <= limit else denial(Code.RISK_OVERTRADING, score=score, limit=limit)
+
+
+def _known_account(ask: Ask) -> Denial | None:
+    if ask.account is None or ask.account.name != ask.gate.account:
+        return denial(Code.ACCOUNT_UNKNOWN, account=getattr(ask.account, "name", None), expected=ask.gate.account)
+    if ask.account.reconciled is not True:
+        return denial(Code.ACCOUNT_UNRECONCILED)
+    if type(ask.account.working) is not tuple or any(type(other) is not Order for other in ask.account.working):
+        return denial(Code.ACCOUNT_WORKING, working=ask.account.working)
+    return None
+
+
+def _session(ask: Ask) -> Denial | None:
+    return ask.gate.windows.closed(ask.now)
+
+
+def _blackout(ask: Ask) -> Denial | None:
+    return ask.gate.windows.blackout(ask.now)
+
+
+def _halted(ask: Ask) -> Denial | None:
+    if ask.market is not None and ask.market.halted is False:
+        return None
+    return denial(Code.MARKET_HALTED, halted=getattr(ask.market, "halted", None))
+
+
+def _streams(ask: Ask) -> Denial | None:
+    streams = None if ask.market is None else ask.market.streams
+    for name in ask.gate.config.freshness.streams:
+        if streams is None or name not in streams:
+            return denial(Code.STREAM_MISSING, stream=name)
+        known = operator.index(streams[name])
+        if known - ask.now > ask.gate.skew_ns:
+            return denial(Code.STREAM_FUTURE, stream=name, lead_s=(known - ask.now) * 1e-9)
+        deadline = ask.gate.fresh_until(name, known)
+        if ask.now > deadline:
+            return denial(Code.STREAM_STALE, stream=name, known=iso(known), fresh_until=iso(deadline))
+    return None
+
+
+def _output(ask: Ask) -> Denial | None:
+    limits = ask.gate.config.model
+    value = None if ask.market is None else ask.market.prediction
+    if value is None or not limits.min_output <= value <= limits.max_output:
+        return denial(Code.MODEL_RANGE, output=value, low=limits.min_output, high=limits.max_output)
+    return None
+
+
+def _which_model(ask: Ask) -> Denial | None:
+    found, expected = getattr(ask.market, "model_sha256", None), ask.gate.model_sha256
+    return None if found == expected is not None else denial(Code.MODEL_HASH, found=found, expected=expected)
+
+
+def _features(ask: Ask) -> Denial | None:
+    if ask.market is not None and ask.market.features_ready is True:
+        return None
+    return denial(Code.MODEL_FEATURES)
+
+
+def _limit(check: str, code: Code) -> Callable[[Ask], Denial | None]:
+    """A rule that the kernel decides; without market or account others have denied already."""
+
+    def rule(ask: Ask) -> Denial | None:
+        if ask.market is None or ask.account is None or not ask.fails(check):
+            return None
+        order, account = ask.order, ask.account
+        return denial(
+            code,
+            quantity=order.quantity,
+            price=order.price,
+            stop=order.stop,
+            reference=ask.market.price,
+            position=account.position,
+            equity=account.equity,
+        )
+
+    return rule
+
+
+def _kind(ask: Ask) -> Denial | None:
+    allowed = ask.gate.config.limits.order_types
+    kind = "market" if ask.order.price is None else "limit"
+    return None if kind in allowed else denial(Code.ORDER_TYPE, type=kind, allowed="+".join(allowed))
+
+
+def _action(ask: Ask) -> Denial | None:
+    return None if ask.order.action is Action.NEW else denial(Code.ORDER_ACTION, action=ask.order.action)
+
+
+def _stop(ask: Ask) -> Denial | None:
+    stop = ask.order.stop
+    if stop is not None and not (math.isfinite(stop) and stop > 0.0 and _on_tick(stop, ask.gate.instrument.tick_size)):
+        return denial(Code.ORDER_STOP, stop=stop)
+    if ask.market is not None and ask.account is not None and ask.fails("stop"):
+        return denial(Code.ORDER_STOP, stop=stop, price=ask.order.price, reference=ask.market.price)
+    return None
+
+
+def _rate(ask: Ask) -> Denial | None:
+    sent, messages = ask.gate.sent, ask.gate.config.messages
+    if len(sent) < messages.max_orders or ask.now - sent[0] >= ask.gate.rate_ns:
+        return None
+    return denial(Code.LIMIT_RATE, orders=len(sent), within_s=(ask.now - sent[0]) * 1e-9)
+
+
+def _entries(ask: Ask) -> Denial | None:
+    entries, limit = ask.gate.controller.entries, ask.gate.config.messages.max_entries_per_day
+    return None if entries < limit else denial(Code.LIMIT_ENTRIES, entries=entries, limit=limit)
+
+
+def _repeated(ask: Ask) -> Denial | None:
+    at = ask.gate.repeated_at(ask.order)
+    if at is None or ask.now - at >= ask.gate.repeat_ns:
+        return None
+    return denial(Code.ORDER_REPEATED, side=ask.order.side.value, quantity=ask.order.quantity, passed=iso(at))
+
+
+def _cross(ask: Ask) -> Denial | None:
+    if ask.account is None:
+        return None
+    other = _crossed(ask.gate, ask.order, ask.account)
+    return None if other is None else denial(Code.ORDER_SELF_CROSS, working=other.client_id, price=other.price)
+
+
+def _crossed(gate: Gate, order: Order, account: Account) -> Order | None:
+    """An open order of the account on the other side that this one could trade with."""
+    buy = order.side is Side.BUY
+    for other in gate.others(account):
+        if other.side is not order.side and _meet(order.price, other.price, buy):
+            return other
+    return None
+
+
+def _meet(price: float | None, other: float | None, buy: bool) -> bool:
+    """Could an order at ``price`` trade with one at ``other``? None is a market order."""
+    if price is None or other is None:
+        return True
+    return price >= other if buy else price <= other
+
+
+def _on_tick(price: float, tick: float) -> bool:
+    ticks = price / tick
+    return abs(ticks - round(ticks)) <= _TICK_TOLERANCE
+
+
+def _whole(value: Any) -> int | None:
+    """An instant that the journal can hold."""
+    try:
+        found = operator.index(value)
+    except TypeError:
+        return None
+    return found if 0 <= found < 9_000_000_000_000_000_000 else None
+
+
+def _number(source: Any, name: str) -> float | None:
+    value = getattr(source, name, None)
+    if not isinstance(value, int | float | np.integer | np.floating):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def _word(source: Any, name: str) -> str | None:
+    value = getattr(source, name, None)
+    if isinstance(value, Enum):
+        return str(value.value)
+    return None if value is None else str(value)[:200]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 _BOTH = Scope.ENTRY | Scope.EXIT
@@ -382,13 +940,22 @@ RULES: tuple[Rule, ...] = (
     Rule("clock", Scope.ENTRY, (Code.CLOCK_INVALID, Code.CLOCK_BACKWARDS), _clock),
     Rule("state", Scope.ENTRY, (Code.RISK_DISARMED, Code.RISK_LATCHED), _state),
     Rule("saved", Scope.ENTRY, (Code.RISK_UNSAVED,), _saved),
+    Rule("instance", Scope.ENTRY, (Code.RISK_INSTANCE,), _instance),
     Rule("memory", Scope.ENTRY, (Code.RISK_MEMORY,), _memory),
     Rule("drawdown", Scope.ENTRY, (Code.DRAWDOWN_UNKNOWN, Code.DRAWDOWN_LIMIT), _drawdown),
+    Rule("day", Scope.ENTRY, (Code.DAILY_LOSS, Code.DAILY_UNKNOWN), _day),
+    Rule("busy", Scope.ENTRY, (Code.RISK_OVERTRADING,), _busy),
     Rule(
         "account",
         Scope.ENTRY,
         (Code.ACCOUNT_MISSING, Code.ACCOUNT_NOT_FINITE, Code.ACCOUNT_STALE, Code.ACCOUNT_FUTURE),
         _account,
+    ),
+    Rule(
+        "known account",
+        Scope.ENTRY,
+        (Code.ACCOUNT_UNKNOWN, Code.ACCOUNT_UNRECONCILED, Code.ACCOUNT_WORKING),
+        _known_account,
     ),
     Rule("position", _BOTH, (Code.ACCOUNT_POSITION,), _position),
     Rule(
@@ -404,17 +971,37 @@ RULES: tuple[Rule, ...] = (
         ),
         _event,
     ),
+    Rule("session", Scope.ENTRY, (Code.SESSION_CLOSED, Code.SESSION_UNKNOWN), _session),
+    Rule("blackout", Scope.ENTRY, (Code.SESSION_CLOSURE, Code.CONTRACT_ROLL, Code.CONTRACT_EXPIRED), _blackout),
     Rule(
         "market",
         Scope.ENTRY,
         (Code.MARKET_MISSING, Code.MARKET_NOT_FINITE, Code.MARKET_STALE, Code.MARKET_FUTURE),
         _market,
     ),
+    Rule("halted", Scope.ENTRY, (Code.MARKET_HALTED,), _halted),
+    Rule("streams", Scope.ENTRY, (Code.STREAM_MISSING, Code.STREAM_FUTURE, Code.STREAM_STALE), _streams),
     Rule("model", Scope.ENTRY, (Code.MODEL_NOT_FINITE,), _model),
+    Rule("output", Scope.ENTRY, (Code.MODEL_RANGE,), _output),
+    Rule("which model", Scope.ENTRY, (Code.MODEL_HASH,), _which_model),
+    Rule("features", Scope.ENTRY, (Code.MODEL_FEATURES,), _features),
     Rule("journal", Scope.ENTRY, (Code.JOURNAL_UNHEALTHY,), _healthy),
+    Rule("action", _BOTH, (Code.ORDER_ACTION,), _action),
     Rule("fields", _BOTH, (Code.ORDER_INSTRUMENT, Code.ORDER_SIDE, Code.ORDER_QUANTITY), _fields),
+    Rule("type", Scope.ENTRY, (Code.ORDER_TYPE,), _kind),
     Rule("price", _BOTH, (Code.ORDER_PRICE, Code.ORDER_TICK), _price),
+    Rule("stop", Scope.ENTRY, (Code.ORDER_STOP,), _stop),
+    Rule("quantity", Scope.ENTRY, (Code.LIMIT_QUANTITY,), _limit("quantity", Code.LIMIT_QUANTITY)),
+    Rule("notional", Scope.ENTRY, (Code.LIMIT_NOTIONAL,), _limit("notional", Code.LIMIT_NOTIONAL)),
+    Rule("resulting position", Scope.ENTRY, (Code.LIMIT_POSITION,), _limit("position", Code.LIMIT_POSITION)),
+    Rule("collar", Scope.ENTRY, (Code.LIMIT_COLLAR,), _limit("collar", Code.LIMIT_COLLAR)),
+    Rule("margin", Scope.ENTRY, (Code.ACCOUNT_MARGIN,), _limit("margin", Code.ACCOUNT_MARGIN)),
+    Rule("trade risk", Scope.ENTRY, (Code.LIMIT_TRADE_RISK,), _limit("trade_risk", Code.LIMIT_TRADE_RISK)),
+    Rule("rate", Scope.ENTRY, (Code.LIMIT_RATE,), _rate),
+    Rule("entries", Scope.ENTRY, (Code.LIMIT_ENTRIES,), _entries),
     Rule("reducing", _BOTH, (Code.ORDER_NOT_REDUCING,), _reducing),
+    Rule("self-cross", Scope.ENTRY, (Code.ORDER_SELF_CROSS,), _cross),
+    Rule("repeated", Scope.ENTRY, (Code.ORDER_REPEATED,), _repeated),
     Rule("identity", _BOTH, (Code.ORDER_ID, Code.ORDER_DUPLICATE), _identity),
 )
 

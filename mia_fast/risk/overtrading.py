@@ -7,9 +7,12 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mia_fast.clock import NS_PER_MINUTE
 from mia_fast.errors import StateError
 from mia_fast.risk.config import Overtrading
+from mia_kernels.account import overtrading
 
 FORMULA = """\
 The score is the probability that a desk trading at its own past rate would make *fewer* trades in a window than it
@@ -42,6 +45,8 @@ class TradeRate:
         self._min_trades = config.min_trades
         self._min_time = config.min_windows * self._window
         self._pause = round(config.pause_minutes * NS_PER_MINUTE)
+        self._count = np.empty(1, dtype=np.int64)
+        self._past, self._time, self._score = np.empty(1), np.empty(1), np.empty(1)
         self.clear()
 
     def clear(self) -> None:
@@ -73,17 +78,11 @@ class TradeRate:
 
     def score(self) -> float:
         """``overtrade_risk_score`` in 0..1; see :data:`FORMULA`."""
-        count = len(self._recent)
-        if count == 0 or self._past_trades < self._min_trades or self._past_time < self._min_time:
-            return 0.0
-        shape = self._past_trades + 0.5
-        success = self._past_time / (self._past_time + self._window)
-        log_success, log_failure = math.log(success), math.log1p(-success)
-        base = shape * log_success - math.lgamma(shape)
-        total = math.fsum(
-            math.exp(base + math.lgamma(shape + j) - math.lgamma(j + 1.0) + j * log_failure) for j in range(count)
-        )
-        return min(total, 1.0)
+        self._count[0] = len(self._recent)
+        self._past[0] = self._past_trades
+        self._time[0] = self._past_time
+        overtrading(self._count, self._past, self._time, self._window, self._min_trades, self._min_time, self._score)
+        return float(self._score[0])
 
     def _age(self, until: float) -> None:
         """Discount the past from its end to ``until`` (active s), and add the time that passed."""

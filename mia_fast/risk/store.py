@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from mia_fast.errors import RiskError, StateError
 from mia_fast.risk import overtrading
 from mia_fast.risk.codes import Code
 
-FORMAT = 1
+FORMAT = 2
 _LOCK_TRIES, _LOCK_PAUSE = 25, 0.01  # a writer holds the lock for milliseconds; a quarter of a second is a fault
 
 
@@ -50,6 +50,17 @@ class Latch:
 
 
 @dataclass(frozen=True, slots=True)
+class Day:
+    """What the present trade date has seen; ``date`` is its ordinal, ``open`` and ``last`` are USD."""
+
+    date: int
+    open: float | None
+    last: float | None
+    stopped: bool
+    entries: int
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """What a restart must know.
 
@@ -65,6 +76,7 @@ class Record:
     equity: float | None = None
     marked_ns: int | None = None
     trade_rate: Mapping[str, Any] | None = None
+    day: Day | None = None
 
 
 class StateStore:
@@ -166,7 +178,7 @@ class StateStore:
             raise self._fault(f"the lock of the risk state cannot be opened ({error})") from error
         try:
             for attempt in range(_LOCK_TRIES):
-                if _try_lock(handle):
+                if try_lock(handle):
                     break
                 if attempt == _LOCK_TRIES - 1:
                     raise self._fault("another process holds the lock of the risk state")
@@ -194,7 +206,15 @@ def merge(mine: Record, theirs: Record | None) -> Record:
     if mine.latch is not None and theirs.latch is not None and mine.latch == replace(theirs.latch, reported=True):
         latch = mine.latch
     later = mine if (mine.account, mine.marked_ns or 0) >= (theirs.account, theirs.marked_ns or 0) else theirs
-    return replace(later, identity=theirs.identity, latch=latch)
+    return replace(later, identity=theirs.identity, latch=latch, day=_later_day(later.day, mine, theirs))
+
+
+def _later_day(day: Day | None, mine: Record, theirs: Record) -> Day | None:
+    """The day of the later mark; what another process saw of the same date and account is not forgotten."""
+    if day is None or mine.account != theirs.account:
+        return day
+    same = [other.day for other in (mine, theirs) if other.day is not None and other.day.date == day.date]
+    return replace(day, stopped=any(d.stopped for d in same), entries=max(d.entries for d in same))
 
 
 def write_snapshot(folder: Path, at_ns: int, values: Mapping[str, Any]) -> Path:
@@ -241,6 +261,7 @@ def _encode(record: Record) -> dict[str, Any]:
         "equity": record.equity,
         "marked_ns": record.marked_ns,
         "trade_rate": record.trade_rate,
+        "day": None if record.day is None else asdict(record.day),
     }
     content["sha256"] = _seal(content)
     return content
@@ -257,7 +278,7 @@ def _decode(content: Any) -> Record:
         raise ValueError(f"format {content['format']!r} is unknown to this version")
     if content["trade_rate"] is not None:
         overtrading.parse(content["trade_rate"])
-    latch = content["latch"]
+    latch, day = content["latch"], content["day"]
     if (latch is not None) is not content["latched"]:
         raise ValueError("latched and latch contradict each other")
     return Record(
@@ -280,6 +301,11 @@ def _decode(content: Any) -> Record:
         equity=_number(content["equity"]),
         marked_ns=None if content["marked_ns"] is None else int(content["marked_ns"]),
         trade_rate=content["trade_rate"],
+        day=None
+        if day is None
+        else Day(
+            int(day["date"]), _number(day["open"]), _number(day["last"]), bool(day["stopped"]), int(day["entries"])
+        ),
     )
 
 
@@ -299,7 +325,7 @@ def _seal(content: Mapping[str, Any]) -> str:
 if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(handle: int) -> bool:
+    def try_lock(handle: int) -> bool:
         try:
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         except OSError:
@@ -309,7 +335,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _try_lock(handle: int) -> bool:
+    def try_lock(handle: int) -> bool:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -149,7 +149,7 @@ class _Reader:
     def refuse(self, fault: str, what: str, *, position: int | None = None, key: str = "", extra: str = "") -> NoReturn:
         where = self.source if position is None else f"{self.source}, row {self.row(position)}"
         hint = REFUSALS[fault].hint.format(key=key)
-        raise DataError(f"{what} [{fault}]", where=where, hint=f"{extra}{hint}", then=_THEN)
+        raise DataError(f"{what} [{fault}]", where=where, hint=f"{extra}{hint}", then=_THEN, reason=fault)
 
     def row(self, position: int) -> int:
         """The 0-based row of the source at ``position`` of the rows left."""
