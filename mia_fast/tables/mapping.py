@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, create_model, field_validator, model_validator
 
 from mia_fast.config import Model, load
+from mia_fast.errors import ConfigError
 from mia_fast.tables.schema import TABLES
 from mia_fast.workspace import Workspace
 
@@ -30,6 +31,20 @@ def duration_ns(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a duration; write a number and ms, s, m, h or d, for instance 1m")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def interval_of(text: str) -> int:
+    """:func:`duration_ns` for a person at the command line.
+
+    Raises
+    ------
+    ConfigError
+        The text is not a duration.
+    """
+    try:
+        return duration_ns(text)
+    except ValueError as error:
+        raise ConfigError(str(error), where="interval", hint="for instance 1m", then="nothing was started") from None
 
 
 def _check_zone(zone: str | None) -> str | None:
