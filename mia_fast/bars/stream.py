@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mia_fast.bars.aggressor import AggressorInference
@@ -25,6 +26,8 @@ from mia_kernels.ticks import DEPTH
 BLOCK_ROWS = 1 << 20
 PICTURE_BARS = 3000
 """The last bars are kept for a picture."""
+
+_CSV_BYTES_PER_ROW = 64
 
 Part = tuple[Trades | None, Snapshots | None, Messages | None]
 
@@ -63,11 +66,9 @@ def read_blocks(
         file holds several symbols and none was chosen.
     """
     mapping = read_inputs(workspace)
-    lazy = _scan(path)
     try:
-        blocks = lazy.collect_batches(chunk_size=rows, maintain_order=True)
         done, last = 0, None
-        for raw in blocks:
+        for raw in _batches(path, rows):
             try:
                 table = read_table(kind, raw, inputs=mapping)
             except DataError as error:
@@ -98,8 +99,22 @@ def read_blocks(
                 )
             last = frame["timestamp"][-1]
             yield frame, done
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
+
+
+def _batches(path: Path, rows: int) -> Iterator[pl.DataFrame]:
+    """Blocks of about ``rows`` rows. Arrow's readers hold one block; Polars' own reads ahead without bound."""
+    if path.name.lower().endswith((".parquet", ".pq")):
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=rows, use_threads=False):
+                yield pl.DataFrame(batch)
+        return
+    from pyarrow import csv
+
+    with csv.open_csv(path, read_options=csv.ReadOptions(block_size=rows * _CSV_BYTES_PER_ROW)) as reader:
+        for batch in reader:
+            yield pl.DataFrame(batch)
 
 
 class _Source:
