@@ -1,8 +1,8 @@
-"""Writes ``config/sessions_cme_equity.csv``: 
+"""Writes ``config/sessions_cme_equity.csv``:
 ``python -m mia_fast.session_table 2013-10-01 2028-12-31 config/sessions_cme_equity.csv`` (``make sessions``).
 
-The days come from exchange_calendars (a development dependency: it needs pandas); the hours of the product from the dated
-rules below, because that calendar knows one open and one close only. Where minute bars of the time were at hand
+The days come from exchange_calendars (a development dependency: it needs pandas); the hours of the product from the
+dated rules below, because that calendar knows one open and one close only. Where minute bars of the time were at hand
 (October 2013, 2019 to June 2022) a test holds the table against them; earlier and later short days say so in ``note``.
 """
 

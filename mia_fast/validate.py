@@ -85,10 +85,10 @@ def retired_names(root: Path) -> tuple[list[Finding], int]:
 
 def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
     """Read every configuration file of a workspace; returns the findings and the number of files."""
+    from mia_fast.bars.rolls import RollsConfig
     from mia_fast.features import catalogue
     from mia_fast.live.policy import PolicyConfig
     from mia_fast.options.config import OptionsConfig
-    from mia_fast.bars.rolls import RollsConfig
     from mia_fast.risk.config import RiskConfig
     from mia_fast.sessions import Sessions, SessionsConfig
     from mia_fast.tables import InputsConfig

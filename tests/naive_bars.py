@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 
@@ -60,8 +61,8 @@ def time_bars(trades, book, messages, length, horizon):
         count, volume = len(deals), sum(sizes)
         mean = volume / count
         bar = {
-            "open": deals[0][1], "high": max(d[1] for d in deals), "low": min(d[1] for d in deals), "close": deals[-1][1],
-            "volume": volume, "trade_count": count,
+            "open": deals[0][1], "high": max(d[1] for d in deals), "low": min(d[1] for d in deals),
+            "close": deals[-1][1], "volume": volume, "trade_count": count,
             "bid_volume": sum(d[2] for d in deals if d[3] < 0), "ask_volume": sum(d[2] for d in deals if d[3] > 0),
             "neutral_volume": sum(d[2] for d in deals if d[3] == 0),
             "bid_trades": sum(d[3] < 0 for d in deals), "ask_trades": sum(d[3] > 0 for d in deals),
@@ -104,8 +105,8 @@ def _order_part(messages, length):
 
 
 def _near_change(old_prices, old_sizes, new_prices, new_sizes, sign):
-    old = {p: s for p, s in zip(old_prices[:5], old_sizes[:5], strict=True) if p == p}
-    new = {p: s for p, s in zip(new_prices[:5], new_sizes[:5], strict=True) if p == p}
+    old = {p: s for p, s in zip(old_prices[:5], old_sizes[:5], strict=True) if not math.isnan(p)}
+    new = {p: s for p, s in zip(new_prices[:5], new_sizes[:5], strict=True) if not math.isnan(p)}
     floor = max(min(sign * p for p in old), min(sign * p for p in new))
     added = removed = 0.0
     for price in set(old) | set(new):
@@ -127,7 +128,7 @@ def _book_part(book, valid, here, deals, standing, start, end, realised, trades)
         for level in range(5):
             e = (b1[level] >= b0[level]) * q1[level] - (b1[level] <= b0[level]) * q0[level]
             e += (a1[level] >= a0[level]) * r0[level] - (a1[level] <= a0[level]) * r1[level]
-            flow[level] += e if e == e else 0.0
+            flow[level] += 0.0 if math.isnan(e) else e
             absolute += abs(e) if level == 0 else 0.0
         # At one instant trades come before snapshots.
         between = [t for t in trades if t0 < t[0] <= t1]
@@ -146,12 +147,12 @@ def _book_part(book, valid, here, deals, standing, start, end, realised, trades)
     quotes = [(d, standing(d[0])) for d in deals]
     effective = [(2 * abs(d[1] - (book[q][1][0] + book[q][3][0]) / 2) * d[2], d[2]) for d, q in quotes if q is not None]
     edges = [start, *(book[k][0] for k in here), end]
-    weights = [(b - a, standing(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    weights = [(b - a, standing(b)) for a, b in itertools.pairwise(edges)]
     weights = [(w, q) for w, q in weights if q is not None and w]
     total = sum(w for w, _ in weights)
 
     def sums(k, levels):
-        return tuple(sum(x for x in book[k][c][:levels] if x == x) for c in (2, 4))
+        return tuple(sum(x for x in book[k][c][:levels] if not math.isnan(x)) for c in (2, 4))
 
     def skew(k, levels=10):
         bid, ask = sums(k, levels)
@@ -174,7 +175,7 @@ def _book_part(book, valid, here, deals, standing, start, end, realised, trades)
         bar["spread"] = book[now][3][0] - book[now][1][0]
         bar |= {"order_imbalance": skew(now, 1), "bid_ask_imbalance": skew(now, 5), "order_book_skew_10": skew(now)}
         for c, name in ((1, "bid_price"), (2, "bid_size"), (3, "ask_price"), (4, "ask_size")):
-            bar |= {f"{name}_{n + 1}": (x if x == x else None) for n, x in enumerate(book[now][c])}
+            bar |= {f"{name}_{n + 1}": (None if math.isnan(x) else x) for n, x in enumerate(book[now][c])}
     return bar
 
 

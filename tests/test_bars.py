@@ -91,7 +91,9 @@ def _agrees(frame: pl.DataFrame, expected: dict) -> None:
             got, want = row[column.name], bar.get(column.name)
             if column.name.startswith(("bid_cancelled", "ask_cancelled", "bid_added", "ask_added")) or want is None:
                 want = want or (0.0 if got == 0.0 else None)
-            same = got is None if want is None else got is not None and math.isclose(got, want, rel_tol=1e-9, abs_tol=1e-9)
+            same = (
+                got is None if want is None else got is not None and math.isclose(got, want, rel_tol=1e-9, abs_tol=1e-9)
+            )
             assert same, (row["timestamp"], column.name, got, want)
 
 
@@ -99,7 +101,18 @@ def test_the_simulators_trades_give_the_simulators_bars():
     trades = Trades.of(read_table("trades", SAMPLE / "trades.parquet", workspace=PLACE).frame)
     expected = read_table("bars", SAMPLE / "bars.parquet", workspace=PLACE).frame
     found = _whole(BarBuilder(interval_ns=MINUTE, sessions=Sessions.load(PLACE, "ES").array()), trades)
-    names = ["timestamp", "known_at", "open", "high", "low", "close", "volume", "bid_volume", "ask_volume", "trade_count"]
+    names = [
+        "timestamp",
+        "known_at",
+        "open",
+        "high",
+        "low",
+        "close",
+        "volume",
+        "bid_volume",
+        "ask_volume",
+        "trade_count",
+    ]
     expected = expected.filter(pl.col("timestamp") >= found["timestamp"][0])
     assert found.select(names).equals(expected.select(names))
 
@@ -115,7 +128,10 @@ def test_every_column_agrees_with_the_slow_twin(seed):
 def test_the_slow_twin_on_real_order_events(real_data: Path):
     frame = read_table("orders", real_data / "l2/es_mbo_esh4_20231225.parquet", workspace=PLACE).frame
     block = OrderBook(0.25).apply(frame)
-    begin, end = 1703545200 * SECOND, 1703545200 * SECOND + 2 * MINUTE  # 23:00 to 23:02 UTC, from the opening auction on
+    begin, end = (
+        1703545200 * SECOND,
+        1703545200 * SECOND + 2 * MINUTE,
+    )  # 23:00 to 23:02 UTC, from the opening auction on
 
     def cut(stream):
         a, b = np.searchsorted(stream.time, [begin, end])
@@ -266,7 +282,7 @@ def test_lee_ready_on_its_own_examples():
     trades = _trades([(10, 5.0, 1, 0), (20, 5.5, 1, 0), (30, 5.5, 1, 0), (40, 5.25, 1, 0), (50, 5.25, 1, 1)])
     assert AggressorInference().fill(trades).side.tolist() == [0, 1, 1, -1, 1]
     quotes = np.array([5, 20, 35]), np.array([4.0, 5.0, 5.0]), np.array([5.5, 6.0, 5.5])
-    # 5.0 above 4.75; 5.5 above 4.75 (the quote of its own instant does not count); at 5.5 the tick rule: up; at 5.25: down
+    # 5.0 above 4.75; 5.5 above 4.75 (its own instant's quote does not count); at 5.5 the tick rule: up; at 5.25: down
     assert AggressorInference().fill(trades, *quotes).side.tolist() == [1, 1, 1, -1, 1]
 
 
@@ -410,7 +426,9 @@ def test_lobster_executions_and_book(real_data: Path):
     assert found["volume"].sum() == traded["size"].sum()
     assert found["snapshots"].sum() == raw.height
     assert found["hidden_liquidity_ratio"].max() > 0
-    _agrees(found, naive_bars.time_bars(*_rows(trades, book, _random_market(0)[2].since(10**6)), 10 * SECOND, 5 * SECOND))
+    _agrees(
+        found, naive_bars.time_bars(*_rows(trades, book, _random_market(0)[2].since(10**6)), 10 * SECOND, 5 * SECOND)
+    )
 
 
 _PEAK = """
@@ -418,8 +436,10 @@ import sys
 from pathlib import Path
 from mia_fast.bars import make_bars
 from mia_fast.workspace import Workspace, shipped
-make_bars(Path(sys.argv[2]), trades=Path(sys.argv[1]), workspace=Workspace(shipped()), interval_ns=60_000_000_000, rows=1 << 18)
-print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))  # ru_maxrss counts the parent's
+place = Workspace(shipped())
+make_bars(Path(sys.argv[2]), trades=Path(sys.argv[1]), workspace=place, interval_ns=60_000_000_000, rows=1 << 18)
+# ru_maxrss would count the parent's memory.
+print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))
 """
 
 

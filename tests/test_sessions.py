@@ -65,7 +65,9 @@ def test_golden_days(day, hours):
     assert _hours(day) == hours
 
 
-@pytest.mark.parametrize(("day", "utc"), [("2025-03-07", 23), ("2025-03-10", 22), ("2025-10-31", 22), ("2025-11-03", 23)])
+@pytest.mark.parametrize(
+    ("day", "utc"), [("2025-03-07", 23), ("2025-03-10", 22), ("2025-10-31", 22), ("2025-11-03", 23)]
+)
 def test_the_open_moves_with_the_clocks(day, utc):
     row = ES.of(dt.date.fromisoformat(day))
     assert row is not None
@@ -191,9 +193,7 @@ def test_hours_are_never_guessed():
 def test_circuit_breakers_of_march_2020(real_data: Path, day, first, last):
     frame = _march(real_data)
     gaps = gap_events(frame, MINUTE, ES)
-    start, end = (
-        dt.datetime.fromisoformat(f"{day}T{t}").replace(tzinfo=NY).astimezone(dt.UTC) for t in (first, last)
-    )
+    start, end = (dt.datetime.fromisoformat(f"{day}T{t}").replace(tzinfo=NY).astimezone(dt.UTC) for t in (first, last))
     halts = gaps.filter((pl.col("cause") == "halt") & pl.col("reason").str.contains("circuit"))
     inside = halts.filter((pl.col("start") <= start) & (pl.col("end") > end))
     assert inside.height == 1
@@ -224,7 +224,9 @@ def test_gaps_account_for_every_missing_minute(real_data: Path):
     gaps = gap_events(frame, MINUTE, ES)
     first, last = frame["timestamp"].dt.epoch("ns")[0], frame["timestamp"].dt.epoch("ns")[-1]
     minutes = sum(
-        (min(r.close, last + MINUTE) - max(r.open, first)) // MINUTE for r in ES.rows if r.open <= last and r.close > first
+        (min(r.close, last + MINUTE) - max(r.open, first)) // MINUTE
+        for r in ES.rows
+        if r.open <= last and r.close > first
     )
     assert frame.height + gaps["bars"].sum() == minutes
     assert gaps.filter(pl.col("cause") == "closed")["bars"].sum() == 0
@@ -327,7 +329,9 @@ def test_orders_and_levels_are_sent_in_the_traded_contract(expiries):
 def test_a_gap_is_measured_or_refused(expiries):
     with pytest.raises(DataError, match="no minute in common"):
         roll_table(
-            expiries.filter((pl.col("symbol") == "201312") | (pl.col("timestamp") >= dt.datetime(2013, 10, 9, tzinfo=dt.UTC))),
+            expiries.filter(
+                (pl.col("symbol") == "201312") | (pl.col("timestamp") >= dt.datetime(2013, 10, 9, tzinfo=dt.UTC))
+            ),
             FIXED,
             ES,
         )

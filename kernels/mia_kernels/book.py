@@ -11,9 +11,10 @@ applied: it is reported with its code, for the caller to quarantine.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
-from numba.cpython.unsafe.numbers import leading_zeros, trailing_zeros
+from numba.cpython.unsafe import numbers as _numbers
 from numpy.typing import NDArray
 
 from mia_kernels.compile import inlined, kernel
@@ -77,18 +78,21 @@ BOOK_WHOLE = 15
 SNAPSHOT_FIELDS = 6 * DEPTH
 """Of each side: prices (ticks), sizes, numbers of orders; bids first."""
 
+_leading: Any = _numbers.leading_zeros
+_trailing: Any = _numbers.trailing_zeros
+
 TAKE_ALL, OUT_FULL, TABLE_FULL = range(3)
 _HASH = np.uint64(0x9E3779B97F4A7C15)
 _NEVER = 2**63 - 1
 
 
 @inlined
-def _place_of(order_id: int, bits: int) -> int:
+def _place_of(order_id: int, bits: int) -> Any:
     return np.int64((np.uint64(order_id) * _HASH) >> np.uint64(64 - bits))
 
 
 @kernel
-def find(orders: Integers, bits: int, order_id: int) -> int:
+def find(orders: Integers, bits: int, order_id: int) -> Any:
     """Row of the order, or ``-1 - row`` of the empty place where it would go."""
     mask = (1 << bits) - 1
     at = _place_of(order_id, bits)
@@ -155,43 +159,41 @@ def _clear(whole: Integers, orders: Integers, ladder: Integers, words: Words) ->
 
 
 @kernel
-def _below(words: Words, rung: int) -> int:
+def _below(words: Words, rung: int) -> Any:
     """Highest occupied rung at or below ``rung``, -1 if there is none."""
     if rung < 0:
         return -1
     word = rung >> 6
     kept = words[word] << np.uint64(63 - (rung & 63))
     if kept != 0:
-        return rung - np.int64(leading_zeros(kept))
+        return rung - np.int64(_leading(kept))
     word -= 1
     while word >= 0:
         if words[word] != 0:
-            return (word << 6) + 63 - np.int64(leading_zeros(words[word]))
+            return (word << 6) + 63 - np.int64(_leading(words[word]))
         word -= 1
     return -1
 
 
 @kernel
-def _above(words: Words, rung: int) -> int:
+def _above(words: Words, rung: int) -> Any:
     """Lowest occupied rung at or above ``rung``, -1 if there is none."""
     word = rung >> 6
     if word >= words.size:
         return -1
     kept = words[word] >> np.uint64(rung & 63)
     if kept != 0:
-        return rung + np.int64(trailing_zeros(kept))
+        return rung + np.int64(_trailing(kept))
     word += 1
     while word < words.size:
         if words[word] != 0:
-            return (word << 6) + np.int64(trailing_zeros(words[word]))
+            return (word << 6) + np.int64(_trailing(words[word]))
         word += 1
     return -1
 
 
 @kernel
-def _change(
-    whole: Integers, ladder: Integers, words: Words, side: int, rung: int, size: int, orders: int
-) -> None:
+def _change(whole: Integers, ladder: Integers, words: Words, side: int, rung: int, size: int, orders: int) -> None:
     """Add ``size`` and ``orders`` (both may be negative) to a level and keep the best prices."""
     s = 0 if side > 0 else 1
     level = ladder[s, rung]
@@ -251,7 +253,7 @@ def _show(whole: Integers, ladder: Integers, words: Words, row: Integers) -> Non
 
 
 @inlined
-def _whole_size(size: float) -> int:
+def _whole_size(size: float) -> Any:
     """The size as a whole number, 0 when it is none."""
     return np.int64(size) if 0.0 < size < 9e15 and size == math.floor(size) else 0
 
@@ -356,7 +358,7 @@ def apply(
                     orders[at, ORDER_FILLING] += amount
                     orders[at, ORDER_TAKEN] += amount
                 # A fill of an order that is not in the book: the aggressor's own side. It changes nothing.
-            elif act == ADD or act == MODIFY:  # noqa: PLR1714
+            elif act == ADD or act == MODIFY:  # noqa: SIM109, PLR1714
                 at = find(orders, bits, order_id[i])
                 ticks = price[i] / tick
                 near = math.floor(ticks + 0.5)

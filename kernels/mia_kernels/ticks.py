@@ -453,7 +453,9 @@ def _side_change(
 
 
 @inlined
-def _flow(bid: float, bid_size: float, ask: float, ask_size: float, b0: float, q0: float, a0: float, r0: float) -> float:
+def _flow(
+    bid: float, bid_size: float, ask: float, ask_size: float, b0: float, q0: float, a0: float, r0: float
+) -> float:
     """Contribution of one change of a level: Cont, Kukanov and Stoikov (2014), equation 2.1."""
     e = 0.0
     if bid >= b0:
@@ -469,7 +471,9 @@ def _flow(bid: float, bid_size: float, ask: float, ask_size: float, b0: float, q
 
 @kernel
 def _snapshot(parameters: Integers, whole: Integers, real: Floats, row: Floats, change: Floats) -> None:
-    """Take one snapshot. ``row`` (4, DEPTH): bid prices, bid sizes, ask prices, ask sizes; NaN beyond the last level."""
+    """Take one snapshot. ``row`` (4, DEPTH): bid prices, bid sizes, ask prices, ask sizes; NaN beyond the last
+    level.
+    """
     levels = min(parameters[LEVELS], DEPTH)
     near = min(levels, NEAR)
     bid, ask = row[0, 0], row[2, 0]
@@ -610,7 +614,7 @@ def advance(
     next_message = message_time[k] if k < messages else _NEVER
     next_trade = trade_time[i] if i < trades else _NEVER
     while True:
-        instant = min(min(next_trade, next_message), next_book)
+        instant = min(next_trade, next_message, next_book)
         if instant >= until:
             break
         if instant >= whole[BAR_END] or (by_volume and real[VOLUME] >= volume_per_bar and instant > whole[LAST_TIME]):
@@ -639,7 +643,7 @@ def advance(
                 continue
         if instant == next_trade:
             # The run of trades that nothing interrupts.
-            limit = min(min(next_message, next_book), min(until - 1, whole[BAR_END] - 1))
+            limit = min(next_message, next_book, until - 1, whole[BAR_END] - 1)
             while next_trade <= limit:
                 if by_volume and real[VOLUME] >= volume_per_bar and next_trade > whole[LAST_TIME]:
                     break
@@ -691,9 +695,7 @@ def advance(
                 i += 1
                 next_trade = trade_time[i] if i < trades else _NEVER
         elif instant == next_message:
-            _message(
-                whole, real, instant, message_action[k], message_side[k], message_size[k], message_marks[k]
-            )
+            _message(whole, real, instant, message_action[k], message_side[k], message_size[k], message_marks[k])
             k += 1
             next_message = message_time[k] if k < messages else _NEVER
         else:
@@ -712,7 +714,7 @@ def advance(
         and whole[IN_BAR] != 0
         and whole[BAR_END] <= until
         and until != _NEVER
-        and min(min(next_trade, next_message), next_book) >= until
+        and min(next_trade, next_message, next_book) >= until
     ):
         end = whole[BAR_END]
         if by_volume and real[COUNT] > 0.0:

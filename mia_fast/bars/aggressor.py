@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,8 @@ _NO_TIMES, _NO_PRICES = np.empty(0, dtype=np.int64), np.empty(0)
 class AggressorInference:
     """Fills sides that are 0 by Lee and Ready (J. Finance 46, 1991), or by the tick rule without quotes.
 
-    A trade above the middle of the quote before it was bought, below it sold; at the middle, and where no quote stands, the
-    last price change decides. Trades may come in blocks of any size.
+    A trade above the middle of the quote before it was bought, below it sold; at the middle, and where no quote
+    stands, the last price change decides. Trades may come in blocks of any size.
     """
 
     def __init__(self) -> None:
@@ -69,5 +70,5 @@ def accuracy(inferred: Bytes, told: Bytes) -> float:
     return float(np.mean(inferred[known] == told[known])) if known.any() else math.nan
 
 
-def _own(values: NDArray[np.generic], dtype: type) -> NDArray[np.generic]:
+def _own(values: NDArray[Any], dtype: type) -> NDArray[Any]:
     return np.require(values, dtype=dtype, requirements=["C", "W"])

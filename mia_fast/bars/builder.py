@@ -63,7 +63,9 @@ class Snapshots:
     def of(cls, frame: pl.DataFrame) -> Snapshots:
         """The canonical table ``book``, with as many levels as all four families have."""
         levels = levels_of(frame.columns)
-        names = [f"{side}_{what}_{n}" for side in ("bid", "ask") for what in ("price", "size") for n in range(1, levels + 1)]
+        names = [
+            f"{side}_{what}_{n}" for side in ("bid", "ask") for what in ("price", "size") for n in range(1, levels + 1)
+        ]
         columns = tuple(np.ascontiguousarray(frame[name].to_numpy()) for name in names)
         return cls(frame["timestamp"].dt.epoch("ns").to_numpy(), columns)
 

@@ -42,7 +42,9 @@ FROM_TRADES = (
     BarColumn("trade_size_skew", "-", "third central moment over variance^1.5; empty when all sizes are equal", "-"),
     BarColumn("largest_trade", "contracts", "largest single trade", "-"),
     BarColumn("trade_frequency", "1/s", "trade_count over the bar's length", "-"),
-    BarColumn("tick_imbalance", "-1..1", "(upticks - downticks) / (upticks + downticks), against the trade before", "-"),
+    BarColumn(
+        "tick_imbalance", "-1..1", "(upticks - downticks) / (upticks + downticks), against the trade before", "-"
+    ),
 )
 FROM_BOOK = (
     BarColumn("snapshots", "rows", "book snapshots with a valid touch", "-"),
@@ -51,13 +53,12 @@ FROM_BOOK = (
     BarColumn(
         "ofi_5", "contracts", "e_n of each of the first five levels, summed", "Cont, Cucuringu and Zhang, QF 23 (2023)"
     ),
-    BarColumn(
-        "effective_spread", "price", "2 |trade price - middle before the trade|, weighted by size", _HUANG
-    ),
+    BarColumn("effective_spread", "price", "2 |trade price - middle before the trade|, weighted by size", _HUANG),
     BarColumn(
         "realized_spread",
         "price",
-        "2 d (trade price - middle a horizon later), d the aggressor's side, weighted by size, of the trades whose horizon "
+        "2 d (trade price - middle a horizon later), d the aggressor's side, weighted by size, of the trades whose "
+        "horizon "
         "ended in this bar; trades are taken together in slots of 1/32 of the horizon, measured from the slot's end",
         _HUANG,
     ),
@@ -77,7 +78,10 @@ FROM_BOOK = (
     ),
     BarColumn("absorption_delta", "-1..1", "the same, absorbed at the bid minus absorbed at the ask", _OWN),
     BarColumn(
-        "hidden_liquidity_ratio", "0..1", "share of the aggressive volume beyond the size shown at a touch that stood", _OWN
+        "hidden_liquidity_ratio",
+        "0..1",
+        "share of the aggressive volume beyond the size shown at a touch that stood",
+        _OWN,
     ),
 )
 FROM_ORDERS = (
@@ -90,7 +94,8 @@ FROM_ORDERS = (
     BarColumn(
         "spoofing_score",
         "0..1",
-        "share of the cancelled size that came from orders of at least twice the mean size, untouched, withdrawn within "
+        "share of the cancelled size that came from orders of at least twice the mean size, untouched, withdrawn "
+        "within "
         "the window (10 s), while an aggressor traded against the other side of the book",
         "after Lee, Eom and Park, J. Financial Markets 16 (2013)",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 from typing import Final
 
 import numpy as np
@@ -37,10 +38,11 @@ def gap_events(frame: pl.DataFrame, interval_ns: int, sessions: Sessions) -> pl.
     Returns
     -------
     polars.DataFrame
-        ``start``, ``end`` (half-open), ``bars`` that are not there, ``cause``: ``closed`` between sessions, ``halt`` (the daily
-        or a configured one), ``limit`` (the price stood at its limit), ``no_trades`` (the market was open: nobody traded,
-        or the feed lost it), ``session_missing`` (a whole session without a bar); and the ``reason``. A gap with several
-        causes is several events; ``bars`` counts grid intervals that lie, or begin, in the event's stretch.
+        ``start``, ``end`` (half-open), ``bars`` that are not there, ``cause``: ``closed`` between sessions, ``halt``
+        (the daily or a configured one), ``limit`` (the price stood at its limit), ``no_trades`` (the market was open:
+        nobody traded, or the feed lost it), ``session_missing`` (a whole session without a bar); and the ``reason``.
+        A gap with several causes is several events; ``bars`` counts grid intervals that lie, or begin, in the event's
+        stretch.
 
     Raises
     ------
@@ -54,9 +56,9 @@ def gap_events(frame: pl.DataFrame, interval_ns: int, sessions: Sessions) -> pl.
     lines: list[tuple[int, int, int, str, str]] = []
     for at in np.flatnonzero(np.diff(starts) > interval_ns).tolist():
         _explain(int(starts[at]) + interval_ns, int(starts[at + 1]), interval_ns, sessions, lines)
-    columns = list(zip(*lines, strict=True)) if lines else [[]] * len(SCHEMA)
-    data = {name: pl.Series(list(values)) for name, values in zip(SCHEMA, columns, strict=True)}
-    return pl.DataFrame(data).cast(dict(SCHEMA.items()))  # type: ignore[arg-type]
+    numbers = {"start": pl.Int64(), "end": pl.Int64()}
+    found = pl.DataFrame(lines, schema={**SCHEMA, **numbers}, orient="row")
+    return found.with_columns(pl.col("start", "end").cast(_INSTANT))
 
 
 def _explain(
@@ -79,16 +81,16 @@ def _explain(
     for pause in pauses:
         edges |= {edge for edge in (pause.start, pause.end) if start < edge < end}
     ordered = sorted(edges)
-    for a, b in zip(ordered[:-1], ordered[1:], strict=True):
+    for a, b in itertools.pairwise(ordered):
         session = sessions.at(a)
-        pause = next((p for p in sorted(pauses, key=lambda p: p.kind) if p.start <= a < p.end), None)
+        here = next((p for p in sorted(pauses, key=lambda p: p.kind) if p.start <= a < p.end), None)
         if session is None:
             lines.append((a, b, 0, "closed", "between sessions"))
             continue
         first = session.open + -(-(a - session.open) // interval) * interval
         count = max(0, -(-(b - first) // interval))
-        if pause is not None:
-            lines.append((a, b, count, pause.kind, pause.reason))
+        if here is not None:
+            lines.append((a, b, count, here.kind, here.reason))
         elif a == session.open and b == session.close:
             lines.append((a, b, count, "session_missing", str(session.trade_date)))
         elif count:

@@ -13,6 +13,7 @@ from mia_fast.bars.builder import Messages, Snapshots, Trades
 from mia_fast.errors import ConfigError
 from mia_fast.tables.read import QUARANTINE_SCHEMA
 from mia_kernels import book as kernels
+from mia_kernels.ticks import DEPTH
 
 Integers = NDArray[np.int64]
 Bytes = NDArray[np.int8]
@@ -60,8 +61,8 @@ class BookBlock:
     time
         (c,) its instant, ns UTC.
     levels
-        (c, 60) int64: bid prices in ticks, bid sizes, numbers of bid orders, then asks; ten of each, 0 orders where there
-        is no level.
+        (c, 60) int64: bid prices in ticks, bid sizes, numbers of bid orders, then asks; ten of each, 0 orders where
+        there is no level.
     messages, trades
         The same events as a flow of order messages and as trades.
     quarantine
@@ -80,7 +81,7 @@ class BookBlock:
     @property
     def auction(self) -> NDArray[np.bool_]:
         """(c,) True where the book is crossed or locked: before an opening auction, or in a fault of the feed."""
-        depth = kernels.DEPTH
+        depth = DEPTH
         bid, ask = self.levels[:, 0], self.levels[:, 3 * depth]
         both = (self.levels[:, 2 * depth] > 0) & (self.levels[:, 5 * depth] > 0)
         crossed: NDArray[np.bool_] = both & (bid >= ask)
@@ -88,7 +89,7 @@ class BookBlock:
 
     def snapshots(self) -> Snapshots:
         """The levels as ten-level snapshots in price units; NaN where there is no level."""
-        depth = kernels.DEPTH
+        depth = DEPTH
         columns = []
         for side in (0, 3 * depth):
             prices, sizes, orders = (self.levels[:, side + k * depth : side + (k + 1) * depth] for k in range(3))
@@ -100,7 +101,7 @@ class BookBlock:
     def frame(self) -> pl.DataFrame:
         """The snapshots as the canonical table ``book``, with ``bid_orders_k``, ``ask_orders_k`` and ``auction``."""
         found = self.snapshots()
-        depth = kernels.DEPTH
+        depth = DEPTH
         data: dict[str, Any] = {"timestamp": pl.Series(found.time).cast(pl.Datetime("ns", "UTC"))}
         at = 0
         for side, base in (("bid", 0), ("ask", 3 * depth)):
@@ -167,8 +168,8 @@ class OrderBook:
     def apply(self, frame: pl.DataFrame, *, every: bool = False) -> BookBlock:
         """Apply a block of the canonical table ``orders``.
 
-        A snapshot is taken after each message of the exchange (bit 7 of ``flags``; every row without flags) that changed
-        the ten levels, or with ``every`` after each.
+        A snapshot is taken after each message of the exchange (bit 7 of ``flags``; every row without flags) that
+        changed the ten levels, or with ``every`` after each.
         """
         n = frame.height
         time = _own(frame["timestamp"].dt.epoch("ns").to_numpy(), np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def draw(frame: pl.DataFrame, path: Path, title: str) -> None:
     dates = frame["trade_date"].rle_id().to_numpy()
     edges = np.flatnonzero(np.diff(dates, prepend=dates[:1] - 1, append=dates[-1:] + 1))
     for axis in axes:
-        for k, (a, b) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        for k, (a, b) in enumerate(itertools.pairwise(edges)):
             if k % 2:
                 axis.axvspan(a - 0.5, b - 0.5, color="#e9edf3", lw=0, zorder=0)
         axis.grid(axis="y", color="#d9dce2", lw=0.5)

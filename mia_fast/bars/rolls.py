@@ -1,12 +1,13 @@
 """Rolls of a continuous future: which contract, from when, and by how much the series jumps there.
 
-Orders and levels use the contract's own price. Only features may see the back-adjusted copy: prices before a roll moved by
-the gap between the two contracts at that instant, so that a roll is not a return.
+Orders and levels use the contract's own price. Only features may see the back-adjusted copy: prices before a roll
+moved by the gap between the two contracts at that instant, so that a roll is not a return.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -72,8 +73,8 @@ def roll_table(bars: pl.DataFrame, config: RollsConfig, sessions: Sessions) -> t
     Parameters
     ----------
     bars
-        ``timestamp``, ``symbol`` (the contract as ``yyyymm``), ``close``, ``volume``; ``bid_close`` and ``ask_close`` are
-        used for the gap where they are: two middles are of one instant, two last trades seldom are.
+        ``timestamp``, ``symbol`` (the contract as ``yyyymm``), ``close``, ``volume``; ``bid_close`` and ``ask_close``
+        are used for the gap where they are: two middles are of one instant, two last trades seldom are.
     config, sessions
         The rule, and the product's hours.
 
@@ -84,7 +85,7 @@ def roll_table(bars: pl.DataFrame, config: RollsConfig, sessions: Sessions) -> t
     """
     contracts = sorted(bars["symbol"].unique().to_list())
     found: list[Roll] = []
-    for old, new in zip(contracts[:-1], contracts[1:], strict=True):
+    for old, new in itertools.pairwise(contracts):
         fixed = next((f.trade_date for f in config.fixed if f.from_ == old and f.to == new), None)
         if fixed is not None:
             day: dt.date | None = fixed
@@ -111,7 +112,9 @@ def continuous(bars: pl.DataFrame, table: tuple[Roll, ...]) -> pl.DataFrame:
     Adds ``adjustment``, what :func:`back_adjust` adds to the row's prices.
     """
     if not table:
-        raise DataError("no roll lies inside the bars", where="continuous", hint="a single contract needs none", then=_THEN)
+        raise DataError(
+            "no roll lies inside the bars", where="continuous", hint="a single contract needs none", then=_THEN
+        )
     instant = pl.col("timestamp").dt.epoch("ns")
     contract, adjustment = pl.lit(table[0].old), pl.lit(math.fsum(r.gap for r in table))
     for k, roll in enumerate(table):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mia_fast.bars.aggressor import AggressorInference
-from mia_fast.bars.builder import NEVER, BarBuilder, Messages, Snapshots, Trades, levels_of
+from mia_fast.bars.builder import NEVER, BarBuilder, Floats, Messages, Snapshots, Trades, levels_of
 from mia_fast.bars.gaps import gap_events
 from mia_fast.bars.orderbook import OrderBook
 from mia_fast.errors import DataError
@@ -36,8 +37,8 @@ Part = tuple[Trades | None, Snapshots | None, Messages | None]
 class BarsReport:
     """What became of a run.
 
-    ``quarantine`` counts rows by rule, ``outside`` trades outside every session, ``crossed`` snapshots that were crossed,
-    locked or empty on one side (an auction), ``auction_prints`` trades without an aggressor.
+    ``quarantine`` counts rows by rule, ``outside`` trades outside every session, ``crossed`` snapshots that were
+    crossed, locked or empty on one side (an auction), ``auction_prints`` trades without an aggressor.
     """
 
     path: Path
@@ -55,15 +56,21 @@ class BarsReport:
 
 
 def read_blocks(
-    kind: str, path: Path, workspace: Workspace, report: BarsReport, *, rows: int = BLOCK_ROWS, symbol: str | None = None
+    kind: str,
+    path: Path,
+    workspace: Workspace,
+    report: BarsReport,
+    *,
+    rows: int = BLOCK_ROWS,
+    symbol: str | None = None,
 ) -> Iterator[tuple[pl.DataFrame, int]]:
     """Blocks of a canonical table from Parquet or CSV, and the source rows read so far.
 
     Raises
     ------
     DataError
-        The file cannot be read, a block is refused (:func:`mia_fast.tables.read_table`), time steps back between blocks, or the
-        file holds several symbols and none was chosen.
+        The file cannot be read, a block is refused (:func:`mia_fast.tables.read_table`), time steps back between
+        blocks, or the file holds several symbols and none was chosen.
     """
     mapping = read_inputs(workspace)
     try:
@@ -73,7 +80,10 @@ def read_blocks(
                 table = read_table(kind, raw, inputs=mapping)
             except DataError as error:
                 raise DataError(
-                    error.what, where=f"{path}, in the block from row {done}: {error.where}", hint=error.hint, then=error.then
+                    error.what,
+                    where=f"{path}, in the block from row {done}: {error.where}",
+                    hint=error.hint,
+                    then=error.then,
                 ) from error
             for rule, count in table.quarantine.group_by("rule", maintain_order=True).len().rows():
                 report.quarantine[rule] = report.quarantine.get(rule, 0) + count
@@ -147,10 +157,15 @@ def _join(old: Trades | Snapshots | Messages | None, new: Trades | Snapshots | M
     if old is None or not old.time.size or new is None:
         return new if new is not None else old
     if isinstance(old, Snapshots) and isinstance(new, Snapshots):
-        columns = tuple(np.concatenate(pair) for pair in zip(old.columns, new.columns, strict=True))
+        columns: tuple[Floats, ...] = tuple(map(_both, old.columns, new.columns))
         return Snapshots(np.concatenate((old.time, new.time)), columns)
-    fields = type(old).__dataclass_fields__
-    return type(old)(*(np.concatenate((getattr(old, name), getattr(new, name))) for name in fields))
+    build: Any = type(old)
+    fields = build.__dataclass_fields__
+    return build(*(np.concatenate((getattr(old, name), getattr(new, name))) for name in fields))
+
+
+def _both(first: Floats, second: Floats) -> Floats:
+    return np.concatenate((first, second))
 
 
 def make_bars(
@@ -206,7 +221,9 @@ def make_bars(
     levels, books = 0, None
     sources: list[_Source] = []
     if trades is not None:
-        sources.append(_Source(_trade_parts(read_blocks("trades", trades, workspace, report, rows=rows, symbol=symbol))))
+        sources.append(
+            _Source(_trade_parts(read_blocks("trades", trades, workspace, report, rows=rows, symbol=symbol)))
+        )
     if book is not None:
         sources.append(_Source(_book_parts(read_blocks("book", book, workspace, report, rows=rows, symbol=symbol))))
         first = sources[-1].part[1]
@@ -287,7 +304,9 @@ def _scan(path: Path) -> pl.LazyFrame:
     """The file as a lazy frame whose schema could be read."""
     name = path.name.lower()
     try:
-        lazy = pl.scan_parquet(path, glob=False) if name.endswith((".parquet", ".pq")) else pl.scan_csv(path, glob=False)
+        lazy = (
+            pl.scan_parquet(path, glob=False) if name.endswith((".parquet", ".pq")) else pl.scan_csv(path, glob=False)
+        )
         lazy.collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(path, error) from error

@@ -151,9 +151,9 @@ def bars(report: BarsReport) -> None:
     if report.without_side:
         out.print(f"  {report.without_side:,} trades without an aggressor (auctions, or not told)")
     if report.gaps is not None:
-        for cause, events, missing in (
-            report.gaps.sql("SELECT cause, COUNT(*), SUM(bars) FROM self GROUP BY cause ORDER BY cause").rows()
-        ):
+        for cause, events, missing in report.gaps.sql(
+            "SELECT cause, COUNT(*), SUM(bars) FROM self GROUP BY cause ORDER BY cause"
+        ).rows():
             out.print(f"  gaps, {cause}: {events:,} with {missing:,} bars that are not there")
     out.print(f"[bold]Written[/bold]\n  {escape(str(report.path))}")
 

@@ -282,8 +282,8 @@ BOOK = TableSpec(
 
 ORDERS = TableSpec(
     kind="orders",
-    about="Single order events (market by order), in the order the exchange sent them. What an event may do to the book "
-    "(unknown orders, sizes, prices, sequence) is judged where the book is built: `mia_fast.bars.OrderBook`.",
+    about="Single order events (market by order), in the order the exchange sent them. What an event may do to the "
+    "book (unknown orders, sizes, prices, sequence) is judged where the book is built: `mia_fast.bars.OrderBook`.",
     clock="timestamp",
     series=("symbol",),
     columns=(
