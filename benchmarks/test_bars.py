@@ -1,7 +1,8 @@
 """Ticks to bars and order events to a book, against Polars, hftbacktest and nautilus_trader.
 
-Parity first, then both timed in turns in one process. hftbacktest and nautilus_trader hold NumPy below 2.3 and pandas below
-3: their comparisons are skipped where they are not installed (see docs/decisions/0040-ticks-to-bars.md for how they ran).
+Parity first, then both timed in turns in one process. hftbacktest and nautilus_trader hold NumPy below 2.3 and pandas
+below 3: their comparisons are skipped where they are not installed (docs/decisions/0040-ticks-to-bars.md says how they
+ran).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -57,7 +59,8 @@ def test_trades_to_bars_against_polars() -> None:
     def peer() -> pl.DataFrame:
         return frame.group_by_dynamic("t", every="1m").agg(
             p.first().alias("open"), p.max().alias("high"), p.min().alias("low"), p.last().alias("close"),
-            s.sum().alias("volume"), s.filter(d < 0).sum().alias("bid_volume"), s.filter(d > 0).sum().alias("ask_volume"),
+            s.sum().alias("volume"), s.filter(d < 0).sum().alias("bid_volume"),
+            s.filter(d > 0).sum().alias("ask_volume"),
         )  # fmt: skip
 
     def ours() -> pl.DataFrame:
@@ -112,6 +115,13 @@ def _again(frame: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(parts)
 
 
+def _apply(frame: pl.DataFrame, show: Literal["changes", "none"]) -> None:
+    """In blocks, as a file is read."""
+    book = OrderBook(0.25)
+    for at in range(0, frame.height, 1 << 16):
+        book.apply(frame[at : at + (1 << 16)], show=show)
+
+
 def test_order_events_against_hftbacktest() -> None:
     hft = pytest.importorskip("hftbacktest")
     from numba import njit
@@ -129,14 +139,15 @@ def test_order_events_against_hftbacktest() -> None:
     ).iter_rows():
         kind = {"A": hft.types.ADD_ORDER_EVENT, "M": hft.types.MODIFY_ORDER_EVENT, "C": hft.types.CANCEL_ORDER_EVENT,
                 "T": hft.types.TRADE_EVENT}[action]  # fmt: skip
+        left = size
         if action in "AM":
             rest[order] = size
         elif action == "C":
             rest[order] -= size
             if rest[order] > 0:
-                kind, size = hft.types.MODIFY_ORDER_EVENT, rest[order]
+                kind, left = hft.types.MODIFY_ORDER_EVENT, rest[order]
         way = hft.types.BUY_EVENT if side > 0 else hft.types.SELL_EVENT if side < 0 else 0
-        rows.append((kind | way | hft.types.EXCH_EVENT | hft.types.LOCAL_EVENT, now, now, price, size, order, 0, 0.0))
+        rows.append((kind | way | hft.types.EXCH_EVENT | hft.types.LOCAL_EVENT, now, now, price, left, order, 0, 0.0))
     events = np.array(rows, dtype=hft.types.event_dtype)
 
     @njit
@@ -159,15 +170,11 @@ def test_order_events_against_hftbacktest() -> None:
 
     found, _ = peer(events)
     assert found[:2] == (last[0] * 0.25, last[30] * 0.25)
-    ours, theirs = [], []
-    for _ in range(5):
-        theirs.append(peer(events)[1])
-        began = time.perf_counter()
-        OrderBook(0.25).apply(whole)
-        ours.append(time.perf_counter() - began)
-    one, two = statistics.median(ours) / whole.height * 1e9, statistics.median(theirs) / len(events) * 1e9
-    print(f"\n{whole.height:,} ES order events: mia-fast {one:.0f} ns each with every ten-level snapshot, hftbacktest "
-          f"{hft.__version__} {two:.0f} ns each (it keeps two books, the exchange's and the local one): {two / one:.1f} x")  # fmt: skip
+    theirs = [peer(events)[1] for _ in range(5)]
+    ours = _medians(5, book=lambda: _apply(whole, "none"), levels=lambda: _apply(whole, "changes"))
+    theirs += [peer(events)[1] for _ in range(5)]
+    two = statistics.median(theirs) / len(events) * 1e9
+    _tell(f"hftbacktest {hft.__version__} (it keeps two books, the exchange's and the local one)", whole, ours, two)
 
 
 def test_order_events_against_nautilus() -> None:
@@ -187,13 +194,14 @@ def test_order_events_against_nautilus() -> None:
         pl.col("timestamp").dt.epoch("ns"), "action", "side", "price", "size", "order_id"
     ).iter_rows():
         kind = {"A": BookAction.ADD, "M": BookAction.UPDATE, "C": BookAction.DELETE}[action]
+        left = size
         if action in "AM":
             rest[order] = size
         else:
             rest[order] -= size
             if rest[order] > 0:
-                kind, size = BookAction.UPDATE, rest[order]
-        one = BookOrder(OrderSide.BUY if side > 0 else OrderSide.SELL, Price(price, 2), Quantity(size, 0), order)
+                kind, left = BookAction.UPDATE, rest[order]
+        one = BookOrder(OrderSide.BUY if side > 0 else OrderSide.SELL, Price(price, 2), Quantity(left, 0), order)
         deltas.append(OrderBookDelta(instrument, kind, one, 0, 0, now, now))
 
     def peer() -> tuple[float, float]:
@@ -204,7 +212,12 @@ def test_order_events_against_nautilus() -> None:
 
     assert peer() == (last[0] * 0.25, last[30] * 0.25)
     whole = _again(frame)
-    found = _medians(3, ours=lambda: OrderBook(0.25).apply(whole), peer=peer)
-    one, two = found["ours"] / whole.height * 1e9, found["peer"] / len(deltas) * 1e9
-    print(f"\n{whole.height:,} ES order events: mia-fast {one:.0f} ns each with every ten-level snapshot, nautilus_trader "
-          f"{two:.0f} ns each from Python: {two / one:.1f} x")  # fmt: skip
+    found = _medians(5, book=lambda: _apply(whole, "none"), levels=lambda: _apply(whole, "changes"), peer=peer)
+    _tell("nautilus_trader, called from Python", whole, found, found["peer"] / len(deltas) * 1e9)
+
+
+def _tell(peer: str, frame: pl.DataFrame, ours: dict[str, float], theirs: float) -> None:
+    book, levels = (ours[name] / frame.height * 1e9 for name in ("book", "levels"))
+    print(f"\n{frame.height:,} ES order events: {peer} {theirs:.0f} ns each;")
+    print(f"  mia-fast {book:.0f} ns, {theirs / book:.1f} x; "
+          f"with every ten-level snapshot written {levels:.0f} ns, {theirs / levels:.1f} x")  # fmt: skip

@@ -93,7 +93,7 @@ def test_the_book_is_the_book_of_dictionaries(events):
     rows = [(a, s, 100 + p * 0.5, q, i) for a, s, p, q, i in events if not (a == "R" and q < 5)]
     if not rows:
         return
-    block = book.apply(_events(rows), every=True)
+    block = book.apply(_events(rows), show="every")
     faults = dict(_rules(block))
     for k, (action, side, price, size, order) in enumerate(rows):
         assert faults.get(k) == _maybe_off_ladder(twin, (action, side, price, size, order), faults.get(k)), k

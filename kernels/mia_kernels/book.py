@@ -52,7 +52,7 @@ ORDER_ID, ORDER_TICK, ORDER_SIZE, ORDER_SIDE, ORDER_ENTERED, ORDER_FILLING, ORDE
 ORDER_FIELDS = 8
 
 # --- parameters ---------------------------------------------------------------------------------------------------
-CONTIGUOUS, HAS_SEQUENCE, FLEETING_NS, SPOOF_NS, EVERY = range(5)
+CONTIGUOUS, HAS_SEQUENCE, FLEETING_NS, SPOOF_NS, SHOW = range(5)
 BOOK_PARAMETERS = 5
 
 # --- state, whole numbers -----------------------------------------------------------------------------------------
@@ -289,8 +289,8 @@ def apply(
     ----------
     parameters, tick
         (BOOK_PARAMETERS,): whether sequence numbers leave no gap, whether there are any, the longest life
-        of a fleeting order (ns), the window of the spoofing pattern (ns), and whether every group is
-        shown although the levels are the same; the price step.
+        of a fleeting order (ns), the window of the spoofing pattern (ns), and what is shown: 0
+        groups that touched the levels, 1 every group, 2 none; the price step.
     instants, action, side, price, size, order_id, last, sequence
         (n,) the events: ns UTC; ADD .. CLEAR; 1 bid, -1 ask (of a trade: the aggressor), 0 none; price;
         whole contracts; order; ENDS_MESSAGE and IN_SNAPSHOT; sequence number.
@@ -318,6 +318,7 @@ def apply(
     room = (1 << bits) // 2
     count = 0
     status = TAKE_ALL
+    show = parameters[SHOW]
     i = begin
     while i < instants.size:
         if count == capacity:
@@ -443,7 +444,7 @@ def apply(
             else:
                 fault = ACTION_UNKNOWN
         faults[i] = SEQUENCE_GAP if gap and fault == FINE else fault
-        if last[i] & ENDS_MESSAGE and (whole[DIRTY] != 0 or parameters[EVERY] != 0):
+        if last[i] & ENDS_MESSAGE and show != 2 and (whole[DIRTY] != 0 or show == 1):
             _show(whole, ladder, words, shown[count])
             shown_row[count] = i
             whole[DIRTY] = 0

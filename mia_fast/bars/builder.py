@@ -107,6 +107,7 @@ class BarBuilder:
     volume
         Contracts of a volume bar. It ends with the instant whose trades reach them: trades are not split, and trades
         of one instant stay together, so that bars have distinct closes (Lopez de Prado 2018, chapter 2).
+        The session's end ends it too (without a session table: the UTC day's).
     sessions
         (m, 3) int64 from :meth:`mia_fast.sessions.Sessions.array`; None for a market that never closes. Events outside
         every session are counted in :attr:`outside` and used nowhere.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -28,6 +28,8 @@ _ACTIONS = {
     "F": kernels.FILL,
     "R": kernels.CLEAR,
 }
+_SHOWN_ROWS = 1 << 15  # reused between blocks: first-touch pages cost more than the book
+_SHOW = {"changes": 0, "every": 1, "none": 2}
 _FAULTS: dict[int, tuple[str, str, str]] = {
     kernels.UNKNOWN_ORDER: (
         "order_unknown",
@@ -150,8 +152,8 @@ class OrderBook:
         self._orders = np.zeros((1 << 14, kernels.ORDER_FIELDS), dtype=np.int64)
         self._ladder = np.zeros((2, rungs, 2), dtype=np.int64)
         self._words = np.zeros((2, rungs // 64), dtype=np.uint64)
-        self._shown = np.empty((4096, kernels.SNAPSHOT_FIELDS), dtype=np.int64)
-        self._shown_row = np.empty(4096, dtype=np.int64)
+        self._shown = np.empty((_SHOWN_ROWS, kernels.SNAPSHOT_FIELDS), dtype=np.int64)
+        self._shown_row = np.empty(_SHOWN_ROWS, dtype=np.int64)
         self._row = 0
         kernels.start(self._whole, self._orders, 14, self._ladder, self._words)
 
@@ -165,11 +167,11 @@ class OrderBook:
         """True after a sequence gap, until the book is cleared: do not trade on it."""
         return bool(self._whole[kernels.SUSPECT])
 
-    def apply(self, frame: pl.DataFrame, *, every: bool = False) -> BookBlock:
+    def apply(self, frame: pl.DataFrame, *, show: Literal["changes", "every", "none"] = "changes") -> BookBlock:
         """Apply a block of the canonical table ``orders``.
 
-        A snapshot is taken after each message of the exchange (bit 7 of ``flags``; every row without flags) that
-        changed the ten levels, or with ``every`` after each.
+        With ``changes`` a snapshot is taken after each message of the exchange (bit 7 of ``flags``; every row without
+        flags) that touched the ten levels, with ``every`` after each message, with ``none`` never.
         """
         n = frame.height
         time = _own(frame["timestamp"].dt.epoch("ns").to_numpy(), np.int64)
@@ -186,7 +188,7 @@ class OrderBook:
         numbered = "sequence" in frame.columns and not frame["sequence"].null_count()
         sequence = _own(frame["sequence"].to_numpy(), np.int64) if numbered else np.zeros(n, dtype=np.int64)
         parameters = np.array(
-            [int(self._contiguous), int(numbered), self._fleeting_ns, self._spoof_ns, int(every)], dtype=np.int64
+            [int(self._contiguous), int(numbered), self._fleeting_ns, self._spoof_ns, _SHOW[show]], dtype=np.int64
         )
         faults, message, marks = (np.zeros(n, dtype=np.int8) for _ in range(3))
         message_size = np.zeros(n)
@@ -223,13 +225,13 @@ class OrderBook:
             levels.append(self._shown[:count].copy())
             if status == kernels.TABLE_FULL:
                 self._regrow()
-        shown = np.concatenate(rows)
+        shown = np.concatenate(rows) if len(rows) > 1 else rows[0]
         kept = message > 0
         traded = (action == kernels.TRADE) & ((faults == kernels.FINE) | (faults == kernels.SEQUENCE_GAP))
         block = BookBlock(
             rows=shown,
             time=time[shown],
-            levels=np.concatenate(levels),
+            levels=np.concatenate(levels) if len(levels) > 1 else levels[0],
             messages=Messages(time[kept], message[kept], side[kept], message_size[kept], marks[kept]),
             trades=Trades(time[traded], price[traded], size[traded], side[traded]),
             quarantine=self._quarantine(frame, faults),

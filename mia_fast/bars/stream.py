@@ -25,6 +25,8 @@ from mia_fast.workspace import Workspace
 from mia_kernels.ticks import DEPTH
 
 BLOCK_ROWS = 1 << 20
+ORDER_ROWS = 1 << 16
+"""Order events read at a time: each may bring a ten-level snapshot."""
 PICTURE_BARS = 3000
 """The last bars are kept for a picture."""
 
@@ -230,7 +232,7 @@ def make_bars(
         levels = 0 if first is None else len(first.columns) // 4
     if orders is not None:
         levels, books = DEPTH, OrderBook(tick)
-        blocks = read_blocks("orders", orders, workspace, report, rows=rows, symbol=symbol)
+        blocks = read_blocks("orders", orders, workspace, report, rows=min(rows, ORDER_ROWS), symbol=symbol)
         sources.append(_Source(_order_parts(blocks, books, report)))
     builder = BarBuilder(
         interval_ns=interval_ns,
