@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs torture train clean
+.PHONY: help demo test lint bench docs sessions torture train clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -31,6 +31,10 @@ docs: $(VENV)/.core ## Write the generated pages again: tables, risk codes, feat
 	$(BIN)/python -m mia_fast.tables.page docs/tables.md
 	$(BIN)/python -m mia_fast.risk.document > docs/risk-codes.md
 	$(BIN)/python -m mia_fast.features.page docs/features.md
+	$(BIN)/python -m mia_fast.bars.page docs/bars.md
+
+sessions: $(VENV)/.dev ## Generate the CME session table again, three years ahead
+	$(BIN)/python -m mia_fast.session_table 2013-10-01 $$(( $$(date +%Y) + 2 ))-12-31 config/sessions_cme_equity.csv
 
 torture: $(VENV)/.dev ## The whole of the slow tests: all real data, many rounds of kill -9
 	$(BIN)/mia-fast warmup

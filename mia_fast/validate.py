@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from mia_fast.clock import now_ns
 from mia_fast.config import MarketConfig, Model, load, misspelt
 from mia_fast.errors import ConfigError, DataError
 from mia_fast.workspace import Workspace
@@ -89,10 +90,12 @@ def retired_names(root: Path) -> tuple[list[Finding], int]:
 
 def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
     """Read every configuration file of a workspace; returns the findings and the number of files."""
+    from mia_fast.bars.rolls import RollsConfig
     from mia_fast.features import catalogue
     from mia_fast.live.policy import PolicyConfig
     from mia_fast.options.config import OptionsConfig
     from mia_fast.risk.config import RiskConfig
+    from mia_fast.sessions import Sessions, SessionsConfig
     from mia_fast.tables import InputsConfig
 
     models: dict[str, type[Model]] = {
@@ -102,6 +105,8 @@ def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
         "options.yaml": OptionsConfig,
         "inputs.yaml": InputsConfig,
         "feature_sets.yaml": catalogue.Catalogue,
+        "sessions.yaml": SessionsConfig,
+        "rolls.yaml": RollsConfig,
     }
     findings = [
         Finding(path, 0, "this file is not read under its name", f"did you mean {name!r}?")
@@ -110,7 +115,11 @@ def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
     for name, model in models.items():
         path = workspace.config(name)
         try:
-            load(model, path)
+            found = load(model, path)
+            if isinstance(found, SessionsConfig):
+                for table in dict.fromkeys(found.products.values()):
+                    symbol = next(symbol for symbol, name in found.products.items() if name == table)
+                    Sessions.load(workspace, symbol).check_ahead(now_ns())
         except ConfigError as error:
             where, _, line = (error.where or str(path)).rpartition(":")
             number = int(line) if line.isdigit() else 0

@@ -53,11 +53,26 @@ def _options() -> None:
     LevelsEngine(options_config(place)).update(chain.filter(chain["quote_time"] == chain["quote_time"].min()))
 
 
+def _bars() -> None:
+    import numpy as np
+    import polars as pl
+
+    from mia_fast.bars import AggressorInference, BarBuilder, OrderBook, Trades
+
+    time = np.array([60_000_000_000])
+    trades = Trades(time, np.ones(1), np.ones(1), np.zeros(1, dtype=np.int8))
+    BarBuilder(interval_ns=60_000_000_000).feed(AggressorInference().fill(trades))
+    order = {"action": "A", "side": 1, "price": 100.0, "size": 1.0, "order_id": 1}
+    stamp = pl.Series([60_000_000_000]).cast(pl.Datetime("ns", "UTC"))
+    OrderBook(0.25).apply(pl.DataFrame({"timestamp": stamp, **order}).cast({"side": pl.Int8}))
+
+
 STEPS: Final[dict[str, Callable[[], None]]] = {
     "features": _features,
     "bitmaps": _bitmaps,
     "risk": _risk,
     "options": _options,
+    "bars": _bars,
 }
 
 

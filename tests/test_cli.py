@@ -61,7 +61,7 @@ def test_demo_ends_with_the_table_and_the_files(tmp_path: Path) -> None:
         "Features",
         "85 of 85 computed",
         "Decisions",
-        "Entries blocked",
+        "Blocked, by code",
         "Largest drawdown",
         "p99",
     ):

@@ -89,7 +89,28 @@ def cross(count: int = 100) -> pl.DataFrame:
     return pl.DataFrame({"timestamp": minutes(count), "symbol": "VIX", "close": 15.0, "volume": 0.0})
 
 
-GOOD = {"bars": bars, "trades": trades, "book": book, "chain": chain, "events": events, "cross": cross}
+def orders(count: int = 100) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "ts_recv": minutes(count),
+            "action": ["A", "C"] * (count // 2),
+            "side": ["B", "A"] * (count // 2),
+            "price": 5000.0,
+            "size": 2,
+            "order_id": range(2**60, 2**60 + count),
+        }
+    )
+
+
+GOOD = {
+    "bars": bars,
+    "trades": trades,
+    "book": book,
+    "orders": orders,
+    "chain": chain,
+    "events": events,
+    "cross": cross,
+}
 
 
 def read(kind: str, source: Any, **changes: Any) -> Table:
@@ -281,6 +302,11 @@ ROW_FAULTS = [
     ("book", "ask_sz_02", -1, "size_negative"),
     ("book", "bid_px_01", 4999.75, "bid_levels_unordered"),
     ("book", "ask_px_02", 5000.0, "ask_levels_unordered"),
+    ("orders", "ts_recv", None, "time_missing"),
+    ("orders", "action", "Z", "action_unknown"),
+    ("orders", "action", None, "action_unknown"),
+    ("orders", "side", "?", "side_unknown"),
+    ("orders", "order_id", None, "value_missing"),
     ("chain", "underlying_price", math.nan, "price_not_finite"),
     ("chain", "strike", 0.0, "price_not_positive"),
     ("chain", "root", None, "value_missing"),
@@ -675,7 +701,7 @@ def test_an_unknown_column_in_the_mapping_is_refused_with_its_line(workspace: Wo
         ({"cross": {"daily": {"default": {"time": "25:00"}}}}, "in quotes as HH:MM"),
         ({"cross": {"daily": {"closes": [{"symbols": ["A"]}, {"symbols": ["A"]}]}}}, "'A' has two closes"),
         ({"max_quarantined_share": 1.0}, "less than 1"),
-        ({"orders": {}}, "Extra inputs"),
+        ({"quotes": {}}, "Extra inputs"),
     ],
 )
 def test_a_wrong_mapping_is_refused(content: dict[str, Any], message: str) -> None:

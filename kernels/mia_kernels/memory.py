@@ -5,7 +5,8 @@ columns enters one compiled call without being copied into a matrix. Views made 
 nothing, so slicing one costs no atomic reference count: with 1,000 slices a bar that is most of a
 live call (26 us a bar with counted arrays, measured when this was written).
 
-The caller keeps the memory alive during the call; :mod:`mia_fast.features.engine` is the only one.
+The caller keeps the memory alive during the call; :mod:`mia_fast.features.engine` and
+:mod:`mia_fast.bars` are the only ones.
 """
 
 from __future__ import annotations
@@ -39,8 +40,14 @@ def _integer_pointer(typing: Any, address: Any) -> Any:
     return result(types.int64), _pointer(result)
 
 
+def _byte_pointer(typing: Any, address: Any) -> Any:
+    result = _CPointer(types.int8)
+    return result(types.int64), _pointer(result)
+
+
 _to_floats: Any = intrinsic(_float_pointer)
 _to_integers: Any = intrinsic(_integer_pointer)
+_to_bytes: Any = intrinsic(_byte_pointer)
 
 
 @inlined
@@ -59,6 +66,12 @@ def matrix_at(address: int, rows: int, columns: int) -> Any:
 def integers_at(address: int, size: int) -> Any:
     """(size,) view of the int64 numbers at ``address``."""
     return _carray(_to_integers(address), (size,))
+
+
+@inlined
+def bytes_at(address: int, size: int) -> Any:
+    """(size,) view of the int8 numbers at ``address``."""
+    return _carray(_to_bytes(address), (size,))
 
 
 @inlined

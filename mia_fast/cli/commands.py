@@ -157,6 +157,60 @@ def features(
 
 
 @app.command()
+def bars(
+    ticks: Annotated[Path, typer.Argument(help="Trades, or single order events (Parquet or CSV).")],
+    out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
+    interval: Annotated[str | None, typer.Option(help="Length of a time bar: 250ms, 1s, 1m, 4h. Default: 1m.")] = None,
+    volume: Annotated[float | None, typer.Option(help="Contracts of a volume bar, instead of an interval.")] = None,
+    book: Annotated[Path | None, typer.Option(help="Book snapshots: order flow, spreads, depth.")] = None,
+    product: Annotated[
+        str | None, typer.Option(help="Root symbol of the session table (ES). Without it the market never closes.")
+    ] = None,
+    symbol: Annotated[str | None, typer.Option(help="Which symbol, when the file holds several.")] = None,
+    tick: Annotated[float | None, typer.Option(help="Price step of order events. Default: market_config.yaml.")] = None,
+    infer_side: Annotated[bool, typer.Option(help="Fill missing aggressors: Lee-Ready, or the tick rule.")] = False,
+    picture: Annotated[Path | None, typer.Option("--plot", help="PNG or SVG of the last bars (needs matplotlib).")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Turn a tick file into bars with order flow, book and spread columns.
+
+    Reads block by block: a file may be longer than the memory. Gaps are listed with their cause.
+
+    Example: [cyan]mia-fast bars es_trades.parquet es_1m.parquet --book es_book.parquet --product ES
+    --plot es.png[/cyan]
+    """
+    from mia_fast import config
+    from mia_fast.bars.plot import draw
+    from mia_fast.bars.stream import is_orders, make_bars
+    from mia_fast.sessions import Sessions
+    from mia_fast.tables.mapping import interval_of
+
+    place = Workspace.current(workspace)
+    hours = None if product is None else Sessions.load(place, product)
+    single = is_orders(ticks)
+    length = None if volume is not None and interval is None else interval_of(interval or "1m")
+    with show.progress("rows") as advance:
+        report = make_bars(
+            out,
+            trades=None if single else ticks,
+            orders=ticks if single else None,
+            book=book,
+            workspace=place,
+            interval_ns=length,
+            volume=volume,
+            sessions=hours,
+            tick=tick if tick is not None else config.market(place).instrument.tick_size,
+            symbol=symbol,
+            infer_sides=infer_side,
+            progress=advance,
+        )
+    show.bars(report)
+    if picture is not None and report.tail is not None:
+        draw(report.tail, picture, f"{ticks.name}: {report.tail.height:,} bars of {interval or (volume or '1m')}")
+        show.say(f"  {picture}")
+
+
+@app.command()
 def levels(
     chain: Annotated[Path, typer.Argument(help="Option chain: Parquet, CSV, or Cboe's delayed quotes (CSV, JSON).")],
     workspace: WorkspaceOption = None,

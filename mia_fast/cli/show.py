@@ -22,6 +22,7 @@ from mia_kernels.errors import MiaError
 if TYPE_CHECKING:
     import polars as pl
 
+    from mia_fast.bars.stream import BarsReport
     from mia_fast.features.plan import Plan
     from mia_fast.live.replay import Summary
     from mia_fast.options import Levels
@@ -147,6 +148,29 @@ def summary(done: Summary, place: Workspace) -> None:
         spread.add_row(stage, f"{middle:,.1f}", f"{high:,.1f}", style="bold" if stage == "whole bar" else "")
     out.print(spread)
     files(done.files, place)
+
+
+def bars(report: BarsReport) -> None:
+    """What ticks became: bars, rows taken out, trades outside the sessions, gaps by cause."""
+    out.print(f"{report.trades:,} trades ({report.events:,} events) to [bold]{report.bars:,} bars[/bold]")
+    for rule, count in report.quarantine.items():
+        row, column, value, _, hint = next(line for line in report.examples if line[3] == rule)
+        out.print(f"  [yellow]quarantined {count:,}: {rule}[/yellow] (first: row {row}, {escape(f'{column} {value}')})")
+        out.print(f"    {escape(hint)}", style="green")
+    if report.suspect:
+        out.print("  [red]a sequence gap: the book after it is suspect until it is cleared[/red]")
+    if report.outside:
+        out.print(f"  [yellow]{report.outside:,} trades outside every session: used in no bar[/yellow]")
+    if report.crossed:
+        out.print(f"  {report.crossed:,} snapshots crossed, locked or one-sided (auctions): no order flow from them")
+    if report.without_side:
+        out.print(f"  {report.without_side:,} trades without an aggressor (auctions, or not told)")
+    if report.gaps is not None:
+        for cause, events, missing in report.gaps.sql(
+            "SELECT cause, COUNT(*), SUM(bars) FROM self GROUP BY cause ORDER BY cause"
+        ).rows():
+            out.print(f"  gaps, {cause}: {events:,} with {missing:,} bars that are not there")
+    out.print(f"[bold]Written[/bold]\n  {escape(str(report.path))}")
 
 
 def levels(found: Levels, place: Workspace) -> None:

@@ -1,4 +1,4 @@
-"""The input tables: bars, trades, book, chain, events, cross."""
+"""The input tables: bars, trades, book, orders, chain, events, cross."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mapping of other people's files to the six tables: ``config/inputs.yaml``.
+"""The mapping of other people's files to the input tables: ``config/inputs.yaml``.
 
 Names are compared without regard to case. A canonical name is always accepted and needs no line; the mapping lists
 further names, and a desk adds its own.
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, create_model, field_validator, model_validator
 
 from mia_fast.config import Model, load
+from mia_fast.errors import ConfigError
 from mia_fast.tables.schema import TABLES
 from mia_fast.workspace import Workspace
 
@@ -30,6 +31,20 @@ def duration_ns(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a duration; write a number and ms, s, m, h or d, for instance 1m")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def interval_of(text: str) -> int:
+    """:func:`duration_ns` for a person at the command line.
+
+    Raises
+    ------
+    ConfigError
+        The text is not a duration.
+    """
+    try:
+        return duration_ns(text)
+    except ValueError as error:
+        raise ConfigError(str(error), where="interval", hint="for instance 1m", then="nothing was started") from None
 
 
 def _check_zone(zone: str | None) -> str | None:
@@ -174,6 +189,7 @@ class _Cross(TableInput):
 BarsInput = create_model("BarsInput", __base__=_Bars, **_sections("bars"))
 TradesInput = create_model("TradesInput", __base__=TableInput, **_sections("trades"))
 BookInput = create_model("BookInput", __base__=TableInput, **_sections("book"))
+OrdersInput = create_model("OrdersInput", __base__=TableInput, **_sections("orders"))
 ChainInput = create_model("ChainInput", __base__=TableInput, **_sections("chain"))
 EventsInput = create_model("EventsInput", __base__=TableInput, **_sections("events"))
 CrossInput = create_model("CrossInput", __base__=_Cross, **_sections("cross"))
@@ -190,6 +206,7 @@ class InputsConfig(Model):
     bars: BarsInput = _by_default(BarsInput)  # type: ignore[valid-type]
     trades: TradesInput = _by_default(TradesInput)  # type: ignore[valid-type]
     book: BookInput = _by_default(BookInput)  # type: ignore[valid-type]
+    orders: OrdersInput = _by_default(OrdersInput)  # type: ignore[valid-type]
     chain: ChainInput = _by_default(ChainInput)  # type: ignore[valid-type]
     events: EventsInput = _by_default(EventsInput)  # type: ignore[valid-type]
     cross: CrossInput = _by_default(CrossInput)  # type: ignore[valid-type]

@@ -13,6 +13,7 @@ _TYPES = {
     "instant": 'Datetime("ns", "UTC")',
     "date": "Date",
     "real": "Float64",
+    "integer": "Int64",
     "side": "Int8",
     "text": "String",
 }

@@ -1,4 +1,4 @@
-"""Reads one of the six tables from a file or a frame, maps it, and applies the declared rules.
+"""Reads one of the input tables from a file or a frame, maps it, and applies the declared rules.
 
 Faults of the whole input are refused with a :class:`~mia_fast.errors.DataError`. Faults of single rows are taken out
 and listed in the quarantine. Nothing is sorted, filled in or guessed.
@@ -55,7 +55,7 @@ class Table:
     Attributes
     ----------
     kind
-        One of the six names in :data:`~mia_fast.tables.schema.TABLES`.
+        One of the names in :data:`~mia_fast.tables.schema.TABLES`.
     frame
         Canonical columns: the required ones (``known_at`` after ``timestamp`` in bars), then the optional ones that are
         there, then the source's other numeric columns as they were. Instants Datetime("ns", "UTC"), prices and sizes
@@ -103,7 +103,7 @@ def read_table(
     Parameters
     ----------
     kind
-        ``bars``, ``trades``, ``book``, ``chain``, ``events`` or ``cross``.
+        ``bars``, ``trades``, ``book``, ``orders``, ``chain``, ``events`` or ``cross``.
     source
         A path to Parquet (``.parquet``, ``.pq``), CSV (``.csv``) or gzipped CSV (``.csv.gz``), or a frame that speaks
         the Arrow PyCapsule interface (Polars, pandas, pyarrow, a DuckDB relation). Float64 columns of a frame in one
@@ -329,6 +329,8 @@ class _Reader:
                 return self.date(values)
             case "text":
                 return self.text(column, values)
+            case "integer":
+                return self.integer(values)
             case "side":
                 numbers = self.real(column, values)
                 sides = numbers.cast(pl.Int8, strict=False)
@@ -369,6 +371,18 @@ class _Reader:
         unread = (numbers.is_null() & values.is_not_null() & (stripped != "")).arg_true()
         if unread.len():
             self.wrong(values, "numbers", int(unread[0]))
+        return numbers
+
+    def integer(self, values: pl.Series) -> pl.Series:
+        """Whole numbers, exactly: identifiers are larger than a float holds."""
+        if values.dtype != pl.String and not values.dtype.is_integer():
+            self.wrong(values, "whole numbers")
+        text = values.str.strip_chars() if values.dtype == pl.String else values
+        numbers = text.cast(pl.Int64, strict=False)
+        given = values.is_not_null() if values.dtype != pl.String else (text != "").fill_null(False)
+        unread = (numbers.is_null() & given).arg_true()
+        if unread.len():
+            self.wrong(values, "whole numbers", int(unread[0]))
         return numbers
 
     def text(self, column: Column, values: pl.Series) -> pl.Series:

@@ -1,4 +1,4 @@
-"""The six input tables, declared once: columns, types, units and the rules they must pass.
+"""The input tables, declared once: columns, types, units and the rules they must pass.
 
 Everything else is derived from this module: the reader, the mapping's keys in ``config/inputs.yaml``,
 the quarantine's texts and the page ``docs/tables.md``. A rule's condition is SQL and is run as it
@@ -12,7 +12,7 @@ from typing import Literal
 
 import polars as pl
 
-ColumnType = Literal["instant", "date", "real", "side", "text"]
+ColumnType = Literal["instant", "date", "real", "integer", "side", "text"]
 Action = Literal["refuse", "quarantine"]
 
 DEPTH = 10
@@ -22,6 +22,7 @@ DTYPES: dict[ColumnType, pl.DataType] = {
     "instant": pl.Datetime("ns", "UTC"),
     "date": pl.Date(),
     "real": pl.Float64(),
+    "integer": pl.Int64(),
     "side": pl.Int8(),
     "text": pl.String(),
 }
@@ -279,6 +280,42 @@ BOOK = TableSpec(
     ),
 )
 
+ORDERS = TableSpec(
+    kind="orders",
+    about="Single order events (market by order), in the order the exchange sent them. What an event may do to the "
+    "book (unknown orders, sizes, prices, sequence) is judged where the book is built: `mia_fast.bars.OrderBook`.",
+    clock="timestamp",
+    series=("symbol",),
+    columns=(
+        Column("timestamp", "instant", "UTC", "when the event was known here"),
+        Column("action", "text", "A, C, M, T, F or R", "add, cancel, modify, trade, fill, clear the book"),
+        Column("side", "side", "1, -1 or 0", "side of the order: 1 bid, -1 ask; of a trade: the aggressor's"),
+        Column("price", "real", "price", "price of the order"),
+        Column("size", "real", "contracts or shares", "added, taken off, or (modify) the new size"),
+        Column("order_id", "integer", "-", "the exchange's number of the order"),
+        Column("symbol", "text", "-", "instrument, where the table holds several", required=False),
+        Column("event_time", "instant", "UTC", "the exchange's own time of the event", required=False),
+        Column("flags", "integer", "bit set", "bit 7: last event of the exchange's message", required=False),
+        Column("sequence", "integer", "-", "sequence number of the exchange's message", required=False),
+    ),
+    rules=(
+        _clock(),
+        Rule(
+            "action_unknown",
+            ("action",),
+            "{column} IN ('A', 'C', 'M', 'T', 'F', 'R')",
+            "add the feed's word under orders.values.action in config/inputs.yaml",
+        ),
+        Rule(
+            "side_unknown",
+            ("side",),
+            "{column} IN (-1, 0, 1)",
+            "add the feed's word under orders.values.side in config/inputs.yaml",
+        ),
+        _given("order_id"),
+    ),
+)
+
 CHAIN = TableSpec(
     kind="chain",
     about="Option quotes: one or several snapshots of a chain.",
@@ -376,7 +413,7 @@ CROSS = TableSpec(
     ),
 )
 
-TABLES: dict[str, TableSpec] = {spec.kind: spec for spec in (BARS, TRADES, BOOK, CHAIN, EVENTS, CROSS)}
+TABLES: dict[str, TableSpec] = {spec.kind: spec for spec in (BARS, TRADES, BOOK, ORDERS, CHAIN, EVENTS, CROSS)}
 
 DUPLICATE = Rule(
     "timestamp_duplicate",
@@ -392,7 +429,7 @@ OVERLAP = Rule(
 )
 
 _REFUSALS = (
-    Refusal("kind_unknown", "the table is not one of the six", "ask for one of: " + ", ".join(TABLES)),
+    Refusal("kind_unknown", "the table is not one of those below", "ask for one of: " + ", ".join(TABLES)),
     Refusal(
         "unreadable",
         "the file is missing, truncated, damaged or of another format",

@@ -1,0 +1,260 @@
+"""The order book of one instrument from its order events, with a quarantine for what contradicts it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mia_fast.bars.builder import Messages, Snapshots, Trades
+from mia_fast.errors import ConfigError
+from mia_fast.tables.read import QUARANTINE_SCHEMA
+from mia_kernels import book as kernels
+from mia_kernels.ticks import DEPTH
+
+Integers = NDArray[np.int64]
+Bytes = NDArray[np.int8]
+
+SNAPSHOT_FLAG, LAST_FLAG = 32, 128
+FLEETING_NS, SPOOF_NS = 100_000_000, 10_000_000_000
+_ACTIONS = {
+    "A": kernels.ADD,
+    "C": kernels.CANCEL,
+    "M": kernels.MODIFY,
+    "T": kernels.TRADE,
+    "F": kernels.FILL,
+    "R": kernels.CLEAR,
+}
+_SHOWN_ROWS = 1 << 15  # reused between blocks: first-touch pages cost more than the book
+_SHOW = {"changes": 0, "every": 1, "none": 2}
+_FAULTS: dict[int, tuple[str, str, str]] = {
+    kernels.UNKNOWN_ORDER: (
+        "order_unknown",
+        "order_id",
+        "the order was never added: the stream began after it, or events were lost",
+    ),
+    kernels.DUPLICATE_ORDER: ("order_duplicate", "order_id", "the order rests already; the feed sent it twice"),
+    kernels.SIZE_NOT_POSITIVE: ("size_not_positive", "size", "sizes are whole contracts above zero"),
+    kernels.TAKEN_EXCEEDS_RESTING: ("taken_exceeds_resting", "size", "more is taken than rests; an event was lost"),
+    kernels.SEQUENCE_BACKWARD: ("sequence_backward", "sequence", "an event of the past; the feed repeats itself"),
+    kernels.SEQUENCE_GAP: (
+        "sequence_gap",
+        "sequence",
+        "events are missing before this one; the book is suspect until it is cleared and sent again",
+    ),
+    kernels.PRICE_OFF_GRID: ("price_off_grid", "price", "the price is no multiple of the tick"),
+    kernels.PRICE_OFF_LADDER: ("price_off_ladder", "price", "too far from the first price; raise `rungs`"),
+    kernels.SIDE_UNKNOWN: ("side_unknown", "side", "an order has one side, and keeps it"),
+    kernels.ACTION_UNKNOWN: ("action_unknown", "action", "add the feed's word under orders.values.action"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BookBlock:
+    """What one block of order events gave.
+
+    Attributes
+    ----------
+    rows
+        (c,) row of the block after which each snapshot stood.
+    time
+        (c,) its instant, ns UTC.
+    levels
+        (c, 60) int64: bid prices in ticks, bid sizes, numbers of bid orders, then asks; ten of each, 0 orders where
+        there is no level.
+    messages, trades
+        The same events as a flow of order messages and as trades.
+    quarantine
+        Rows that were not applied (a sequence gap is reported, its row is applied), as
+        :attr:`mia_fast.tables.Table.quarantine`.
+    """
+
+    rows: Integers
+    time: Integers
+    levels: Integers
+    messages: Messages
+    trades: Trades
+    quarantine: pl.DataFrame
+    tick: float
+
+    @property
+    def auction(self) -> NDArray[np.bool_]:
+        """(c,) True where the book is crossed or locked: before an opening auction, or in a fault of the feed."""
+        depth = DEPTH
+        bid, ask = self.levels[:, 0], self.levels[:, 3 * depth]
+        both = (self.levels[:, 2 * depth] > 0) & (self.levels[:, 5 * depth] > 0)
+        crossed: NDArray[np.bool_] = both & (bid >= ask)
+        return crossed
+
+    def snapshots(self) -> Snapshots:
+        """The levels as ten-level snapshots in price units; NaN where there is no level."""
+        depth = DEPTH
+        columns = []
+        for side in (0, 3 * depth):
+            prices, sizes, orders = (self.levels[:, side + k * depth : side + (k + 1) * depth] for k in range(3))
+            there = orders > 0
+            columns += [np.where(there[:, k], prices[:, k] * self.tick, np.nan) for k in range(depth)]
+            columns += [np.where(there[:, k], sizes[:, k].astype(np.float64), np.nan) for k in range(depth)]
+        return Snapshots(self.time, tuple(columns))
+
+    def frame(self) -> pl.DataFrame:
+        """The snapshots as the canonical table ``book``, with ``bid_orders_k``, ``ask_orders_k`` and ``auction``."""
+        found = self.snapshots()
+        depth = DEPTH
+        data: dict[str, Any] = {"timestamp": pl.Series(found.time).cast(pl.Datetime("ns", "UTC"))}
+        at = 0
+        for side, base in (("bid", 0), ("ask", 3 * depth)):
+            for what in ("price", "size"):
+                for k in range(depth):
+                    data[f"{side}_{what}_{k + 1}"] = pl.Series(found.columns[at], nan_to_null=True)
+                    at += 1
+            for k in range(depth):
+                data[f"{side}_orders_{k + 1}"] = self.levels[:, base + 2 * depth + k].copy()
+        data["auction"] = self.auction
+        return pl.DataFrame(data)
+
+
+class OrderBook:
+    """The book of one instrument; feed it order events, read ten levels.
+
+    Parameters
+    ----------
+    tick
+        Smallest price step.
+    rungs
+        Prices the ladder spans, centred on the first order's; a multiple of 64. 65,536 ticks are 16,384 ES points.
+    contiguous
+        The stream's sequence numbers leave no gap (one instrument's own numbering). CME numbers the messages of a whole
+        channel, so that one instrument's stream may skip: there only steps back are faults.
+    fleeting_ns, spoof_ns
+        See ``quote_stuffing_ratio`` and ``spoofing_score``.
+    """
+
+    def __init__(
+        self,
+        tick: float,
+        *,
+        rungs: int = 65_536,
+        contiguous: bool = False,
+        fleeting_ns: int = FLEETING_NS,
+        spoof_ns: int = SPOOF_NS,
+    ) -> None:
+        if not tick > 0.0 or rungs <= 0 or rungs % 64:
+            raise ConfigError(
+                f"tick {tick}, {rungs} rungs", where="OrderBook", hint="a positive tick; rungs a multiple of 64"
+            )
+        self.tick = tick
+        self._contiguous, self._fleeting_ns, self._spoof_ns = contiguous, fleeting_ns, spoof_ns
+        self._whole = np.zeros(kernels.BOOK_WHOLE, dtype=np.int64)
+        self._orders = np.zeros((1 << 14, kernels.ORDER_FIELDS), dtype=np.int64)
+        self._ladder = np.zeros((2, rungs, 2), dtype=np.int64)
+        self._words = np.zeros((2, rungs // 64), dtype=np.uint64)
+        self._shown = np.empty((_SHOWN_ROWS, kernels.SNAPSHOT_FIELDS), dtype=np.int64)
+        self._shown_row = np.empty(_SHOWN_ROWS, dtype=np.int64)
+        self._row = 0
+        kernels.start(self._whole, self._orders, 14, self._ladder, self._words)
+
+    @property
+    def orders(self) -> int:
+        """Orders that rest."""
+        return int(self._whole[kernels.ORDERS])
+
+    @property
+    def suspect(self) -> bool:
+        """True after a sequence gap, until the book is cleared: do not trade on it."""
+        return bool(self._whole[kernels.SUSPECT])
+
+    def apply(self, frame: pl.DataFrame, *, show: Literal["changes", "every", "none"] = "changes") -> BookBlock:
+        """Apply a block of the canonical table ``orders``.
+
+        With ``changes`` a snapshot is taken after each message of the exchange (bit 7 of ``flags``; every row without
+        flags) that touched the ten levels, with ``every`` after each message, with ``none`` never.
+        """
+        n = frame.height
+        time = _own(frame["timestamp"].dt.epoch("ns").to_numpy(), np.int64)
+        action = _own(frame["action"].replace_strict(_ACTIONS, default=0, return_dtype=pl.Int8).to_numpy(), np.int8)
+        side = _own(frame["side"].to_numpy(), np.int8)
+        price, size = _own(frame["price"].to_numpy(), np.float64), _own(frame["size"].to_numpy(), np.float64)
+        order_id = _own(frame["order_id"].to_numpy(), np.int64)
+        marks_of_event = np.full(n, kernels.ENDS_MESSAGE, dtype=np.int8)
+        if "flags" in frame.columns:
+            flags = frame["flags"].fill_null(LAST_FLAG).to_numpy()
+            marks_of_event = (
+                ((flags & LAST_FLAG) != 0) * kernels.ENDS_MESSAGE + ((flags & SNAPSHOT_FLAG) != 0) * kernels.IN_SNAPSHOT
+            ).astype(np.int8)
+        numbered = "sequence" in frame.columns and not frame["sequence"].null_count()
+        sequence = _own(frame["sequence"].to_numpy(), np.int64) if numbered else np.zeros(n, dtype=np.int64)
+        parameters = np.array(
+            [int(self._contiguous), int(numbered), self._fleeting_ns, self._spoof_ns, _SHOW[show]], dtype=np.int64
+        )
+        faults, message, marks = (np.zeros(n, dtype=np.int8) for _ in range(3))
+        message_size = np.zeros(n)
+        result = np.zeros(2, dtype=np.int64)
+        rows, levels = [], []
+        begin, status = 0, kernels.OUT_FULL
+        while status != kernels.TAKE_ALL:
+            status = kernels.apply(
+                parameters,
+                self.tick,
+                time,
+                action,
+                side,
+                price,
+                size,
+                order_id,
+                marks_of_event,
+                sequence,
+                self._whole,
+                self._orders,
+                self._ladder,
+                self._words,
+                begin,
+                faults,
+                self._shown,
+                self._shown_row,
+                message,
+                message_size,
+                marks,
+                result,
+            )
+            begin, count = int(result[0]), int(result[1])
+            rows.append(self._shown_row[:count].copy())
+            levels.append(self._shown[:count].copy())
+            if status == kernels.TABLE_FULL:
+                self._regrow()
+        shown = np.concatenate(rows) if len(rows) > 1 else rows[0]
+        kept = message > 0
+        traded = (action == kernels.TRADE) & ((faults == kernels.FINE) | (faults == kernels.SEQUENCE_GAP))
+        block = BookBlock(
+            rows=shown,
+            time=time[shown],
+            levels=np.concatenate(levels) if len(levels) > 1 else levels[0],
+            messages=Messages(time[kept], message[kept], side[kept], message_size[kept], marks[kept]),
+            trades=Trades(time[traded], price[traded], size[traded], side[traded]),
+            quarantine=self._quarantine(frame, faults),
+            tick=self.tick,
+        )
+        self._row += n
+        return block
+
+    def _regrow(self) -> None:
+        bits = int(self._whole[kernels.BITS]) + 1
+        larger = np.zeros((1 << bits, kernels.ORDER_FIELDS), dtype=np.int64)
+        kernels.regrow(self._orders, larger, bits)
+        self._orders = larger
+        self._whole[kernels.BITS] = bits
+
+    def _quarantine(self, frame: pl.DataFrame, faults: Bytes) -> pl.DataFrame:
+        lines = []
+        for row in np.flatnonzero(faults).tolist():
+            rule, column, hint = _FAULTS[int(faults[row])]
+            lines.append((self._row + row, column, str(frame[column][row]), rule, hint))
+        return pl.DataFrame(lines, schema=QUARANTINE_SCHEMA, orient="row")
+
+
+def _own(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """A writeable array of exactly this type: a frame's own memory is read-only, which Numba compiles anew for."""
+    return np.require(values, dtype=dtype, requirements=["C", "W"])
