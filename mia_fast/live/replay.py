@@ -270,6 +270,7 @@ class _Run:
         self._assemble(None)
         self.engine.desk.controller.new_account(self.broker.cash, int(self.known_at[self.first]))
         self.engine.desk.controller.arm()
+        self.engine.journal_features(int(self.known_at[self.first]))
         self._warm()
         if not self.chains:
             at = int(self.known_at[self.first])
@@ -555,7 +556,7 @@ class _RunJournal:
         """Add the run's name, and an event's name where the row has none."""
         if row.get("run_id") != self._run_id:
             row = {**row, "run_id": self._run_id}
-        if table not in ("decisions", "trades") and row.get("event_id") is None:
+        if table not in ("decisions", "trades", "feature_lists") and row.get("event_id") is None:
             row = {**row, "event_id": f"{row.get('code') or table}-{row['timestamp']}"}
         return self._journal.append(table, row)
 
