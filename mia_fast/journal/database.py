@@ -269,12 +269,22 @@ class Database:
             raise
         return int(count)
 
-    def free_share(self) -> float:
-        """Which share of the file's blocks is free."""
-        blocks, free = self._writer.execute("SELECT total_blocks, free_blocks FROM pragma_database_size()").fetchall()[
-            0
-        ]
-        return float(free) / max(int(blocks), 1)
+    def wasted_share(self) -> float:
+        """Which share of the file is free or held by deleted rows (DuckDB frees only whole row groups), about."""
+        ((blocks, free),) = self._writer.execute(
+            "SELECT total_blocks, free_blocks FROM pragma_database_size()"
+        ).fetchall()
+        stored = live = 0
+        for name in TABLES:
+            ((held, left),) = self._writer.execute(
+                f"SELECT (SELECT coalesce(sum(count), 0) FROM pragma_storage_info('{name}') "  # noqa: S608
+                "WHERE column_name = 'sequence' AND segment_type = 'BIGINT'), "
+                f'(SELECT count(*) FROM "{name}")'
+            ).fetchall()
+            stored, live = stored + int(held), live + int(left)
+        empty = free / max(blocks, 1)
+        dead = 1.0 - live / stored if stored else 0.0
+        return float(empty + (1.0 - empty) * max(dead, 0.0))
 
     def compacted(self) -> Database:
         """The same database in a new file without free blocks, which takes the old one's place; closes this one.

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +32,8 @@ from mia_fast.workspace import Workspace
 if TYPE_CHECKING:
     import polars as pl
 
+    from mia_fast.alerts.config import AlertsConfig
+    from mia_fast.alerts.dispatcher import Dispatcher
     from mia_fast.journal.metrics import Metrics
 
 _LOG: Final = logging.getLogger(__name__)
@@ -55,8 +57,8 @@ class Settings:
     retention_days
         Days a table keeps a row; tables that are not named keep theirs for ever.
     compact_share, compact_bytes
-        When the journal opens and more than this share of a file of at least this size is free, it
-        is written anew.
+        When the journal opens and more than this share of a file of at least this size is free or
+        held by deleted rows, it is written anew.
     metrics_port
         Port of the Prometheus endpoint on the loopback; None: none.
     pause
@@ -110,6 +112,8 @@ class Journal:
         self._guard = guard
         self.messages: list[str] = []
         """What start-up found and did, in plain words."""
+        self.first = 1
+        """The first sequence number of this opening."""
         self._settings = settings
         self._now = now
         self._data = workspace.data
@@ -142,6 +146,7 @@ class Journal:
         self._done: list[str] = []
         self._listeners: list[Callable[[], None]] = []
         self._metrics: Metrics | None = None
+        self._dispatcher: Dispatcher | None = None
 
     # ---------------------------------------------------------------- start-up, which is recovery
 
@@ -173,9 +178,10 @@ class Journal:
             Another process holds it, the folder cannot be written, the disk is full, or the database
             belongs to another version.
         ConfigError
-            ``config/journal.yaml`` is present but invalid.
+            ``config/journal.yaml`` or ``config/alerts.yaml`` is present but invalid.
         """
         chosen = settings if settings is not None else Settings.of(workspace)
+        telling = _alerts_config(workspace)
         if pin_core is not None and pin_core not in _cores():
             raise JournalError(
                 f"core {pin_core} is not available to this process",
@@ -207,7 +213,10 @@ class Journal:
                 journal._note("JOURNAL_RECOVERY", 4 if journal._incidents.open else 2, message)
             for message in journal._done:
                 journal._note(message.partition(":")[0], 1, message)
-            journal._serve_metrics()
+            with _threads_on(pin_core):
+                journal._serve_metrics()
+                if telling is not None:
+                    journal._dispatch(telling)
         except BaseException:
             journal._abandon()
             raise
@@ -223,7 +232,7 @@ class Journal:
             self._database = database = recovery.run()
         finally:
             self.messages = recovery.messages
-        self._next = recovery.next
+        self._next = self.first = recovery.next
         self._repeated = recovery.repeated
         self._ordinal = recovery.ordinal + 1
         self._segment = segments.Segment(segments.path_of(self._folder, self._ordinal), self._next, NAMES)
@@ -261,8 +270,7 @@ class Journal:
     def _compacted(self, database: Database) -> Database:
         """The database without the room that deleted rows left, where that is worth it."""
         size = self._path.stat().st_size
-        share = database.free_share()
-        if size < self._settings.compact_bytes or share <= self._settings.compact_share:
+        if size < self._settings.compact_bytes or database.wasted_share() <= self._settings.compact_share:
             return database
         self._database = None
         smaller = database.compacted()
@@ -290,6 +298,18 @@ class Journal:
         except (OSError, ImportError) as error:
             message = f"METRICS_UNAVAILABLE: port={self._settings.metrics_port} ({first_line(error)})"
             self._note("METRICS_UNAVAILABLE", 3, message)
+
+    def _dispatch(self, config: AlertsConfig) -> None:
+        """Tell people; where the outbox cannot be opened the journal goes on, and says so."""
+        import sqlite3
+
+        from mia_fast.alerts.dispatcher import Dispatcher
+
+        try:
+            self._dispatcher = Dispatcher(self, config, self._now)
+        except (sqlite3.Error, OSError) as error:
+            message = f"ALERTS_UNAVAILABLE: nobody is told of alerts ({first_line(error)})"
+            self._note("ALERTS_UNAVAILABLE", 4, message)
 
     def on_alert(self, listener: Callable[[], None]) -> None:
         """From now on call ``listener``, on the writer thread, when alerts are in DuckDB or the writer has failed.
@@ -673,8 +693,18 @@ class Journal:
         sqls.check(sql)
         if self._fault is None:
             self.flush()
+        return self.stored(sql, parameters)
+
+    def stored(self, sql: str, parameters: Sequence[Any] | None = None) -> pl.DataFrame:
+        """As :meth:`query`, over what is in DuckDB already: the writer is not waited for."""
+        sqls.check(sql)
         with self._cursor() as cursor:
             return sqls.run(cursor, sql, parameters)
+
+    @property
+    def fault(self) -> str | None:
+        """Why the journal takes no rows any more, or None."""
+        return self._fault
 
     @contextlib.contextmanager
     def _cursor(self) -> Any:
@@ -759,6 +789,9 @@ class Journal:
             self._finish(export=export)
         except BaseException as error:
             problem = error
+        if self._dispatcher is not None:
+            self._dispatcher.close()
+            self._dispatcher = None
         with self._lock:
             self._fault = self._fault or "the journal is closed"
             self._segment.close()
@@ -869,6 +902,28 @@ def _store_fault(error: BaseException) -> bool:
 def _unconfirmed(sequence: int, error: OSError) -> str:
     """After a failed sync nobody knows what is on the disk, and a second one may lie: this is final."""
     return f"the disk did not confirm row {sequence} ({error})"
+
+
+def _alerts_config(workspace: Workspace) -> AlertsConfig | None:
+    """``config/alerts.yaml`` where it names a channel."""
+    from mia_fast.alerts.config import alerts_config
+
+    config = alerts_config(workspace)
+    return config if config.channels else None
+
+
+@contextlib.contextmanager
+def _threads_on(core: int | None) -> Iterator[None]:
+    """Threads started in here stay on the core: a new thread inherits where its maker may run."""
+    if core is None:
+        yield
+        return
+    before = _cores()
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _cores() -> set[int]:
