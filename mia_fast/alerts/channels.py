@@ -8,6 +8,7 @@ import os
 import re
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -58,7 +59,9 @@ class Channel:
                 then="alerts wait in the outbox",
             ) from error
         asset = apprise.AppriseAsset(app_id="mia-fast", app_desc="mia-fast", async_mode=False)
-        opened: Any = apprise.Apprise.instantiate(address, asset=asset, suppress_exceptions=True)
+        with warnings.catch_warnings():  # at first use it loads all its services, and what they import is not ours
+            warnings.simplefilter("ignore", DeprecationWarning)
+            opened: Any = apprise.Apprise.instantiate(address, asset=asset, suppress_exceptions=True)
         if opened is None:
             raise ConfigError(
                 f"the address of the channel {name!r} is not one of apprise's",
