@@ -211,7 +211,10 @@ def replay(
 
     with contextlib.ExitStack() as stack:
         mine, other = _two_cores()
-        journal = stack.enter_context(journals.Journal.open(workspace, pin_core=other))
+        # Rows are safe in the segments at once. They go on into DuckDB at the checkpoints: a writer that works beside
+        # bars at full speed takes the interpreter from them (docs/decisions/0080-alerts-and-readers.md).
+        spread = replace(journals.Settings.of(workspace), interval=60.0)
+        journal = stack.enter_context(journals.Journal.open(workspace, pin_core=other, settings=spread))
         stack.enter_context(_pinned(mine))
         run = _Run(workspace, inputs, bars, vix, model, run_id, folder, parts, journal, first, known_at)
         if saved is None:
@@ -493,7 +496,8 @@ class _Run:
         )
 
     def _checkpoint(self) -> None:
-        """First the features, then the state that says they are there."""
+        """First the features, then the state that says they are there; the journal's writer gets its turn."""
+        self.store.flush()
         if self.buffer:
             matrix = np.ascontiguousarray(np.stack(self.buffer, axis=1))
             stamps = self.bars.frame["timestamp"].slice(self.part_start, len(self.buffer))
