@@ -162,7 +162,8 @@ def test_sustained(opened: Journal, capsys: pytest.CaptureFixture[str]) -> None:
         {},
         f"{sent / spent:,.0f} rows/s stored (offered {rate:,}/s, longest lag {late * 1e3:.0f} ms); backlog each "
         f"second: median {statistics.median(backlog[:half]):,.0f} in the first half, "
-        f"{statistics.median(backlog[half:]):,.0f} in the second, at most {max(backlog):,}; callers held {opened.stats()['waits']} times",
+        f"{statistics.median(backlog[half:]):,.0f} in the second, at most {max(backlog):,}; "
+        f"callers held {opened.stats()['waits']} times",
     )
     assert opened.query("SELECT count(*) FROM decisions").item() == sent
 
