@@ -26,6 +26,7 @@ from mia_fast.journal.guard import JournalInUseError
 from mia_fast.journal.reader import Reader
 from mia_fast.journal.schema import TABLES
 from mia_fast.journal.store import Journal, Settings, is_open, of
+from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ __all__ = [
 _WORKSPACES: Final[dict[tuple[str | None, str], Workspace]] = {}
 
 
+@operation("decision_log", "log_decision")
 def log_decision(
     trade_id: str,
     decision: str,
