@@ -141,6 +141,37 @@ def test_a_reader_sees_rows_that_no_database_has_yet_and_changes_nothing(workspa
     one.close()
 
 
+def test_a_checkpoint_during_the_copy_makes_the_reader_copy_again(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Journal.open(workspace, settings=Settings(interval=3600))
+    real, copies = shutil.copyfile, []
+
+    def copying(source: Path, target: Path) -> None:
+        """Half of the file, a checkpoint of the engine, the other half: a mixture of two states."""
+        copies.append(target)
+        if len(copies) > 1:
+            real(source, target)
+            return
+        data = source.read_bytes()
+        one.append("decisions", decision("during"))
+        one.flush()
+        one._ready().checkpoint()
+        target.write_bytes(data[: len(data) // 2] + source.read_bytes()[len(data) // 2 :])
+
+    one.append("decisions", decision("before"))
+    one.flush()
+    with monkeypatch.context() as slow:
+        slow.setattr(shutil, "copyfile", copying)
+        with Reader(workspace) as reader:
+            assert reader.query("SELECT trade_id FROM decisions ORDER BY sequence")["trade_id"].to_list() == [
+                "before",
+                "during",
+            ]
+    assert len(copies) == 2
+    one.close()
+
+
 def test_a_reader_of_nothing_and_of_damage_says_so(workspace: Workspace) -> None:
     with pytest.raises(JournalError, match="no journal here"):
         Reader(workspace)
