@@ -16,6 +16,7 @@ import mia_models
 from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.catalogue import Catalogue
+from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 from mia_models.errors import ModelError
 from mia_models.session import OnnxModel, Reason, missing_features
@@ -64,6 +65,7 @@ class NeuralPipeline:
         self.auxiliary = tuple(name for name in self.model.features if name not in catalogue.names)
         _check_definitions(self.model, catalogue)
 
+    @operation("neural_pipeline", "generate_predictions")
     def generate_predictions(self, data: Any, *, missing: Literal["error", "impute"] = "error") -> pl.DataFrame:
         """Add ``predicted_vix`` to a frame of features.
 

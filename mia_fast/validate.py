@@ -90,8 +90,10 @@ def retired_names(root: Path) -> tuple[list[Finding], int]:
 
 def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
     """Read every configuration file of a workspace; returns the findings and the number of files."""
+    from mia_fast.alerts.config import AlertsConfig
     from mia_fast.bars.rolls import RollsConfig
     from mia_fast.features import catalogue
+    from mia_fast.journal.config import JournalConfig
     from mia_fast.live.policy import PolicyConfig
     from mia_fast.options.config import OptionsConfig
     from mia_fast.risk.config import RiskConfig
@@ -104,6 +106,8 @@ def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
         "risk.yaml": RiskConfig,
         "options.yaml": OptionsConfig,
         "inputs.yaml": InputsConfig,
+        "journal.yaml": JournalConfig,
+        "alerts.yaml": AlertsConfig,
         "feature_sets.yaml": catalogue.Catalogue,
         "sessions.yaml": SessionsConfig,
         "rolls.yaml": RollsConfig,

@@ -1,6 +1,7 @@
 """A process that writes the journal until it is killed. Run by test_journal_crash.py, never imported.
 
-Modes: ``load`` writes as fast as it can and notes in a file what was acknowledged; ``hold`` opens the
+Modes: ``beside`` writes and says on request how many rows were accepted;
+``load`` writes as fast as it can and notes in a file what was acknowledged; ``hold`` opens the
 journal and waits; ``full`` writes until the disk is full (a limit on file sizes), then with room again.
 """
 
@@ -53,6 +54,23 @@ def hold(workspace: Workspace) -> None:
         time.sleep(60)
 
 
+def beside(workspace: Workspace) -> None:
+    journal = Journal.open(workspace, settings=Settings(interval=0.005, segment_bytes=20_000, batch_rows=256))
+    print("open", flush=True)
+    number = 0
+
+    def answer() -> None:
+        for _ in sys.stdin:
+            print(number, flush=True)
+
+    threading.Thread(target=answer, daemon=True).start()
+    while True:
+        row = {"timestamp": START + number, "trade_id": f"T{number}", "decision": "buy", "signal_score": number / 7}
+        journal.append("decisions", row)
+        number += 1
+        time.sleep(0.0005)
+
+
 def full(workspace: Workspace) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     journal = Journal.open(workspace, settings=Settings(interval=0.01, pause=lambda _: time.sleep(0.01)))
@@ -83,5 +101,7 @@ if __name__ == "__main__":
         load(folder, Path(sys.argv[3]), sys.argv[4])
     elif mode == "hold":
         hold(folder)
+    elif mode == "beside":
+        beside(folder)
     else:
         full(folder)

@@ -39,7 +39,7 @@ def _allowed(folder: str) -> set[str]:
         "models/mia_models": {"mia_models", "mia_kernels", "pydantic", "onnxruntime"} | TRAINING_ONLY,
         "mia_fast": {
             "mia_fast", "mia_models", "mia_kernels", "polars", "pyarrow", "duckdb", "pydantic", "yaml",
-            "typer", "rich", "psutil", "tenacity", "numba",
+            "typer", "rich", "psutil", "tenacity", "numba", "apprise", "prometheus_client",
         },
     }[folder]  # fmt: skip
 
@@ -89,7 +89,16 @@ def test_training_libraries_stay_in_training() -> None:
 
 
 def test_heavy_libraries_load_at_first_use() -> None:
-    heavy = {"duckdb", "onnxruntime", "sklearn", "lightgbm", "matplotlib", *TRAINING_ONLY}
+    heavy = {
+        "duckdb",
+        "onnxruntime",
+        "sklearn",
+        "lightgbm",
+        "matplotlib",
+        "apprise",
+        "prometheus_client",
+        *TRAINING_ONLY,
+    }
     bad = [
         f"{path.relative_to(ROOT)}:{line} imports {name} at module level"
         for folder in ("kernels/mia_kernels", "models/mia_models", "mia_fast")

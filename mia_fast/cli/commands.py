@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 risk_app = typer.Typer(no_args_is_help=True, help="The latch: see it, set it, clear it.")
 app.add_typer(risk_app, name="risk")
+alerts_app = typer.Typer(no_args_is_help=True, help="Who is told: the alert channels.")
+app.add_typer(alerts_app, name="alerts")
 
 
 def _version(asked: bool) -> None:
@@ -169,7 +171,7 @@ def bars(
     symbol: Annotated[str | None, typer.Option(help="Which symbol, when the file holds several.")] = None,
     tick: Annotated[float | None, typer.Option(help="Price step of order events. Default: market_config.yaml.")] = None,
     infer_side: Annotated[bool, typer.Option(help="Fill missing aggressors: Lee-Ready, or the tick rule.")] = False,
-    picture: Annotated[Path | None, typer.Option("--plot", help="PNG or SVG of the last bars (needs matplotlib).")] = None,
+    picture: Annotated[Path | None, typer.Option("--plot", help="PNG or SVG of the last bars (extra plot).")] = None,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Turn a tick file into bars with order flow, book and spread columns.
@@ -243,8 +245,13 @@ def levels(
 
 
 @app.command()
-def export(workspace: WorkspaceOption = None) -> None:
-    """Write the CSV files of the audit trail from the journal.
+def export(
+    table: Annotated[list[str] | None, typer.Option(help="Only this table (repeat the option).")] = None,
+    parquet: Annotated[bool, typer.Option(help="Parquet instead: every column, one file per table and day.")] = False,
+    whole: Annotated[bool, typer.Option(help="Write everything again, not only days with new rows.")] = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write the CSV files of the audit trail from the journal; also while an engine runs.
 
     Example: [cyan]mia-fast export --workspace /tmp/desk[/cyan]
     """
@@ -252,8 +259,55 @@ def export(workspace: WorkspaceOption = None) -> None:
 
     place = Workspace.current(workspace)
     with show.working("exporting"):
-        paths = journal.export(place)
+        paths = journal.export(place, table, parquet=parquet, whole=whole)
     show.files(paths, place)
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="One SELECT, DESCRIBE, SHOW or EXPLAIN.")],
+    out: Annotated[Path | None, typer.Option(help="Write the result to this .csv or .parquet file.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 40,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Ask the journal in SQL, read-only; also while an engine runs.
+
+    Example: [cyan]mia-fast query "SELECT code, count(*) FROM decisions GROUP BY code"[/cyan]
+    """
+    from mia_fast import journal
+    from mia_fast.errors import DataError
+    from mia_fast.files import replacing
+
+    if out is not None and out.suffix not in (".csv", ".parquet"):
+        raise DataError(
+            "is neither .csv nor .parquet", where=str(out), hint="choose one of the two", then="nothing was run"
+        )
+    frame = journal.query(Workspace.current(workspace), sql)
+    if out is None:
+        show.rows(frame, rows)
+        return
+    with replacing(out) as temporary:
+        if out.suffix == ".csv":
+            frame.write_csv(temporary)
+        else:
+            frame.write_parquet(temporary)
+    show.say(f"{frame.height:,} rows to {out}")
+
+
+@app.command()
+def explain(
+    trade_id: Annotated[str, typer.Argument(help="As in the decision log.")],
+    run: Annotated[str | None, typer.Option(help="Only the decision of this run.")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Show why a decision was made: reason, versions, the features seen, levels, risk, what came of it.
+
+    Example: [cyan]mia-fast explain ES-20250513T140000_000000Z[/cyan]
+    """
+    from mia_fast.journal.explain import explain as find
+
+    for found in find(Workspace.current(workspace), trade_id, run):
+        show.explanation(found)
 
 
 @app.command()
@@ -348,6 +402,38 @@ def validate(
     faults, configs = checks.configuration(Workspace.current(workspace))
     show.findings(names + faults, files, configs)
     if names or faults:
+        raise typer.Exit(1)
+
+
+@alerts_app.command("status")
+def alerts_status(workspace: WorkspaceOption = None) -> None:
+    """Show the channels, without their credentials, and what waits for each."""
+    from mia_fast.alerts import alerts_config, open_channels
+    from mia_fast.alerts.outbox import peek
+
+    place = Workspace.current(workspace)
+    config = alerts_config(place)
+    show.channels(list(zip(config.channels, open_channels(config.channels), strict=True)), peek(place.data))
+
+
+@alerts_app.command("test")
+def alerts_test(workspace: WorkspaceOption = None) -> None:
+    """Send one test message through every channel, now. Ends with status 1 if one does not take it."""
+    from mia_fast.alerts import Channel, alerts_config, open_channels
+
+    names = alerts_config(Workspace.current(workspace)).channels
+    if not names:
+        show.channels([], {})
+    bad = 0
+    for channel in open_channels(names):
+        if isinstance(channel, Channel):
+            reason = channel.send("[1] ALERT_TEST", "A test of this channel by mia-fast. Nothing has happened.", 1)
+            show.say(f"{channel.name}: {'sent' if reason is None else reason}")
+            bad += reason is not None
+        else:
+            show.fault(channel)
+            bad += 1
+    if bad:
         raise typer.Exit(1)
 
 

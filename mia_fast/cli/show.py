@@ -22,8 +22,10 @@ from mia_kernels.errors import MiaError
 if TYPE_CHECKING:
     import polars as pl
 
+    from mia_fast.alerts import Channel
     from mia_fast.bars.stream import BarsReport
     from mia_fast.features.plan import Plan
+    from mia_fast.journal.explain import Explanation
     from mia_fast.live.replay import Summary
     from mia_fast.options import Levels
     from mia_fast.risk import Desk
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+_NOT_SHOWN = ("sequence", "trade_id", "run_id", "event_id", "detail", "regime_probs")
 _PRICE_LEVELS = ("gamma_wall", "call_wall", "put_wall", "zero_gamma")
 
 
@@ -345,6 +348,65 @@ def _closed(marks: pl.DataFrame) -> list[tuple[str, int, int, int]]:
     groups = marks.filter(pl.col("closed_by").is_not_null()).group_by("closed_by", maintain_order=True)
     at = pl.col("known_at")
     return groups.agg(pl.len(), at.min().alias("first"), at.max().alias("last")).rows()
+
+
+def rows(frame: pl.DataFrame, most: int) -> None:
+    """The result of a query."""
+    table = Table(show_edge=False)
+    for name, kind in frame.schema.items():
+        table.add_column(escape(name), justify="right" if kind.is_numeric() else "left", overflow="fold")
+    for row in frame.head(most).iter_rows():
+        table.add_row(*(_cell(value) for value in row))
+    out.print(table)
+    more = f", the first {most:,} shown" if frame.height > most else ""
+    out.print(f"{frame.height:,} rows{more}", style="dim")
+
+
+def explanation(found: Explanation) -> None:
+    """A decision with everything that belongs to it."""
+    decision = found.decision
+    title = f"{decision['trade_id']}: {decision['decision']}, {decision['verdict'] or 'not gated'}"
+    table = Table(title=escape(title), title_justify="left", show_header=False, box=None, padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in decision.items():
+        if name not in ("trade_id", "decision", "verdict") and value is not None:
+            table.add_row(name, _cell(value))
+    for name, row in (("levels", found.levels), ("risk", found.risk), ("trade", found.trade)):
+        if row is not None:
+            held = {key: value for key, value in row.items() if value is not None and key not in _NOT_SHOWN}
+            table.add_row(name, ", ".join(f"{key} {_cell(value)}" for key, value in held.items()))
+    for alert in found.alerts:
+        table.add_row(f"alert {alert['priority']}", escape(alert["message"]))
+    out.print(table)
+    if found.features:
+        seen = Table(title=f"Features seen: {len(found.features)}", title_justify="left", show_header=False, box=None)
+        pairs = [(escape(name), f"{value:.6g}") for name, value in found.features.items()]
+        half = -(-len(pairs) // 2)
+        for k in range(half):
+            seen.add_row(*(text for pair in pairs[k::half] for text in pair))
+        out.print(seen)
+
+
+def channels(found: Sequence[tuple[str, Channel | MiaError]], counts: Mapping[str, Mapping[str, int]]) -> None:
+    """The alert channels and what waits for them."""
+    if not found:
+        out.print("No channel is configured: alerts stay in the journal (config/alerts.yaml).")
+        return
+    table = Table(title="Alert channels", title_justify="left")
+    for name in ("channel", "service", "waiting", "sent (7 days)", "given up"):
+        table.add_column(name)
+    for name, channel in found:
+        service = f"[red]{escape(channel.what)}[/red]" if isinstance(channel, MiaError) else escape(channel.service)
+        held = counts.get(name, {})
+        table.add_row(name, service, *(f"{held.get(state, 0):,}" for state in ("waiting", "sent", "expired")))
+    out.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
+    return "null" if value is None else escape(repr(value) if isinstance(value, float) else str(value))
 
 
 def _levels_line(done: Summary) -> str:

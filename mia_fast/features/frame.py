@@ -20,6 +20,7 @@ from mia_fast.features.engine import FeatureEngine, Progress
 from mia_fast.features.plan import Plan, make_plan
 from mia_fast.files import replacing
 from mia_fast.tables import Table, read_table
+from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 from mia_kernels.validity import validity_bitmap
 
@@ -124,6 +125,7 @@ def write_latest(frame: pl.DataFrame, workspace: Workspace) -> Path:
     return path
 
 
+@operation("feature_engine", "generate_features")
 def generate_features(
     data: Any,
     *,

@@ -17,20 +17,39 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from mia_fast import clock
+from mia_fast.journal.guard import JournalInUseError
+from mia_fast.journal.reader import Reader
 from mia_fast.journal.schema import TABLES
 from mia_fast.journal.store import Journal, Settings, is_open, of
+from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 
-__all__ = ["TABLES", "Journal", "Settings", "export", "flush", "is_open", "log_decision", "of"]
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = [
+    "TABLES",
+    "Journal",
+    "JournalInUseError",
+    "Reader",
+    "Settings",
+    "export",
+    "flush",
+    "is_open",
+    "log_decision",
+    "of",
+    "query",
+]
 
 _WORKSPACES: Final[dict[tuple[str | None, str], Workspace]] = {}
 
 
+@operation("decision_log", "log_decision")
 def log_decision(
     trade_id: str,
     decision: str,
@@ -107,25 +126,70 @@ def flush(workspace: Workspace | None = None) -> list[Path]:
     return of(workspace or _current()).export()
 
 
-def export(source: Workspace | Journal, tables: Iterable[str] | None = None) -> list[Path]:
-    """Write the CSV exports of a workspace (or of an open journal); the files written.
+def export(
+    source: Workspace | Journal,
+    tables: Iterable[str] | None = None,
+    *,
+    parquet: bool = False,
+    whole: bool = False,
+) -> list[Path]:
+    """Write the exports of a workspace (or of an open journal); the files.
 
-    A workspace whose journal this process does not have open is opened for it, recovered and closed.
+    A workspace whose journal this process does not have open is opened for it, recovered and
+    closed; while an engine of another process has it open, a snapshot beside that engine is read.
+
+    Parameters
+    ----------
+    source
+        Where the rows are.
+    tables
+        Which tables; None: all that have an export.
+    parquet
+        Instead of the contract's CSV files write one Parquet file per table and UTC day, all columns.
+    whole
+        Write everything again, not only the days with new rows. The bytes are the same.
 
     Raises
     ------
     JournalError
-        Another process has it open, a table has no export, or a file cannot be written.
+        A table has no export, or a file cannot be written.
     """
     if isinstance(source, Journal):
-        return source.export(tables)
+        return source.export(tables, parquet=parquet, whole=whole)
     if is_open(source):
-        return of(source).export(tables)
-    journal = Journal.open(source)
+        return of(source).export(tables, parquet=parquet, whole=whole)
     try:
-        return journal.export(tables)
+        journal = Journal.open(source)
+    except JournalInUseError:
+        with Reader(source) as reader:
+            return reader.export(tables, parquet=parquet, whole=whole)
+    try:
+        return journal.export(tables, parquet=parquet, whole=whole)
     finally:
         journal.close(export=False)
+
+
+def query(source: Workspace, sql: str, parameters: Sequence[Any] | None = None) -> pl.DataFrame:
+    """One read-only statement over everything accepted so far, also while another process writes.
+
+    Parameters
+    ----------
+    source
+        Where the rows are.
+    sql
+        A single SELECT, DESCRIBE, SHOW or EXPLAIN over :data:`TABLES`. It sees no files and no network.
+    parameters
+        For its ``?``.
+
+    Raises
+    ------
+    JournalError
+        The SQL is wrong or does not only read, or the journal is missing or damaged.
+    """
+    if is_open(source):
+        return of(source).query(sql, parameters)
+    with Reader(source) as reader:
+        return reader.query(sql, parameters)
 
 
 def _current() -> Workspace:

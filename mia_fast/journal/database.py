@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mia_fast.errors import JournalError
 from mia_fast.journal.schema import TABLES, Table, to_json
-from mia_fast.journal.segments import Row, sync_folder
+from mia_fast.journal.segments import Row, sync, sync_folder
 
 if TYPE_CHECKING:
     import duckdb
@@ -106,20 +107,30 @@ class Database:
 
     def _create(self) -> None:
         """Under another name first: a crash in here must not leave half a database behind."""
-        fresh = self.path.with_name(self.path.name + ".new")
-        fresh.unlink(missing_ok=True)
-        fresh.with_name(fresh.name + ".wal").unlink(missing_ok=True)
+        fresh = self._fresh(self.path)
         connection = self._connect(fresh)
         try:
-            connection.execute("CREATE TABLE journal_state (drained BIGINT NOT NULL)")
-            connection.execute("INSERT INTO journal_state VALUES (0)")
-            for table in TABLES.values():
-                connection.execute(_create_sql(table))
+            self._fill_empty(connection)
             connection.execute("CHECKPOINT")
         finally:
             connection.close()
         fresh.replace(self.path)
         sync_folder(self.path.parent)
+
+    @staticmethod
+    def _fresh(path: Path) -> Path:
+        """The name a new file is made under; what an earlier crash left there is removed."""
+        fresh = path.with_name(path.name + ".new")
+        fresh.unlink(missing_ok=True)
+        fresh.with_name(fresh.name + ".wal").unlink(missing_ok=True)
+        return fresh
+
+    @staticmethod
+    def _fill_empty(connection: duckdb.DuckDBPyConnection) -> None:
+        connection.execute("CREATE TABLE journal_state (drained BIGINT NOT NULL, purged BIGINT NOT NULL DEFAULT 0)")
+        connection.execute("INSERT INTO journal_state (drained) VALUES (0)")
+        for table in TABLES.values():
+            connection.execute(_create_sql(table))
 
     def _upgrade(self) -> None:
         found: dict[str, dict[str, str]] = {}
@@ -127,6 +138,8 @@ class Database:
             "SELECT table_name, column_name, data_type FROM information_schema.columns"
         ).fetchall():
             found.setdefault(table, {})[column] = kind
+        if "purged" not in found["journal_state"]:
+            self._writer.execute("ALTER TABLE journal_state ADD COLUMN purged BIGINT DEFAULT 0")
         for name, table in TABLES.items():
             if name not in found:
                 self._writer.execute(_create_sql(table))
@@ -239,6 +252,70 @@ class Database:
     def checkpoint(self) -> None:
         """Move what the write-ahead log holds into the database file."""
         self._writer.execute("CHECKPOINT")
+
+    def purge(self, table: Table, before_ns: int) -> int:
+        """Delete the rows of a table whose timestamp lies before the instant; how many."""
+        self._writer.execute("BEGIN")
+        try:
+            ((count,),) = self._writer.execute(
+                f'DELETE FROM "{table.name}" WHERE timestamp < make_timestamp_ns(?)',  # noqa: S608 - declared names
+                [before_ns],
+            ).fetchall()
+            if count:  # what was exported before holds rows that are gone now
+                self._writer.execute("UPDATE journal_state SET purged = purged + 1")
+            self._writer.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+        return int(count)
+
+    def wasted_share(self) -> float:
+        """Which share of the file is free or held by deleted rows (DuckDB frees only whole row groups), about."""
+        ((blocks, free),) = self._writer.execute(
+            "SELECT total_blocks, free_blocks FROM pragma_database_size()"
+        ).fetchall()
+        stored = live = 0
+        for name in TABLES:
+            ((held, left),) = self._writer.execute(
+                f"SELECT (SELECT coalesce(sum(count), 0) FROM pragma_storage_info('{name}') "  # noqa: S608
+                "WHERE column_name = 'sequence' AND segment_type = 'BIGINT'), "
+                f'(SELECT count(*) FROM "{name}")'
+            ).fetchall()
+            stored, live = stored + int(held), live + int(left)
+        empty = free / max(blocks, 1)
+        dead = 1.0 - live / stored if stored else 0.0
+        return float(empty + (1.0 - empty) * max(dead, 0.0))
+
+    def compacted(self) -> Database:
+        """The same database in a new file without free blocks, which takes the old one's place; closes this one.
+
+        A crash leaves the old file or the new one under the name, whole.
+        """
+        import duckdb
+
+        self.checkpoint()
+        self.close()
+        fresh = self._fresh(self.path)
+        connection = duckdb.connect(str(fresh), config={"threads": 1})
+        try:
+            connection.execute("SET TimeZone = 'UTC'")
+            connection.execute("SET memory_limit = '1GB'")
+            old = str(self.path).replace("'", "''")
+            connection.execute(f"ATTACH '{old}' AS old (READ_ONLY)")
+            self._fill_empty(connection)
+            connection.execute(
+                "UPDATE journal_state SET drained = s.drained, purged = s.purged FROM old.journal_state s"
+            )
+            for name in TABLES:
+                connection.execute(f'INSERT INTO "{name}" BY NAME SELECT * FROM old."{name}" ORDER BY sequence')  # noqa: S608
+            connection.execute("CHECKPOINT")
+        finally:
+            connection.close()
+        handle = os.open(fresh, os.O_RDONLY)
+        sync(handle)
+        fresh.replace(self.path)
+        sync_folder(self.path.parent)
+        return Database(self.path)
 
     def verify(self) -> None:
         """Read every block of every table.

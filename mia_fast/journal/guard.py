@@ -12,6 +12,10 @@ from mia_fast import clock, files
 from mia_fast.errors import JournalError
 
 
+class JournalInUseError(JournalError):
+    """Another process has the journal open."""
+
+
 class WorkspaceLock:
     """An advisory lock on ``data/.mia.lock``; the system releases it when its holder ends, however that comes."""
 
@@ -20,7 +24,7 @@ class WorkspaceLock:
 
         Raises
         ------
-        JournalError
+        JournalInUseError
             Another journal holds it; its process id is named.
         """
         self.path = path
@@ -32,7 +36,7 @@ class WorkspaceLock:
             os.close(self._fd)
             if not isinstance(error, BlockingIOError):
                 raise
-            raise JournalError(
+            raise JournalInUseError(
                 f"the journal is in use by process {holder}",
                 where=str(path),
                 hint="stop that engine first, or point --workspace at another folder; "

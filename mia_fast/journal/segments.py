@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mia_fast.journal.schema import TABLES
+from mia_fast.journal.schema import TABLES, json_writer
 
 HEADER: Final = b"MIAs"
 ROW: Final = b"MIAr"
@@ -37,7 +37,8 @@ _HEAD: Final = struct.Struct("<4sIIQ")
 _CRC: Final = struct.Struct("<I")
 HEAD_BYTES: Final = _HEAD.size + _CRC.size
 _NAME: Final = re.compile(r"segment-(\d{8})\.journal")
-_TEXT: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_BLOBS: Final = {name: table.blobs for name, table in TABLES.items() if table.blobs}
+_TEXT: Final = json_writer(sort_keys=False, allow_nan=True)
 
 Row = tuple[int, str, list[Any]]
 """Sequence number, table, values in the order of the table's columns."""
@@ -51,11 +52,16 @@ def encode(table: str, values: Sequence[Any]) -> tuple[bytes, int]:
     UnicodeEncodeError
         A text holds half a surrogate pair, which no file can hold.
     """
-    blobs = [value for value in values if type(value) is bytes]
+    places = _BLOBS.get(table, ())
+    blobs = [blob for place in places if (blob := values[place]) is not None]
     if not blobs:
-        text = _TEXT.encode([table, *values]).encode()
+        text = _TEXT([table, *values]).encode()
         return text, len(text)
-    text = _TEXT.encode([table, *(len(v) if type(v) is bytes else v for v in values)]).encode()
+    flat = [table, *values]
+    for place in places:
+        if (blob := values[place]) is not None:
+            flat[place + 1] = len(blob)
+    text = _TEXT(flat).encode()
     return b"".join((text, *blobs)), len(text)
 
 
@@ -75,7 +81,7 @@ class Segment:
         self.size = 0
         self._named = False
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        text = _TEXT.encode({"format": FORMAT, "columns": {name: list(columns[name]) for name in columns}}).encode()
+        text = _TEXT({"format": FORMAT, "columns": {name: list(columns[name]) for name in columns}}).encode()
         try:
             self._write(frame(HEADER, first, text, len(text)))
         except OSError:

@@ -10,8 +10,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
@@ -20,14 +20,21 @@ from mia_fast import clock, telemetry
 from mia_fast.errors import JournalError
 from mia_fast.journal import export as exporting
 from mia_fast.journal import segments
+from mia_fast.journal import sql as sqls
 from mia_fast.journal.database import Database, DatabaseDamagedError, first_line, is_damage
 from mia_fast.journal.guard import Incidents, WorkspaceLock
+from mia_fast.journal.reader import run_export
 from mia_fast.journal.recovery import NAMES, Recovery, failure
+from mia_fast.journal.retention import expire
 from mia_fast.journal.schema import TABLES, Table, table_named
 from mia_fast.workspace import Workspace
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from mia_fast.alerts.config import AlertsConfig
+    from mia_fast.alerts.dispatcher import Dispatcher
+    from mia_fast.journal.metrics import Metrics
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -47,6 +54,13 @@ class Settings:
         Rows in one transaction.
     segment_bytes
         Size at which a segment is sealed. Each sealed segment costs one checkpoint.
+    retention_days
+        Days a table keeps a row; tables that are not named keep theirs for ever.
+    compact_share, compact_bytes
+        When the journal opens and more than this share of a file of at least this size is free or
+        held by deleted rows, it is written anew.
+    metrics_port
+        Port of the Prometheus endpoint on the loopback; None: none.
     pause
         Waits between retries of the writer; it returns early when the journal closes. None: the
         journal's own.
@@ -56,7 +70,34 @@ class Settings:
     queue_rows: int = 65_536
     batch_rows: int = 16_384
     segment_bytes: int = 8 << 20
+    retention_days: Mapping[str, int] = field(default_factory=dict)
+    compact_share: float = 0.5
+    compact_bytes: int = 64 << 20
+    metrics_port: int | None = None
     pause: Callable[[float], Any] | None = None
+
+    @classmethod
+    def of(cls, workspace: Workspace) -> Settings:
+        """As the workspace's ``config/journal.yaml`` says.
+
+        Raises
+        ------
+        ConfigError
+            It is present but invalid.
+        """
+        from mia_fast.journal.config import journal_config
+
+        config = journal_config(workspace)
+        return cls(
+            interval=config.interval_seconds,
+            queue_rows=config.queue_rows,
+            batch_rows=config.batch_rows,
+            segment_bytes=config.segment_mib << 20,
+            retention_days={name: days for name, days in config.retention_days.items() if days is not None},
+            compact_share=config.compaction.free_fraction,
+            compact_bytes=config.compaction.min_mib << 20,
+            metrics_port=config.metrics_port,
+        )
 
 
 class Journal:
@@ -71,6 +112,8 @@ class Journal:
         self._guard = guard
         self.messages: list[str] = []
         """What start-up found and did, in plain words."""
+        self.first = 1
+        """The first sequence number of this opening."""
         self._settings = settings
         self._now = now
         self._data = workspace.data
@@ -99,6 +142,11 @@ class Journal:
         self._database: Database | None = None
         self._next = 1
         self._drained = 0
+        self._day = 0
+        self._done: list[str] = []
+        self._listeners: list[Callable[[], None]] = []
+        self._metrics: Metrics | None = None
+        self._dispatcher: Dispatcher | None = None
 
     # ---------------------------------------------------------------- start-up, which is recovery
 
@@ -120,7 +168,7 @@ class Journal:
         pin_core
             The core for the writer thread; give one that the live loop does not use. None: any.
         settings
-            Sizes and intervals.
+            Sizes and intervals. None: what ``config/journal.yaml`` says.
         now
             The clock for what the journal itself reports (alerts, incidents, names of quarantined files).
 
@@ -129,7 +177,11 @@ class Journal:
         JournalError
             Another process holds it, the folder cannot be written, the disk is full, or the database
             belongs to another version.
+        ConfigError
+            ``config/journal.yaml`` or ``config/alerts.yaml`` is present but invalid.
         """
+        chosen = settings if settings is not None else Settings.of(workspace)
+        telling = _alerts_config(workspace)
         if pin_core is not None and pin_core not in _cores():
             raise JournalError(
                 f"core {pin_core} is not available to this process",
@@ -142,7 +194,7 @@ class Journal:
             guard = WorkspaceLock(workspace.data / ".mia.lock")
         except OSError as error:
             raise _unwritable(workspace.data, error) from error
-        journal = cls(workspace, guard, settings or Settings(), now)
+        journal = cls(workspace, guard, chosen, now)
         try:
             journal._start()
         except OSError as error:
@@ -159,6 +211,12 @@ class Journal:
         try:
             for message in journal.messages:
                 journal._note("JOURNAL_RECOVERY", 4 if journal._incidents.open else 2, message)
+            for message in journal._done:
+                journal._note(message.partition(":")[0], 1, message)
+            with _threads_on(pin_core):
+                journal._serve_metrics()
+                if telling is not None:
+                    journal._dispatch(telling)
         except BaseException:
             journal._abandon()
             raise
@@ -174,7 +232,7 @@ class Journal:
             self._database = database = recovery.run()
         finally:
             self.messages = recovery.messages
-        self._next = recovery.next
+        self._next = self.first = recovery.next
         self._repeated = recovery.repeated
         self._ordinal = recovery.ordinal + 1
         self._segment = segments.Segment(segments.path_of(self._folder, self._ordinal), self._next, NAMES)
@@ -187,6 +245,11 @@ class Journal:
             raise failure("the checkpoint", self._path, error) from error
         self._drained = database.drained
         recovery.retire()
+        try:
+            self._database = self._compacted(database)
+            self._expire()
+        except Exception as error:
+            raise failure("retention", self._path, error) from error
 
     def _abandon(self) -> None:
         """Let go of everything after a failed start."""
@@ -203,6 +266,61 @@ class Journal:
             segment.close()
         self._guard.release()
         _forget(self)
+
+    def _compacted(self, database: Database) -> Database:
+        """The database without the room that deleted rows left, where that is worth it."""
+        size = self._path.stat().st_size
+        if size < self._settings.compact_bytes or database.wasted_share() <= self._settings.compact_share:
+            return database
+        self._database = None
+        smaller = database.compacted()
+        self._done.append(
+            f"JOURNAL_COMPACTED: before_mb={size / 1e6:.1f} after_mb={self._path.stat().st_size / 1e6:.1f}"
+        )
+        return smaller
+
+    def _expire(self) -> None:
+        """Once for each UTC day: what is older than its table keeps leaves."""
+        now = self._now()
+        day = now // (86_400 * clock.NS_PER_SECOND)
+        if day > self._day and self._settings.retention_days:
+            self._done += expire(self._ready(), self._data, self._settings.retention_days, now)
+        self._day = max(self._day, day)
+
+    def _serve_metrics(self) -> None:
+        """Start the endpoint; where that fails the journal goes on, and an alert says why."""
+        if self._settings.metrics_port is None:
+            return
+        from mia_fast.journal.metrics import Metrics
+
+        try:
+            self._metrics = Metrics(self, self._settings.metrics_port)
+        except (OSError, ImportError) as error:
+            message = f"METRICS_UNAVAILABLE: port={self._settings.metrics_port} ({first_line(error)})"
+            self._note("METRICS_UNAVAILABLE", 3, message)
+
+    def _dispatch(self, config: AlertsConfig) -> None:
+        """Tell people; where the outbox cannot be opened the journal goes on, and says so."""
+        import sqlite3
+
+        from mia_fast.alerts.dispatcher import Dispatcher
+
+        try:
+            self._dispatcher = Dispatcher(self, config, self._now)
+        except (sqlite3.Error, OSError) as error:
+            message = f"ALERTS_UNAVAILABLE: nobody is told of alerts ({first_line(error)})"
+            self._note("ALERTS_UNAVAILABLE", 4, message)
+
+    def on_alert(self, listener: Callable[[], None]) -> None:
+        """From now on call ``listener``, on the writer thread, when alerts are in DuckDB or the writer has failed.
+
+        It must return at once and must not raise.
+        """
+        self._listeners.append(listener)
+
+    def _tell_listeners(self) -> None:
+        for listener in self._listeners:
+            listener()
 
     # ---------------------------------------------------------------- rows in
 
@@ -363,6 +481,7 @@ class Journal:
                     ending = self._ending.is_set()
                 self._collect()
                 self._drain()
+                self._keep_house()
                 if ending:
                     return
         except BaseException as error:  # whatever it is, nobody must believe that the journal still works
@@ -370,6 +489,15 @@ class Journal:
             if is_damage(error):
                 self._suspect()
             _LOG.exception("the journal's writer has stopped; what was accepted stays in the segments")
+
+    def _keep_house(self) -> None:
+        """Retention, when a new day has begun. It may fail as any write may, and is then tried the same way."""
+        if self._now() // (86_400 * clock.NS_PER_SECOND) <= self._day:
+            return
+        self._persist(self._expire)
+        done, self._done = self._done, []
+        for message in done:
+            self._note(message.partition(":")[0], 1, message)
 
     def _called(self) -> bool:
         return (
@@ -403,6 +531,8 @@ class Journal:
         if not measured:
             return 0
         memory, cpu = self._gauge.sample()
+        if self._metrics is not None:
+            self._metrics.add(measured, memory, cpu)
         table = TABLES["telemetry"]
         for count, (_, component, name, start, latency, success) in enumerate(measured):
             try:
@@ -457,6 +587,8 @@ class Journal:
             self._repeated += result.repeated
             for refused in result.refused:
                 _LOG.error(refused)
+            if self._listeners and (result.refused or any(row[1] == "alerts" for row in rows)):
+                self._tell_listeners()
 
     def _stumble(self, error: BaseException) -> None:
         self._writer_trouble = f"the journal's database cannot be written, trying again ({first_line(error)})"
@@ -477,6 +609,7 @@ class Journal:
             self._fault = self._fault or reason
             self._wake.notify_all()
             self._moved.notify_all()
+        self._tell_listeners()
 
     def _raise_fault(self) -> NoReturn:
         raise JournalError(
@@ -547,7 +680,7 @@ class Journal:
                 self._wake.notify()
                 self._moved.wait(1.0)
 
-    def query(self, sql: str) -> pl.DataFrame:
+    def query(self, sql: str, parameters: Sequence[Any] | None = None) -> pl.DataFrame:
         """The result of one read-only statement over everything accepted so far.
 
         Instants come as Datetime("ns", "UTC"). SQL sees this database only: no files, no network.
@@ -557,38 +690,21 @@ class Journal:
         JournalError
             The SQL is wrong, is not one reading statement, or the database is damaged.
         """
-        import duckdb
-        import polars as pl
-
-        try:
-            statements = duckdb.extract_statements(sql)
-        except duckdb.Error as error:
-            raise _bad_sql(sql, error) from error
-        if len(statements) != 1 or statements[0].type not in (
-            duckdb.StatementType.SELECT,
-            duckdb.StatementType.EXPLAIN,
-        ):
-            raise JournalError(
-                "is not one reading statement",
-                where=sql,
-                hint="use a single SELECT, DESCRIBE, SHOW or EXPLAIN; rows enter through append only",
-                then="nothing was run",
-            )
+        sqls.check(sql)
         if self._fault is None:
             self.flush()
+        return self.stored(sql, parameters)
+
+    def stored(self, sql: str, parameters: Sequence[Any] | None = None) -> pl.DataFrame:
+        """As :meth:`query`, over what is in DuckDB already: the writer is not waited for."""
+        sqls.check(sql)
         with self._cursor() as cursor:
-            cursor.execute("BEGIN TRANSACTION READ ONLY")
-            try:
-                frame = pl.from_arrow(cursor.sql(sql).to_arrow_table())
-            except duckdb.Error as error:
-                if is_damage(error):
-                    raise
-                raise _bad_sql(sql, error) from error
-        assert isinstance(frame, pl.DataFrame)  # a table, not a column
-        naive = [
-            name for name, kind in frame.schema.items() if isinstance(kind, pl.Datetime) and kind.time_zone is None
-        ]
-        return frame.with_columns(pl.col(naive).dt.replace_time_zone("UTC"))
+            return sqls.run(cursor, sql, parameters)
+
+    @property
+    def fault(self) -> str | None:
+        """Why the journal takes no rows any more, or None."""
+        return self._fault
 
     @contextlib.contextmanager
     def _cursor(self) -> Any:
@@ -621,32 +737,31 @@ class Journal:
         with contextlib.suppress(OSError):  # where the disk refuses the note too, this process still knows
             self._incidents.record("database", f"a block of {self._path.name} is damaged", self._now())
 
-    def export(self, tables: Iterable[str] | None = None) -> list[Path]:
-        """Write the CSV files of the contract; the paths written.
+    def export(self, tables: Iterable[str] | None = None, *, parquet: bool = False, whole: bool = False) -> list[Path]:
+        """Write the CSV files of the contract; the paths of all that are up to date now.
+
+        Only days with new rows are written again (see :mod:`mia_fast.journal.export`).
 
         Parameters
         ----------
         tables
             Which tables; None: all that have an export.
+        parquet
+            Instead write ``data/parquet/<table>/<day>.parquet``, all columns; the paths written.
+        whole
+            Write everything again.
 
         Raises
         ------
         JournalError
             The writer has failed, a table has no export, or a file cannot be written.
         """
-        chosen = exporting.choose(tables)
+        if tables is not None and not parquet:
+            tables = [table.name for table in exporting.choose(tables)]
         if self._fault is None:
             self.flush()
         with self._cursor() as cursor:
-            try:
-                return exporting.write(cursor, self._data, chosen)
-            except OSError as error:
-                raise JournalError(
-                    f"cannot be written ({error.strerror})",
-                    where=str(error.filename or self._data),
-                    hint="free disk space or restore the permissions, then export again",
-                    then="the old file stays",
-                ) from error
+            return run_export(cursor, self._data, tables, parquet=parquet, whole=whole)
 
     def close(self, *, export: bool = True) -> None:
         """Drain, checkpoint, export, let go of the lock. A second call does nothing.
@@ -664,6 +779,9 @@ class Journal:
             self._wake.notify_all()
         self._thread.join()
         self._thread = None
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
         problem: BaseException | None = None
         try:
             if self._fault is not None:
@@ -671,6 +789,9 @@ class Journal:
             self._finish(export=export)
         except BaseException as error:
             problem = error
+        if self._dispatcher is not None:
+            self._dispatcher.close()
+            self._dispatcher = None
         with self._lock:
             self._fault = self._fault or "the journal is closed"
             self._segment.close()
@@ -783,6 +904,28 @@ def _unconfirmed(sequence: int, error: OSError) -> str:
     return f"the disk did not confirm row {sequence} ({error})"
 
 
+def _alerts_config(workspace: Workspace) -> AlertsConfig | None:
+    """``config/alerts.yaml`` where it names a channel."""
+    from mia_fast.alerts.config import alerts_config
+
+    config = alerts_config(workspace)
+    return config if config.channels else None
+
+
+@contextlib.contextmanager
+def _threads_on(core: int | None) -> Iterator[None]:
+    """Threads started in here stay on the core: a new thread inherits where its maker may run."""
+    if core is None:
+        yield
+        return
+    before = _cores()
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def _cores() -> set[int]:
     return os.sched_getaffinity(0)
 
@@ -793,13 +936,4 @@ def _unwritable(where: Path, error: OSError) -> JournalError:
         where=str(error.filename or where),
         hint="make the workspace's data folder writable, or free disk space",
         then="nothing was opened",
-    )
-
-
-def _bad_sql(sql: str, error: BaseException) -> JournalError:
-    return JournalError(
-        first_line(error),
-        where=sql,
-        hint=f"the tables are {', '.join(TABLES)}; DESCRIBE TABLE shows the columns of one",
-        then="nothing was changed",
     )

@@ -21,6 +21,7 @@ from mia_fast.clock import file_stamp
 from mia_fast.features.cross import VIX_COLUMNS, VixHistory
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.plan import Plan
+from mia_fast.journal.schema import feature_list_digest
 from mia_fast.live.broker import Position
 from mia_fast.live.policy import FEATURES, Policy
 from mia_fast.options.levels import FutureLevels, Levels, LevelsEngine, on_future
@@ -145,6 +146,7 @@ class Engine:
         self._inputs = _input_order(plan.inputs, vix)
         self._closes: deque[tuple[int, float]] = deque(maxlen=120)
         self._row_hash = hashlib.sha256
+        self._feature_list = feature_list_digest(plan.features)
 
     def on_bar(self, bar: Bar, account: Account, position: Position | None) -> Decision:
         """Take one closed bar; decide, ask the gate, journal, return.
@@ -237,6 +239,11 @@ class Engine:
         self.levels = on_future(levels, price, underlying)
         return levels
 
+    def journal_features(self, now_ns: int) -> None:
+        """Write down, once per run, which features the contexts of its decisions hold."""
+        row = {"timestamp": now_ns, "digest": self._feature_list, "names": list(self.plan.features)}
+        self.journal.append("feature_lists", {**row, "run_id": self._run_id})
+
     def recent_closes(self) -> list[tuple[int, float]]:
         """The last closes (ns UTC, price), for a checkpoint."""
         return list(self._closes)
@@ -325,6 +332,7 @@ class Engine:
                 "model_sha256": self._model_sha,
                 "config_digest": self._config_digest,
                 "context": seen or None,
+                "feature_list": self._feature_list,
             },
         )
         return decision

@@ -246,7 +246,10 @@ def replay(
 
     with contextlib.ExitStack() as stack:
         mine, other = _two_cores()
-        journal = stack.enter_context(journals.Journal.open(workspace, pin_core=other))
+        # Rows are safe in the segments at once. They go on into DuckDB at the checkpoints: a writer that works beside
+        # bars at full speed takes the interpreter from them (docs/decisions/0080-alerts-and-readers.md).
+        spread = replace(journals.Settings.of(workspace), interval=60.0)
+        journal = stack.enter_context(journals.Journal.open(workspace, pin_core=other, settings=spread))
         stack.enter_context(_pinned(mine))
         run = _Run(workspace, inputs, bars, vix, model, run_id, folder, parts, journal, first, known_at)
         if saved is None:
@@ -308,6 +311,7 @@ class _Run:
         self._forget_marks(self.first)
         self.engine.desk.controller.new_account(self.broker.cash, int(self.known_at[self.first]))
         self.engine.desk.controller.arm()
+        self.engine.journal_features(int(self.known_at[self.first]))
         self._warm()
         if not self.chains:
             at = int(self.known_at[self.first])
@@ -554,7 +558,8 @@ class _Run:
         )
 
     def _checkpoint(self) -> None:
-        """First the features, then the state that says they are there."""
+        """First the features, then the state that says they are there; the journal's writer gets its turn."""
+        self.store.flush()
         if self.buffer:
             matrix = np.ascontiguousarray(np.stack(self.buffer, axis=1))
             stamps = self.bars.frame["timestamp"].slice(self.part_start, len(self.buffer))
@@ -631,7 +636,7 @@ class _RunJournal:
         """Add the run's name, and an event's name where the row has none."""
         if row.get("run_id") != self._run_id:
             row = {**row, "run_id": self._run_id}
-        if table not in ("decisions", "trades") and row.get("event_id") is None:
+        if table not in ("decisions", "trades", "feature_lists") and row.get("event_id") is None:
             row = {**row, "event_id": f"{row.get('code') or table}-{row['timestamp']}"}
         return self._journal.append(table, row)
 

@@ -18,6 +18,7 @@ from mia_fast.options.chain import Chain
 from mia_fast.options.config import OptionsConfig
 from mia_fast.options.levels import Levels, LevelsEngine, no_chain
 from mia_fast.options.readers import read_chain
+from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 
 SNAPSHOT_KEYS = ("timestamp", "gamma_wall", "iv_atm", "dealer_position_bias")
@@ -88,6 +89,7 @@ def write_snapshot(levels: Levels, workspace: Workspace) -> Path:
     return path
 
 
+@operation("spotgamma_recalculator", "recalculate_levels")
 def recalculate_levels(
     data: Any, *, workspace: Workspace | str | os.PathLike[str] | None = None, now_ns: int | None = None
 ) -> Levels:

@@ -633,7 +633,8 @@ class RiskController:
             self._stop_day(True, loss)
             self._save()
             message = f"{self.day_denial}: entries blocked until the next trade date, exits continue"
-            event = f"daily-{self._record.identity}-{self._record.account}-{int(self._day_state[DAY])}"
+            # With the instant: two processes may each find the same day's breach, at marks of their own.
+            event = f"daily-{self._record.identity}-{self._record.account}-{now_ns}"
             with contextlib.suppress(MiaError):  # the block holds; the journal's own health tells of its fault
                 self._tell(4, Code.DAILY_LOSS.name, message, event, at_ns=now_ns)
 

@@ -21,6 +21,7 @@ from mia_fast.risk.controller import Journal, RiskController
 from mia_fast.risk.gate import Gate
 from mia_fast.risk.instance import Instance
 from mia_fast.risk.windows import Sessions, TradeWindowFilter, WeeklySessions
+from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 
 
@@ -208,6 +209,7 @@ def detach(workspace: Workspace) -> None:
         _DESKS.pop(os.fspath(workspace.root), None)
 
 
+@operation("risk", "stop_trading")
 def stop_trading(drawdown: float, *, workspace: Workspace | None = None) -> bool:
     """True when trading is latched, ``drawdown`` exceeds the limit, or it is not finite.
 
@@ -231,6 +233,7 @@ def stop_trading(drawdown: float, *, workspace: Workspace | None = None) -> bool
     return controller.stop_trading(drawdown)
 
 
+@operation("trade_window_filter", "block_trade")
 def block_trade(event_active: bool, *, workspace: Workspace | None = None, now_ns: int | None = None) -> bool:
     """True when entries are forbidden by macro events.
 
