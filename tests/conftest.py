@@ -25,3 +25,11 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setenv("MIA_WORKSPACE", str(tmp_path))
     return Workspace.current()
+
+
+@pytest.fixture(autouse=True)
+def _own_telemetry():
+    """The ring of measurements is the process's: what other tests left in it must not be exported by this one."""
+    from mia_fast.telemetry import RECORDER
+
+    RECORDER.drain()
