@@ -218,3 +218,32 @@ def test_validate_reads_names_of_files_too(tmp_path: Path) -> None:
     text = _cli("validate", tmp_path, workspace=tmp_path, code=1)
     assert "in a file's name" in text
     assert text.count("retired name") == 2
+
+
+def test_a_lost_store_blocks_until_a_person_has_looked(tmp_path: Path) -> None:
+    _process("export", workspace=tmp_path)
+    (tmp_path / "data" / "macro_events.csv").write_text(
+        "start_time,type,impact,cluster_id\n2099-01-01T00:00:00Z,FOMC,0.9,1\n"
+    )
+    code = "import mia_fast; print(mia_fast.block_trade(False))"
+    places = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "models"))
+    env = {**os.environ, "PYTHONPATH": places, "MIA_WORKSPACE": str(tmp_path)}
+
+    def blocked() -> str:
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert blocked() == "False"
+    (tmp_path / "data" / "mia.duckdb").write_bytes(b"garbage" * 1000)
+    assert blocked() == "True"
+    done = _process("acknowledge", "--reason", "test: looked at the quarantine", workspace=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Is: ok" in done.stdout
+    assert blocked() == "False"
+
+
+def test_asking_about_a_mistyped_workspace_does_not_create_it(tmp_path: Path) -> None:
+    done = _process("risk", "status", workspace=tmp_path / "nowhere")
+    assert done.returncode == 2
+    assert "no such folder" in done.stderr
+    assert not (tmp_path / "nowhere").exists()

@@ -887,3 +887,39 @@ def test_the_recurrence_agrees_with_the_sum(rows, size, step):
     np.testing.assert_allclose(out[0], terms.sum(axis=1), atol=bound, rtol=0)
     tilted = (terms * (1 + skew * (d - width))).sum(axis=1)
     np.testing.assert_allclose(out[1], tilted, atol=8 * bound, rtol=0)
+
+
+def test_the_convenience_call_leaves_a_row_in_the_journal(workspace):
+    from mia_fast import journal
+    from mia_fast.options import recalculate_levels
+
+    recalculate_levels(pl.DataFrame({"call_iv_atm": [0.25], "option_skew": [0.05]}), workspace=workspace, now_ns=10**18)
+    rows = journal.of(workspace).query("SELECT * FROM levels")
+    assert rows["status"].to_list() == ["NO_CHAIN"]
+    assert rows["iv_atm"].to_list() == [0.25]
+    journal.of(workspace).close()
+
+
+def test_a_volatility_that_is_none_is_not_echoed(workspace):
+    from mia_fast import journal
+    from mia_fast.options import recalculate_levels
+
+    found = recalculate_levels(pl.DataFrame({"call_iv_atm": [-1.0]}), workspace=workspace, now_ns=10**18)
+    assert found.iv_atm is None
+    assert "IV_INVALID" in found.reasons[0]
+    journal.of(workspace).close()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("factor", [0.5, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 2.0])
+def test_a_wrong_underlying_is_never_ok(real_data, factor):
+    from mia_fast.options import LevelsEngine, options_config
+    from mia_fast.workspace import Workspace, shipped
+
+    chain = pl.read_parquet(real_data / "options" / "spx_20230914.parquet")
+    wrong = chain.with_columns(pl.col("underlying_price") * factor)
+    engine = LevelsEngine(options_config(Workspace(shipped())))
+    assert engine.update(chain).status == "OK"
+    found = engine.update(wrong)
+    assert found.status == "DEGRADED"
+    assert any(reason.startswith("UNDERLYING") for reason in found.reasons)

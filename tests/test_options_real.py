@@ -29,7 +29,10 @@ def test_levels_of_a_real_chain(real_data, name):
 def test_the_degraded_chain_yields_no_flip(real_data):
     levels = LevelsEngine(CONFIG).update(pl.read_parquet(real_data / "options" / "spx_20221212.parquet"))
     assert levels.status == "DEGRADED"
-    assert levels.reasons == ("COVERAGE_LOW: coverage=0.0359 threshold=0.6",)
+    assert levels.reasons == (
+        "COVERAGE_LOW: coverage=0.0359 threshold=0.6",
+        "UNDERLYING_UNCONFIRMED: parity=0 of=21",
+    )
     assert levels.zero_gamma is None
     assert levels.zero_gamma_status == "DEGRADED"
     assert levels.gamma_wall is levels.dealer_position_bias is levels.net_gamma is None

@@ -437,14 +437,33 @@ def alerts_test(workspace: WorkspaceOption = None) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def acknowledge(
+    reason: Annotated[str, typer.Option(help="Who looked and what was found; it is journalled.")],
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Close the journal's incidents after a loss was looked at, so that entries may pass again.
+
+    A damaged or missing store keeps the gate closed until a person has seen what was lost; what was put aside lies
+    in data/quarantine.
+
+    Example: [cyan]mia-fast acknowledge --reason "A. Smith: disk replaced, last export compared"[/cyan]
+    """
+    from mia_fast import journal
+
+    store = journal.of(_existing(workspace))
+    before = store.health()
+    store.acknowledge(reason)
+    show.say(f"Was: {before}\nIs: {store.health()}")
+
+
 @risk_app.command("status")
 def risk_status(workspace: WorkspaceOption = None) -> None:
     """Show the desk's risk state: latch, drawdown, limit, calendar."""
     from mia_fast import clock
     from mia_fast.risk import desk
 
-    place = Workspace.current(workspace)
-    here = desk(place)
+    here = desk(_existing(workspace))
     show.risk(here, clock.now_ns())
 
 
@@ -477,6 +496,18 @@ def risk_reset(
     from mia_fast.risk import desk
 
     show.say(str(desk(Workspace.current(workspace)).controller.reset(reason)))
+
+
+def _existing(workspace: Path | None) -> Workspace:
+    """A workspace that is there: asking about one must not create it."""
+    from mia_fast.errors import WorkspaceError
+
+    place = Workspace.current(workspace)
+    if not place.root.is_dir():
+        raise WorkspaceError(
+            "there is no such folder", where=str(place.root), hint="check the path", then="nothing was changed"
+        )
+    return place
 
 
 def _replay(

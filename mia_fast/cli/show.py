@@ -442,5 +442,7 @@ def _value(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, float):
+        if not math.isfinite(value):
+            return "unknown"
         return f"{value:,.2f}" if abs(value) >= 10 else f"{value:.4f}"
     return escape(str(value))

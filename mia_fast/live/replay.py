@@ -39,7 +39,7 @@ from mia_fast.live.engine import BAR_COLUMNS, MINUTE, STAGES, Bar, Engine
 from mia_fast.live.policy import Policy
 from mia_fast.options.config import options_config
 from mia_fast.options.levels import FutureLevels, Levels, LevelsEngine, no_chain
-from mia_fast.options.snapshot import SNAPSHOT_KEYS
+from mia_fast.options.snapshot import SNAPSHOT_KEYS, journal_row
 from mia_fast.options.snapshot import save as save_levels
 from mia_fast.predict import NeuralPipeline
 from mia_fast.risk import Desk
@@ -513,29 +513,8 @@ class _Run:
         else:
             levels = save_levels(levels, self.workspace)
         self.last_levels = levels
-        record = levels.record()
-        assert levels.path is not None
-        self.journal.append(
-            "levels",
-            {
-                "timestamp": at,
-                "status": levels.status,
-                **{
-                    name: record[name]
-                    for name in (
-                        "gamma_wall",
-                        "call_wall",
-                        "put_wall",
-                        "zero_gamma",
-                        "iv_atm",
-                        "dealer_position_bias",
-                    )
-                },
-                "path": levels.path.relative_to(self.workspace.root).as_posix(),
-                "detail": {name: value for name, value in record.items() if name != "path"},
-                "event_id": f"levels-{at}",
-            },
-        )
+        row = journal_row(levels, self.workspace)
+        self.journal.append("levels", {**row, "timestamp": at, "event_id": f"levels-{at}"})
 
     def _journal_trade(self, trade: Trade, now: int) -> None:
         self.engine.desk.controller.on_trade(now)

@@ -87,6 +87,7 @@ _DAYS = 365.0
 _NEAR_WIDTHS = 4.0
 _KEPT = 0.01
 _TAIL = 1e-9  # of the largest exposure: where all densities have died away a change of sign means nothing
+_ENOUGH_EXPIRIES = 3
 _NEAR_DAYS = 30.0  # expiries whose forwards tell where the underlying trades
 
 
@@ -999,6 +1000,11 @@ class LevelsEngine:
         gap = self._underlying_gap(surface)
         if gap is not None and abs(gap) > limits.max_underlying_gap:
             found.append(f"UNDERLYING_GAP: gap={gap:+.4f} limit={limits.max_underlying_gap:g}")
+        quoted = (chain.european == 1) & (chain.years < _NEAR_DAYS / 365.0) & live
+        confirmed = quoted & (surface.source == black.FROM_PARITY)
+        if quoted.sum() >= _ENOUGH_EXPIRIES and 2 * confirmed.sum() < quoted.sum():
+            # Parity fails on many expiries at once when the printed underlying is far off: no gap can then be measured.
+            found.append(f"UNDERLYING_UNCONFIRMED: parity={int(confirmed.sum())} of={int(quoted.sum())}")
         return tuple(found)
 
     def _underlying_gap(self, surface: Surface) -> float | None:

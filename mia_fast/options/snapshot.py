@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from mia_fast import clock
+from mia_fast import clock, journal
 from mia_fast.config import load
 from mia_fast.errors import DataError, WorkspaceError
 from mia_fast.files import write_json
@@ -107,7 +107,7 @@ def recalculate_levels(
         Where the file goes and the configuration comes from; default the current workspace.
     now_ns
         As of when (UTC nanoseconds): later quotes are ignored and the chain's age is checked. None:
-        the whole table counts, and the snapshot is stamped with the wall clock.
+        the whole table counts, and the snapshot is stamped with the instant at which the chain was known.
 
     Returns
     -------
@@ -117,24 +117,46 @@ def recalculate_levels(
     Raises
     ------
     DataError, ConfigError, WorkspaceError
+    JournalError
+        The snapshot stands, but its record cannot be journalled.
     """
     place = workspace if isinstance(workspace, Workspace) else Workspace.current(workspace)
     engine = _engine(place.config("options.yaml"))
-    stamp = clock.now_ns() if now_ns is None else now_ns
+    stamp = clock.now_ns() if now_ns is None else now_ns  # where there is no chain to tell the time
     table = data if data is None or isinstance(data, Chain) else _table(data, place)
     if table is None:
         levels = no_chain(stamp, "CHAIN_MISSING: data=None")
     elif isinstance(table, pl.DataFrame) and "call_iv_atm" in table.columns and "strike" not in table.columns:
+        given = _last(table, "call_iv_atm")
+        usable = given is None or given > 0.0
         levels = no_chain(
             stamp,
-            "CHAIN_MISSING: columns=call_iv_atm",
-            iv_atm=_last(table, "call_iv_atm"),
+            "CHAIN_MISSING: columns=call_iv_atm" if usable else f"IV_INVALID: call_iv_atm={given}",
+            iv_atm=given if usable else None,
             option_skew=_last(table, "option_skew"),
         )
     else:
         with _BUSY:
-            levels = dataclasses.replace(engine.update(table, now_ns), timestamp_ns=stamp)
-    return save(levels, place)
+            levels = engine.update(table, now_ns)
+        if now_ns is not None or levels.timestamp_ns is None:
+            levels = dataclasses.replace(levels, timestamp_ns=stamp)
+    saved = save(levels, place)
+    journal.of(place).append("levels", journal_row(saved, place))
+    return saved
+
+
+def journal_row(levels: Levels, workspace: Workspace) -> dict[str, Any]:
+    """The row of the journal's table ``levels`` for a saved snapshot: the full record goes into ``detail``."""
+    record = levels.record()
+    assert levels.path is not None
+    assert levels.timestamp_ns is not None
+    named = ("status", "gamma_wall", "call_wall", "put_wall", "zero_gamma", "iv_atm", "dealer_position_bias")
+    return {
+        "timestamp": levels.timestamp_ns,
+        **{name: record[name] for name in named},
+        "path": levels.path.relative_to(workspace.root).as_posix(),
+        "detail": {name: value for name, value in record.items() if name != "path"},
+    }
 
 
 _BUSY = threading.Lock()  # an engine's buffers serve one caller at a time

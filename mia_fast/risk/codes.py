@@ -301,7 +301,7 @@ class Code(Enum):
     )
     JOURNAL_UNHEALTHY = (
         "The audit trail cannot take rows.",
-        "See the reason named: disk, lock or a dead writer.",
+        "See the reason named: disk, lock or a dead writer; after a loss that was looked at: `mia-fast acknowledge`.",
     )
 
     def __init__(self, meaning: str, hint: str) -> None:

@@ -256,6 +256,8 @@ def block_trade(event_active: bool, *, workspace: Workspace | None = None, now_n
     now = here.clock() if now_ns is None else now_ns
     here.reload()
     found = here.blocked(event_active, now)
+    if found is None and (health := here.journal.health()) != "ok":  # a store that is gone, locked or damaged
+        found = denial(Code.JOURNAL_UNHEALTHY, why=health)
     with contextlib.suppress(MiaError):  # a block that cannot be journalled is still a block
         here.tell(found, now)
     return found is not None
