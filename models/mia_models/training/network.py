@@ -79,7 +79,7 @@ def fit_predict(train: Samples, test: Samples, prior: Floats, seed: int) -> Floa
                     residual = (network(x[batch]) * moves[batch]).sum(dim=1)
                     loss = torch.nn.functional.smooth_l1_loss(residual, y[batch], beta=0.1)
                     optimiser.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
                     optimiser.step()
                 network.eval()
                 with torch.no_grad():
