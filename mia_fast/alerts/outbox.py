@@ -94,8 +94,12 @@ class Outbox:
         self._config = config
         self._lock = threading.Lock()
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.executescript(_SCHEMA)
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.executescript(_SCHEMA)
+        except BaseException:
+            self._db.close()  # of a damaged file nothing is held on to
+            raise
         self._tokens: dict[str, tuple[float, int]] = {}
 
     @property
