@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 import mia_fast
 from mia_fast import journal as journals
 from mia_fast.errors import ConfigError, DataError, StateError
+from mia_fast.live.engine import Bar, Engine
 from mia_fast.live.replay import Inputs, Summary, read_inputs, replay
 from mia_fast.sessions import session_open
 from mia_fast.workspace import Workspace, shipped
@@ -381,3 +383,47 @@ def test_a_chain_older_than_the_run_is_stale(tmp_path: Path) -> None:
     assert done.levels is not None
     assert done.levels.status == "DEGRADED"
     assert any(reason.startswith("CHAIN_STALE") for reason in done.levels.reasons)
+
+
+def test_bad_live_bars_are_held_named_and_change_nothing(
+    whole: tuple[Workspace, Summary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between good bars the feed sends rubbish; what follows is what an undisturbed run has."""
+    bad = ({"high": float("nan")}, {"low": -1.0}, {"volume": -5.0}, {"high": 1.0}, {"close": float("inf")}, {})
+    original, seen = Engine.on_bar, []
+
+    def disturbed(self: Engine, bar: Bar, account: Any, position: Any) -> Any:
+        if len(seen) < 300 and self.features.rows > WARMUP:
+            wrong = bar._replace(known_at=bar.known_at - 30_000_000_000, **bad[len(seen) % len(bad)])
+            decision = original(self, wrong, account, position)
+            seen.append(decision)
+            assert decision.action == "hold"
+            assert decision.order is None
+            assert decision.code.startswith("BAR_"), decision
+        return original(self, bar, account, position)
+
+    monkeypatch.setattr(Engine, "on_bar", disturbed)
+    place = Workspace(tmp_path)
+    done = _run(place, _inputs(place), checkpoint_bars=3000)
+    assert len({decision.code for decision in seen}) >= 5
+    assert done.equity == whole[1].equity
+    assert done.tally == whole[1].tally
+    assert _features(place, done.run_id).equals(_features(whole[0], whole[1].run_id))
+    log = pl.read_csv(place.data / "logs" / "trading" / "decision_log.csv")
+    assert log.height == BARS + len(seen), "every refused bar is in the audit trail"
+
+
+def test_a_bad_bar_does_not_hide_a_breach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, latched = Engine.on_bar, []
+
+    def ruined(self: Engine, bar: Bar, account: Any, position: Any) -> Any:
+        if self.features.rows == WARMUP + 10:
+            half = replace(account, equity=account.equity / 2)
+            original(self, bar._replace(known_at=bar.known_at - 30_000_000_000, high=float("nan")), half, position)
+            latched.append(self.desk.controller.latch is not None)
+        return original(self, bar, account, position)
+
+    monkeypatch.setattr(Engine, "on_bar", ruined)
+    place = Workspace(tmp_path)
+    _run(place, _inputs(place), end=START + 3_600_000_000_000)
+    assert latched == [True]

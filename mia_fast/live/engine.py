@@ -154,7 +154,8 @@ class Engine:
         Parameters
         ----------
         bar
-            Its values are checked; a bad bar changes no state and gives a hold that says why.
+            Its values are checked; a bad bar leaves features and forecast as they were and gives a hold that
+            says why. The account is marked all the same.
         account
             As the venue reports it at the bar's close.
         position
@@ -170,6 +171,8 @@ class Engine:
         )
         if fault is not None:
             self.latency_ns = [0] * len(STAGES)
+            if now > last:  # the account is no worse for the bar: its drawdown must not go unseen
+                self.desk.controller.update_equity(account.equity, now)
             return self._journalled(
                 Decision(trade_id, now, "hold", True, fault.partition(":")[0], fault, 0.0, None, None), bar, None
             )
