@@ -260,6 +260,20 @@ def deviation(parts: Floats, ddof: int) -> Floats:
     return (parts - parts[..., :1]).std(axis=-1, ddof=ddof)
 
 
+def correlation(x: Floats, y: Floats, period: int) -> Floats:
+    """Pearson's correlation of each full window, from deviations by exact sums; missing where either is constant."""
+    out = np.full(len(x), NAN)
+    for i in range(period - 1, len(x)):
+        a, b = x[i - period + 1 : i + 1].tolist(), y[i - period + 1 : i + 1].tolist()
+        if any(math.isnan(v) for v in (*a, *b)) or len(set(a)) == 1 or len(set(b)) == 1:
+            continue
+        mean_a, mean_b = math.fsum(a) / period, math.fsum(b) / period
+        squares_a, squares_b = math.fsum((v - mean_a) ** 2 for v in a), math.fsum((v - mean_b) ** 2 for v in b)
+        product = math.fsum((v - mean_a) * (w - mean_b) for v, w in zip(a, b, strict=True))
+        out[i] = product / math.sqrt(squares_a) / math.sqrt(squares_b)
+    return out
+
+
 def stochastic(high: Floats, low: Floats, close: Floats, period: int) -> dict[str, Floats]:
     """Lane's slow stochastic; a window without range is 0. %K is given where %D is, as TA-Lib does."""
     top, bottom = windowed(high, period, largest), windowed(low, period, smallest)

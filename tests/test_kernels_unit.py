@@ -239,6 +239,74 @@ def test_missing_rows_leave_with_their_windows(kernel: str) -> None:
         np.testing.assert_allclose(got[f"p{n}"], want, rtol=1e-13)
 
 
+# --- correlation --------------------------------------------------------------------------------------
+
+LENGTHS = tuple(n for n in PERIODS if n >= 3)
+
+
+def correlations(x: Floats, y: Floats, cuts: tuple[int, ...] = ()) -> dict[int, Floats]:
+    rows = [
+        {"name": f"p{n}", "kernel": "correlation", "inputs": ["close", "volume"], "params": {"period": n}}
+        for n in LENGTHS
+    ]
+    got = compute(rows, close=x, volume=y, cuts=cuts)
+    return {n: got[f"p{n}"] for n in LENGTHS}
+
+
+def test_correlation_agrees_with_talib_in_any_cut() -> None:
+    c = walk()
+    got = correlations(c["close"], c["volume"])
+    again = correlations(c["close"], c["volume"], (1, 2, 127, 128, 129, 700, 1213))
+    for n in LENGTHS:
+        want = talib.CORREL(c["close"], c["volume"], n)
+        # TA-Lib says 0 where the closes are all equal: what does not vary has no correlation here.
+        flat = naive.windowed(c["close"], n, lambda part: np.ptp(part, axis=-1)) == 0.0
+        np.testing.assert_array_equal(np.isnan(got[n]), np.isnan(want) | flat, err_msg=str(n))
+        # TA-Lib subtracts squares of prices: its own error is eps * (level / deviation)**2.
+        np.testing.assert_allclose(got[n], np.where(np.isnan(got[n]), N, want), rtol=0, atol=1e-8, err_msg=str(n))
+        same_bits(got[n], again[n])
+
+
+def test_correlation_agrees_with_talib_where_that_is_stable() -> None:
+    rng = np.random.default_rng(11)
+    x = rng.normal(0.0, 1.0, 3000)
+    y = 0.6 * x + 0.8 * rng.normal(0.0, 1.0, 3000)
+    for n, values in correlations(x, y).items():
+        want = talib.CORREL(x, y, n)
+        np.testing.assert_array_equal(np.isnan(values), np.isnan(want), err_msg=str(n))
+        tolerance = 1e-11 if n >= 7 else 1e-8  # a short window may hold three nearly equal values
+        np.testing.assert_allclose(values, want, rtol=0, atol=tolerance, err_msg=str(n))
+
+
+def test_correlation_against_exact_sums_and_with_missing_rows() -> None:
+    rng = np.random.default_rng(12)
+    x = 5000 + 0.25 * np.cumsum(rng.integers(-4, 5, 700)).astype(float)
+    y = 1e4 + rng.normal(0.0, 2.0, 700) + 0.1 * x
+    x[[200, 201, 420]], y[[300, 420, 421]] = math.nan, math.nan
+    x[500:560] = x[500]
+    got = correlations(x, y, (130, 201, 300))
+    for n in LENGTHS:
+        want = naive.correlation(x, y, n)
+        np.testing.assert_array_equal(np.isnan(got[n]), np.isnan(want), err_msg=str(n))
+        np.testing.assert_allclose(got[n], want, rtol=0, atol=1e-10, err_msg=str(n))
+        assert np.nanmax(np.abs(got[n])) <= 1.0
+
+
+@pytest.mark.parametrize("level", [0.1, 1 / 3, 5000.25, 1e-200, 1e14, 0.0])
+def test_what_does_not_vary_has_no_correlation(level: float) -> None:
+    y = np.random.default_rng(13).normal(0.0, 1.0, 300)
+    for values in (correlations(np.full(300, level), y), correlations(y, np.full(300, level))):
+        for n in LENGTHS:
+            assert np.isnan(values[n]).all(), n
+
+
+def test_a_line_correlates_fully_with_itself() -> None:
+    x = np.arange(400.0)
+    for n, values in correlations(x, 7.0 - 3.0 * x).items():
+        np.testing.assert_allclose(values[n - 1 :], -1.0, rtol=0, atol=1e-15)
+        assert np.isnan(values[: n - 1]).all()
+
+
 # --- recurrences --------------------------------------------------------------------------------------
 
 

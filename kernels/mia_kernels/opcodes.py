@@ -64,6 +64,8 @@ VWAP = 17
 PROFILE = 18
 SESSION_VARIANCE = 19
 RETURN_SINCE = 20
+COMOMENT_TABLE = 40
+CORRELATION = 41
 
 # --- what a moment window gives -------------------------------------------------------------------
 MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION, SUM = range(4)

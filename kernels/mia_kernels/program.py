@@ -24,12 +24,14 @@ from mia_kernels.memory import floats_at, integers_at, matrix_at, table_at
 from mia_kernels.recurrences import adx8, average8, macd8, rsi8
 from mia_kernels.session import profile, return_since, session_variance, vwap
 from mia_kernels.windows import (
+    comoment_table,
     finish_moments,
     maximum_table,
     minimum_table,
     moment_table,
     stochastic,
     time_deviation,
+    window_correlation,
     window_maximum,
     window_minimum,
     window_moments,
@@ -189,6 +191,24 @@ def _step(
                     work[2, :n],
                 )
                 _emit(work[2, :n], integers[targets + lane], columns, p, out, q)
+        elif code == op.COMOMENT_TABLE:
+            comoment_table(columns, a, b, line[SOURCE_C], line[SOURCE_D], integers[i0], count, p, n)
+        elif code == op.CORRELATION:
+            for lane in range(count):
+                window_correlation(
+                    columns,
+                    a,
+                    b,
+                    line[SOURCE_C],
+                    line[SOURCE_D],
+                    integers[i0],
+                    integers[i0 + 1 + lane],
+                    p,
+                    n,
+                    work[1:6],
+                    work[0, :n],
+                )
+                _emit(work[0, :n], integers[targets + lane], columns, p, out, q)
         elif code == op.VWAP:
             vwap(columns, a, b, line[SOURCE_C], line[SOURCE_D], floats[f0], p, n, state, at, work[0, :n])
             _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)

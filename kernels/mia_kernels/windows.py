@@ -23,6 +23,9 @@ from mia_kernels.opcodes import MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+LEVEL_ROUNDING = 2.0**-98
+"""A window varies when its deviation is above 2**-49 of its mean: equal values may come out a rounding apart."""
+
 
 @kernel
 def moment_table(columns: Floats, source: int, first: int, levels: int, p: int, n: int) -> None:
@@ -106,6 +109,100 @@ def finish_moments(kind: int, window: int, total: Floats, square: Floats, out: F
     else:
         for i in range(n):
             out[i] = total[i]
+
+
+@kernel
+def comoment_table(
+    columns: Floats, x: int, y: int, x_table: int, y_table: int, first: int, levels: int, p: int, n: int
+) -> None:
+    """Fill the table of summed products of deviations of ``x`` and ``y`` (columns) for rows p .. p+n.
+
+    One column a level, beside the moment tables of both, from which it takes the sums.
+    """
+    xa, xb = columns[x, p : p + n], columns[x, p - 1 : p - 1 + n]
+    ya, yb = columns[y, p : p + n], columns[y, p - 1 : p - 1 + n]
+    product = columns[first, p : p + n]
+    for i in range(n):
+        product[i] = 0.5 * (xa[i] - xb[i]) * (ya[i] - yb[i])
+    width = 2
+    for level in range(1, levels):
+        at, below = first + level, 2 * (level - 1)
+        xa, xb = columns[x_table + below, p : p + n], columns[x_table + below, p - width : p - width + n]
+        ya, yb = columns[y_table + below, p : p + n], columns[y_table + below, p - width : p - width + n]
+        ca, cb = columns[at - 1, p : p + n], columns[at - 1, p - width : p - width + n]
+        product = columns[at, p : p + n]
+        scale = 0.5 / width
+        for i in range(n):
+            product[i] = (ca[i] + cb[i]) + (xa[i] - xb[i]) * (ya[i] - yb[i]) * scale
+        width *= 2
+
+
+@kernel
+def window_correlation(
+    columns: Floats,
+    x: int,
+    y: int,
+    x_table: int,
+    y_table: int,
+    first: int,
+    window: int,
+    p: int,
+    n: int,
+    work: Floats,
+    out: Floats,
+) -> None:
+    """Pearson's correlation of columns ``x`` and ``y`` over the last ``window`` >= 3 rows, into ``out`` (n,).
+
+    ``work`` (5, >= n) is scratch. Missing where either varies by no more than the rounding of its own level.
+    """
+    level, width = 0, 1
+    while 2 * width <= window:
+        level += 1
+        width *= 2
+    sx, qx, sy, qy, product = work[0, :n], work[1, :n], work[2, :n], work[3, :n], work[4, :n]
+    at = 2 * (level - 1)
+    a, b = columns[x_table + at, p : p + n], columns[x_table + at + 1, p : p + n]
+    c, d = columns[y_table + at, p : p + n], columns[y_table + at + 1, p : p + n]
+    e = columns[first + level - 1, p : p + n]
+    for i in range(n):
+        sx[i], qx[i], sy[i], qy[i], product[i] = a[i], b[i], c[i], d[i], e[i]
+    have, rest = width, window - width
+    while rest > 0:
+        while width > rest:
+            width //= 2
+            level -= 1
+        grow, part = 1.0 / have, 1.0 / width
+        scale = have * width / (have + width)
+        if level == 0:
+            a, c = columns[x, p - have : p - have + n], columns[y, p - have : p - have + n]
+            for i in range(n):
+                u, v = sx[i] * grow - a[i], sy[i] * grow - c[i]
+                sx[i] += a[i]
+                sy[i] += c[i]
+                qx[i] += u * u * scale
+                qy[i] += v * v * scale
+                product[i] += u * v * scale
+        else:
+            at = 2 * (level - 1)
+            a, b = columns[x_table + at, p - have : p - have + n], columns[x_table + at + 1, p - have : p - have + n]
+            c, d = columns[y_table + at, p - have : p - have + n], columns[y_table + at + 1, p - have : p - have + n]
+            e = columns[first + level - 1, p - have : p - have + n]
+            for i in range(n):
+                u, v = sx[i] * grow - a[i] * part, sy[i] * grow - c[i] * part
+                sx[i] += a[i]
+                sy[i] += c[i]
+                qx[i] += b[i] + u * u * scale
+                qy[i] += d[i] + v * v * scale
+                product[i] += e[i] + u * v * scale
+        have += width
+        rest -= width
+    rounding = LEVEL_ROUNDING / window
+    for i in range(n):
+        value = product[i] / (math.sqrt(qx[i]) * math.sqrt(qy[i]))
+        value = min(value, 1.0)
+        value = max(value, -1.0)
+        varies = qx[i] > rounding * (sx[i] * sx[i]) and qy[i] > rounding * (sy[i] * sy[i])
+        out[i] = value + (product[i] - product[i]) if varies else math.nan
 
 
 @inlined

@@ -98,6 +98,25 @@ class Builder:
                 self.emit(code, a=self.slot(source), b=self._tables[key], count=levels)
         return self._tables[key]
 
+    def pair_table(self, x: str, y: str) -> int:
+        """First column of the co-moment table over ``x`` and ``y``, beside the moment tables of both."""
+        key = (op.COMOMENT_TABLE, f"{x} {y}")
+        if key not in self._tables:
+            levels = self._levels[key]
+            x_table, y_table = self.table(op.MOMENT_TABLE, x), self.table(op.MOMENT_TABLE, y)
+            self._tables[key] = self.slots
+            self.slots += levels
+            self.emit(
+                op.COMOMENT_TABLE,
+                a=self.slot(x),
+                b=self.slot(y),
+                c=x_table,
+                d=y_table,
+                count=levels,
+                integers=[self._tables[key]],
+            )
+        return self._tables[key]
+
     def copy(self, source: str, name: str) -> None:
         """Put a working column out under ``name``, when all is computed."""
         self._copies.append((self._slot[source], self.outputs[name]))

@@ -260,6 +260,21 @@ def _lower_moments(builder: Builder, rows: Rows) -> None:
     )
 
 
+def _lower_correlation(builder: Builder, rows: Rows) -> None:
+    x, y = rows[0].inputs
+    table = builder.pair_table(x, y)
+    builder.emit(
+        op.CORRELATION,
+        a=builder.slot(x),
+        b=builder.slot(y),
+        c=builder.table(op.MOMENT_TABLE, x),
+        d=builder.table(op.MOMENT_TABLE, y),
+        count=len(rows),
+        integers=[table, *map(period, rows)],
+        targets=[builder.target(row.name) for row in rows],
+    )
+
+
 def _lower_extreme(table_code: int, window_code: int) -> Callable[[Builder, Rows], None]:
     def lower(builder: Builder, rows: Rows) -> None:
         source = rows[0].inputs[0]
@@ -492,6 +507,15 @@ KERNELS: dict[str, Kernel] = {
             _first_full_window,
             outputs=tuple(_MOMENTS),
             parameters=_PERIOD,
+        ),
+        Kernel(
+            "correlation",
+            "Pearson's correlation of two columns over the last bars; null where either does not vary",
+            ("any", "any"),
+            FORGETS,
+            _lower_correlation,
+            _first_full_window,
+            parameters={"period": Parameter(3, op.HISTORY, "length in bars")},
         ),
         Kernel(
             "highest",

@@ -211,6 +211,10 @@ def _ask_tables(builder: Builder, row: Column) -> None:
         builder.ask_table(op.MAXIMUM_TABLE, row.inputs[0], length)
     elif row.kernel == "lowest":
         builder.ask_table(op.MINIMUM_TABLE, row.inputs[0], length)
+    elif row.kernel == "correlation":
+        x, y = row.inputs
+        for code, source in ((op.MOMENT_TABLE, x), (op.MOMENT_TABLE, y), (op.COMOMENT_TABLE, f"{x} {y}")):
+            builder.ask_table(code, source, length)
     elif row.kernel == "stochastic":
         builder.ask_table(op.MAXIMUM_TABLE, row.inputs[0], length)
         builder.ask_table(op.MINIMUM_TABLE, row.inputs[1], length)
