@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
@@ -41,13 +41,95 @@ def _parse_warmup(value: Any) -> Warmup:
 WarmupField = Annotated[Warmup, PlainValidator(_parse_warmup), PlainSerializer(str)]
 
 
+TABLES: Final = ("bars", "daily", "minute", "levels", "events", "models", "account", "memory")
+"""Where an input may come from, in the order of a plan's inputs: a bar brings its own, the others are held between bars."""
+
+_NEEDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
+    "daily": {
+        "last": (),
+        "known_at": (),
+        "change": (),
+        "mean": ("period",),
+        "deviation": ("period",),
+        "log_return": ("period",),
+        "correlation": ("period", "other"),
+        "stress_correlation": ("period", "other"),
+    },
+    "minute": {"close": (), "volume": ()},
+    "events": {
+        "next_at": (),
+        "next_impact": (),
+        "previous_at": (),
+        "previous_impact": (),
+        "next_high_at": (),
+        "previous_high_at": (),
+        "started_in_bar": (),
+        "count_last": ("minutes",),
+        "count_next": ("minutes",),
+        "impact_last": ("minutes",),
+        "impact_next": ("minutes",),
+    },
+}
+"""Table -> statistic -> what its row must say besides; and nothing else."""
+
+_FEWEST: Final = {"deviation": 2, "correlation": 3, "stress_correlation": 10}
+
+
 class InputColumn(Model):
-    """A column that market data must bring for some features."""
+    """A column that market data must bring for some features, as of each bar's close.
+
+    ``table`` says where it comes from; the further keys belong to it (docs/decisions/0034-inputs-as-of-the-bar.md):
+
+    * ``bars`` - a column of the bars, under this name.
+    * ``daily`` - ``statistic`` over the daily closes of ``series``, each counting from its own close on: ``last``,
+      ``known_at``, ``change``; ``mean``, ``deviation`` (divided by n), ``log_return`` over ``period`` closes;
+      ``correlation`` of the daily log returns with those of ``with`` over the last ``period`` common dates;
+      ``stress_correlation``, the same over those of them with a VIX above its mean.
+    * ``minute`` - the last ``close`` or ``volume`` of ``series`` within five minutes.
+    * ``levels`` - a ``field`` of the option levels, by default the input's own name; prices on the future's scale.
+    * ``events`` - ``statistic`` of the macro calendar; counts and sums over ``minutes``.
+    * ``models``, ``account``, ``memory`` - brought by the caller: a column of the frame, or ``hold`` live.
+    """
 
     name: Name
-    table: Literal["bars", "cross"] = Field(description="the input table that holds it")
+    table: Literal["bars", "daily", "minute", "levels", "events", "models", "account", "memory"] = Field(
+        description="the input table that holds it"
+    )
     unit: str
     meaning: str
+    series: str | None = Field(default=None, min_length=1, description="symbol in the cross table")
+    statistic: str | None = Field(default=None, description="what is taken of a series or of the calendar")
+    period: int | None = Field(default=None, ge=1, le=2000, description="daily closes, or returns")
+    minutes: int | None = Field(default=None, ge=1, le=43_200, description="length of a window of events")
+    other: str | None = Field(default=None, alias="with", min_length=1, description="series to correlate with")
+    field: str | None = Field(default=None, description="of the option levels; default: the input's name")
+
+    @model_validator(mode="after")
+    def _fits_its_table(self) -> InputColumn:
+        needed: set[str] = {"series"} if self.table in ("daily", "minute") else set()
+        allowed: set[str] = {"field"} if self.table == "levels" else set()
+        if self.table in _NEEDS:
+            statistics = _NEEDS[self.table]
+            if self.statistic not in statistics:
+                raise ValueError(f"{self.name}: table {self.table!r} has the statistics {', '.join(statistics)}")
+            needed |= {"statistic", *statistics[self.statistic]}
+        for key in ("series", "statistic", "period", "minutes", "other", "field"):
+            label = "with" if key == "other" else key
+            given = getattr(self, key) is not None
+            if key in needed and not given:
+                raise ValueError(f"{self.name}: {self.statistic or self.table} needs {label!r}")
+            if given and key not in needed | allowed:
+                raise ValueError(f"{self.name}: {label!r} does not belong to {self.statistic or self.table}")
+        fewest = _FEWEST.get(self.statistic or "", 1)
+        if self.period is not None and self.period < fewest:
+            raise ValueError(f"{self.name}: {self.statistic} needs a period of at least {fewest}")
+        return self
+
+    @property
+    def origin(self) -> str:
+        """Where the values come from, for people: ``daily: VIX``, ``levels``, ``bars``."""
+        series = [name for name in (self.series, self.other) if name is not None]
+        return f"{self.table}: {', '.join(series)}" if series else self.table
 
 
 class Column(Model):
@@ -117,7 +199,8 @@ class Catalogue(Model):
     @cached_property
     def digest(self) -> str:
         """A short hash of everything that decides a value."""
-        rows = [c.model_dump_json(include=_DECIDES) for c in (*self.auxiliary, *self.features)]
+        inputs = [c.model_dump_json(exclude={"unit", "meaning"}) for c in self.inputs if c.table != "bars"]
+        rows = inputs + [c.model_dump_json(include=_DECIDES) for c in (*self.auxiliary, *self.features)]
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.builder import CALENDAR
-from mia_fast.features.catalogue import Catalogue, Column, Feature
+from mia_fast.features.catalogue import Catalogue, Column, Feature, InputColumn
 from mia_fast.features.expression import FUNCTIONS
 from mia_fast.features.kernels import KERNELS
 from mia_fast.workspace import Workspace, shipped
@@ -27,7 +27,7 @@ def markdown(catalogue: Catalogue) -> str:
         "",
         "| column | table | unit | meaning |",
         "|---|---|---|---|",
-        *(f"| `{c.name}` | {c.table} | {c.unit} | {c.meaning} |" for c in catalogue.inputs),
+        *(f"| `{c.name}` | {_source(c)} | {c.unit} | {_cell(c.meaning)} |" for c in catalogue.inputs),
     ]
     for family in dict.fromkeys(feature.family for feature in catalogue.features):
         lines += [
@@ -81,6 +81,14 @@ def _how(column: Column) -> str:
     numbers = [f"{name}={value:g}" for name, value in column.params.items()]
     output = f" → {column.output}" if column.output else ""
     return f"`{column.kernel}({', '.join([*column.inputs, *numbers])})`{output}"
+
+
+def _source(column: InputColumn) -> str:
+    """The table of an input, with what is taken of it."""
+    parts = [column.series, column.statistic, None if column.field is None else f"`{column.field}`"]
+    numbers = [f"{n} {unit}" for n, unit in ((column.period, "closes"), (column.minutes, "minutes")) if n is not None]
+    said = " ".join([*(part for part in parts if part), *numbers, *([f"with {column.other}"] if column.other else [])])
+    return f"{column.table}: {said}" if said else column.table
 
 
 def _cell(text: str) -> str:

@@ -233,6 +233,9 @@ class Levels(Mapping[str, Any]):
     """The close that the open interest is of."""
     open_interest_date_source: Literal["table", "rule"] | None = None
     """``rule``: the trading day before the quotes' day."""
+    open_interest_calls: float | None = None
+    """Contracts of live expiries; ``open_interest_puts`` puts. None where nothing is open."""
+    open_interest_puts: float | None = None
     call_put_oi_ratio: float | None = None
     oi_concentration: float | None = None
     """Sum over the strikes of squared shares of the live open interest (Herfindahl), 1 / strikes to 1."""
@@ -773,6 +776,7 @@ class LevelsEngine:
             "call_put_oi_ratio": _ratio(calls, puts),
         }
         if held > 0.0:
+            levels["open_interest_calls"], levels["open_interest_puts"] = calls, puts
             share = by_strike / held
             top = np.partition(share, -3)[-3:] if m > 3 else share
             x = np.log(chain.levels / chain.spot)
