@@ -64,6 +64,8 @@ VWAP = 17
 PROFILE = 18
 SESSION_VARIANCE = 19
 RETURN_SINCE = 20
+EXTERNAL = 99
+"""A function registered at run time, called by its address."""
 
 # --- what a moment window gives -------------------------------------------------------------------
 MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION, SUM = range(4)
