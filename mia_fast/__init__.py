@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mia_fast.features.frame import generate_features as generate_features
+    from mia_fast.features.own import register_kernel as register_kernel
     from mia_fast.journal import flush as flush
     from mia_fast.journal import log_decision as log_decision
     from mia_fast.options import recalculate_levels as recalculate_levels
@@ -27,6 +28,7 @@ _WHERE = {
     "generate_features": "mia_fast.features.frame",
     "log_decision": "mia_fast.journal",
     "recalculate_levels": "mia_fast.options",
+    "register_kernel": "mia_fast.features.own",
     "stop_trading": "mia_fast.risk",
 }
 

@@ -66,6 +66,8 @@ SESSION_VARIANCE = 19
 RETURN_SINCE = 20
 COMOMENT_TABLE = 40
 CORRELATION = 41
+EXTERNAL = 99
+"""A function registered at run time, called by its address."""
 
 # --- what a moment window gives -------------------------------------------------------------------
 MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION, SUM = range(4)

@@ -19,6 +19,7 @@ from mia_kernels import opcodes as op
 from mia_kernels.calendar import calendar_columns
 from mia_kernels.compile import kernel
 from mia_kernels.elementary import log
+from mia_kernels.external import external
 from mia_kernels.formula import SMALLEST, evaluate
 from mia_kernels.memory import floats_at, integers_at, matrix_at, table_at
 from mia_kernels.recurrences import adx8, average8, macd8, rsi8
@@ -221,6 +222,9 @@ def _step(
         elif code == op.RETURN_SINCE:
             return_since(columns, a, b, p, n, state, at, work[0, :n])
             _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+        elif code == op.EXTERNAL:
+            external(columns, integers[i0:], floats[f0:], count, p, n, state, at, work)
+            _emit_lanes(work, count, integers, targets, columns, p, out, q, n)
 
 
 # --- the call: one array of addresses and sizes ------------------------------------------------------

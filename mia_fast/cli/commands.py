@@ -158,6 +158,53 @@ def features(
     show.features_written(out, frame, computed - began, time.perf_counter() - computed)
 
 
+@app.command("check-features")
+def check_features(
+    bars: Annotated[
+        Path | None, typer.Argument(help="Bars of your own (Parquet or CSV), checked beside the simulated ones.")
+    ] = None,
+    catalogue: Annotated[
+        Path | None, typer.Option(help="A feature_sets.yaml. Default: the workspace's.", show_default=False)
+    ] = None,
+    cross: CrossOption = None,
+    feature: Annotated[str | None, typer.Option(help="Only this feature, and what it rests on.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the simulated values and the random cuts.")] = 1,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Check every feature of a catalogue: look-ahead, blocks, warm-up, range, missing values, units, twins.
+
+    Simulated values of every declared input are made for it, so that no feature is left out for want of data. With
+    BARS, look-ahead, blocks and ranges are checked on those too. Ends with status 1 if anything is found.
+
+    A feature that cannot keep a rule says why in its row: waivers: {scaling: "the reason"}. Look-ahead and a value
+    that depends on how rows are cut cannot be waived. If the catalogue names a file under kernels_from, that file is
+    executed.
+
+    Example: [cyan]mia-fast check-features es.parquet --catalogue mine.yaml --feature my_gap[/cyan]
+    """
+    from mia_fast.features import catalogue as catalogues
+    from mia_fast.features.checks import check_features as check
+    from mia_fast.features.frame import one_symbol, sample_of
+
+    place = Workspace.current(workspace)
+    declared = catalogues.read(place) if catalogue is None else catalogues.read_file(catalogue)
+    data = None
+    if bars is not None:
+        from mia_fast.features.cross import VixHistory
+        from mia_fast.tables import read_table
+
+        table = read_table("bars", bars, workspace=place)
+        show.table_report(table)
+        one_symbol(table)
+        vix = None if cross is None else VixHistory.from_cross(read_table("cross", cross, workspace=place).frame)
+        data = sample_of(declared, table, vix, workspace=place)
+    with show.progress("checks") as advance:
+        report = check(declared, data=data, only=feature, seed=seed, progress=advance)
+    show.feature_checks(report)
+    if report.findings:
+        raise typer.Exit(1)
+
+
 @app.command()
 def bars(
     ticks: Annotated[Path, typer.Argument(help="Trades, or single order events (Parquet or CSV).")],

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from mia_fast.alerts import Channel
     from mia_fast.bars.stream import BarsReport
+    from mia_fast.features.checks import Report
     from mia_fast.features.plan import Plan
     from mia_fast.journal.explain import Explanation
     from mia_fast.live.replay import Summary
@@ -37,6 +38,7 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 _NOT_SHOWN = ("sequence", "trade_id", "run_id", "event_id", "detail", "regime_probs")
+_FINDINGS_SHOWN = 60
 _PRICE_LEVELS = ("gamma_wall", "call_wall", "put_wall", "zero_gamma")
 
 
@@ -108,6 +110,42 @@ def plan(found: Plan) -> None:
         lacking.setdefault(columns, []).append(name)
     for columns, names in lacking.items():
         out.print(f"  null for want of [yellow]{', '.join(columns)}[/yellow]: {', '.join(names)}")
+
+
+def feature_checks(report: Report) -> None:
+    """The rules, over how many features each was run, and what was found."""
+    from mia_fast.features.checks import CHECKS
+
+    broken = [finding.check for finding in report.findings]
+    waived = [check for _, check in report.waived]
+    table = Table(title=f"Checks of {report.features:,} features", title_justify="left")
+    for name, side in (
+        ("check", "left"),
+        ("rule", "left"),
+        ("findings", "right"),
+        ("waived", "right"),
+    ):
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for name, rule in CHECKS.items():
+        said = (rule.__doc__ or "").splitlines()[0]
+        count = broken.count(name)
+        found = f"[red]{count:,}[/red]" if count else "[green]0[/green]"
+        table.add_row(name, said, found, f"{waived.count(name):,}" if name in waived else "")
+    out.print(table)
+    for over in report.over:
+        out.print(f"  over {escape(over)}", style="dim")
+    if report.findings:
+        listed = Table(title="Findings", title_justify="left", show_lines=True)
+        for name in ("feature", "check", "what was seen", "where", "how to repair it"):
+            listed.add_column(name, overflow="fold")
+        for finding in report.findings[:_FINDINGS_SHOWN]:
+            listed.add_row(*map(escape, (finding.feature, finding.check, finding.saw, finding.where, finding.repair)))
+        out.print(listed)
+        more = len(report.findings) - _FINDINGS_SHOWN
+        if more > 0:
+            out.print(f"and {more:,} more; --feature NAME shows one feature's")
+    for (feature, check), reason in report.waived.items():
+        out.print(f"  waived: {escape(feature)}, {check}: {escape(reason)}", style="dim")
 
 
 def features_written(path: Path, frame: pl.DataFrame, computing: float, writing: float) -> None:

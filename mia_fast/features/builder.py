@@ -46,6 +46,8 @@ class Builder:
         self._tables: dict[tuple[int, str], int] = {}
         self._levels: dict[tuple[int, str], int] = {}
         self._copies: list[tuple[int, int]] = []
+        self.externals: list[tuple[tuple[str, ...], int]] = []
+        """Columns of registered functions, with the place of their count of failures in the state."""
 
     # --- what kernels ask for when they lower their rows ----------------------------------------
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import re
 from functools import cached_property
-from typing import Annotated, Any, Final, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import Field, PlainSerializer, PlainValidator, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, PrivateAttr, model_validator
 
 from mia_fast.config import Model, load
 from mia_fast.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mia_fast.features.kernels import Kernel
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
@@ -161,14 +165,23 @@ class Feature(Column):
     warmup: WarmupField = Field(description="checked against what the plan derives")
     definition: str = Field(min_length=8, description="one line: the formula in words or symbols")
     source: str = Field(min_length=4, description="paper, book or standard")
+    waivers: dict[str, Annotated[str, Field(min_length=20)]] = Field(
+        default_factory=dict, description="checks of mia-fast check-features that it cannot pass, each with the reason"
+    )
 
 
 class Catalogue(Model):
     """``config/feature_sets.yaml``: inputs, auxiliary columns and features."""
 
+    kernels_from: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*\.py$",
+        description="Python file beside this one that registers own kernels; it is executed",
+    )
     inputs: tuple[InputColumn, ...]
     auxiliary: tuple[Column, ...]
     features: tuple[Feature, ...]
+    _own: dict[str, Kernel] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Catalogue:
@@ -196,9 +209,34 @@ class Catalogue(Model):
         """The features in order: the columns of every feature file."""
         return tuple(feature.name for feature in self.features)
 
-    @cached_property
+    @property
+    def own(self) -> dict[str, Kernel]:
+        """The kernels that the file ``kernels_from`` registers."""
+        return self._own
+
+    def with_kernels(self, own: dict[str, Kernel]) -> Catalogue:
+        """The same catalogue with these kernels of its workspace."""
+        copy = self.model_copy()
+        copy._own = own
+        return copy
+
+    @property
     def digest(self) -> str:
         """A short hash of everything that decides a value."""
+        from mia_fast.features.kernels import find
+
+        own = [(name, find(name, self._own)) for name in self._kernels]
+        registered = [f"{name} {kernel.digest}" for name, kernel in own if kernel is not None and kernel.digest]
+        if not registered:
+            return self._rows_digest
+        return hashlib.sha256("\n".join([self._rows_digest, *registered]).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _kernels(self) -> tuple[str, ...]:
+        return tuple(sorted({column.kernel for column in (*self.auxiliary, *self.features)}))
+
+    @cached_property
+    def _rows_digest(self) -> str:
         inputs = [c.model_dump_json(exclude={"unit", "meaning"}) for c in self.inputs if c.table != "bars"]
         rows = inputs + [c.model_dump_json(include=_DECIDES) for c in (*self.auxiliary, *self.features)]
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
@@ -208,5 +246,15 @@ _DECIDES = {"name", "kernel", "inputs", "params", "output", "expression"}
 
 
 def read(workspace: Workspace) -> Catalogue:
-    """The catalogue of this workspace, else the shipped one."""
-    return load(Catalogue, workspace.config("feature_sets.yaml"))
+    """The catalogue of this workspace, else the shipped one, with the kernels that its file registers."""
+    return read_file(workspace.config("feature_sets.yaml"))
+
+
+def read_file(path: Path) -> Catalogue:
+    """The catalogue in ``path``, with the kernels that its ``kernels_from`` registers."""
+    catalogue = load(Catalogue, path)
+    if catalogue.kernels_from is None:
+        return catalogue
+    from mia_fast.features.own import load as load_kernels
+
+    return catalogue.with_kernels(load_kernels(path.parent / catalogue.kernels_from, f"{path}: kernels_from"))

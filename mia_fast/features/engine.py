@@ -88,6 +88,12 @@ class FeatureEngine:
         """The close of the last bar, ns UTC; very negative before the first."""
         return self._last_known_at
 
+    @property
+    def failures(self) -> dict[str, int]:
+        """Columns of registered functions that raised, with the number of rows at which they did."""
+        counts = {names: int(self._state[at]) for names, at in self.plan.externals}
+        return {name: count for names, count in counts.items() if count for name in names}
+
     def reset(self) -> None:
         """Forget everything: the next bar is the first of a series."""
         self._state[: self.plan.columns_at] = 0.0

@@ -18,6 +18,7 @@ from mia_fast.features import catalogue as catalogues
 from mia_fast.features.cross import VIX_COLUMNS, VixHistory
 from mia_fast.features.engine import FeatureEngine, Progress
 from mia_fast.features.plan import Plan, make_plan
+from mia_fast.features.sample import Sample
 from mia_fast.files import replacing
 from mia_fast.tables import Table, read_table
 from mia_fast.telemetry import operation
@@ -89,6 +90,17 @@ def _array(series: pl.Series) -> Floats:
     """Float64 values with NaN for null; the frame's own memory where it has no nulls."""
     values: Floats = series.cast(pl.Float64).to_numpy()
     return values
+
+
+def sample_of(catalogue: catalogues.Catalogue, bars: Table, vix: VixHistory | None, *, workspace: Workspace) -> Sample:
+    """A table of bars as data for :func:`mia_fast.features.checks.check_features`: the inputs that it brings."""
+    assert bars.interval_ns is not None
+    available = (*bars.frame.columns, *(VIX_COLUMNS if vix is not None else ()))
+    tick_size = config.market(workspace).instrument.tick_size
+    minutes = bars.interval_ns / 60e9
+    plan = make_plan(catalogue, available, bar_minutes=minutes, tick_size=tick_size)
+    known_at, columns = input_arrays(plan, bars, vix)
+    return Sample(known_at, columns, tick_size, what=bars.source, bar_minutes=minutes)
 
 
 def one_symbol(bars: Table) -> None:

@@ -7,7 +7,7 @@ of :mod:`mia_kernels.program`; rows of one kernel over the same inputs are compu
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mia_fast.errors import ConfigError
@@ -25,6 +25,9 @@ FORGETS = "null while a missing value is in the window; forgets it with its row"
 POINTWISE = "null where an operand is missing or the result is not finite"
 SKIPS = "null at a bar with a missing input, which is left out of the sum"
 KEEPS = "keeps its value at a bar with a missing input, which is left out of the sum"
+
+POLICIES = (POINTWISE, FORGETS, KEEPS, SKIPS, HOLDS)
+"""The policies, from the one under which a missing value is felt least to the one under which it is felt longest."""
 
 Rows = Sequence[Column]
 
@@ -52,6 +55,12 @@ class Kernel:
     parameters: dict[str, Parameter] = field(default_factory=dict)
     refuse: Callable[[Column], str | None] = lambda _row: None
     """What is wrong with parameters that are each in their bounds; None if nothing is."""
+    digest: str = ""
+    """Of a registered kernel: a hash of its function. The built-in ones go by the package's version."""
+
+
+REGISTERED: dict[str, Kernel] = {}
+"""Kernels that the running program registered, see :func:`mia_fast.features.own.register_kernel`."""
 
 
 def period(column: Column, name: str = "period") -> int:
@@ -59,7 +68,12 @@ def period(column: Column, name: str = "period") -> int:
     return int(column.params[name])
 
 
-def check(column: Column, where: str) -> Kernel:
+def find(name: str, own: Mapping[str, Kernel]) -> Kernel | None:
+    """The kernel of that name: built in, of the workspace (``own``), or registered by the program."""
+    return KERNELS.get(name) or own.get(name) or REGISTERED.get(name)
+
+
+def check(column: Column, where: str, own: Mapping[str, Kernel]) -> Kernel:
     """The kernel that a row names, after checking the row against it.
 
     Raises
@@ -68,13 +82,15 @@ def check(column: Column, where: str) -> Kernel:
         Unknown kernel, wrong number of inputs, unknown, missing or out-of-range parameter, unknown
         output.
     """
-    kernel = KERNELS.get(column.kernel)
+    kernel = find(column.kernel, own)
     if kernel is None:
-        near = difflib.get_close_matches(column.kernel, KERNELS, n=1)
+        names = sorted({*KERNELS, *own, *REGISTERED})
+        near = difflib.get_close_matches(column.kernel, names, n=1)
         raise ConfigError(
             f"unknown kernel {column.kernel!r}",
             where=where,
-            hint=f"did you mean {near[0]!r}?" if near else f"kernels: {', '.join(sorted(KERNELS))}",
+            hint=(f"did you mean {near[0]!r}?" if near else f"kernels: {', '.join(names)};")
+            + " an own one is registered by the file that kernels_from names, or by mia_fast.register_kernel",
         )
     if column.kernel != "formula" and len(column.inputs) != len(kernel.inputs):
         raise ConfigError(

@@ -21,7 +21,7 @@ from mia_fast.errors import ConfigError
 from mia_fast.features import expression as expressions
 from mia_fast.features.builder import CALENDAR, Builder
 from mia_fast.features.catalogue import Catalogue, Column, Warmup
-from mia_fast.features.kernels import Kernel, check
+from mia_fast.features.kernels import FORGETS, HOLDS, KEEPS, POINTWISE, SKIPS, Kernel, check
 from mia_kernels import opcodes as op
 
 FILE = "feature_sets.yaml"
@@ -36,6 +36,8 @@ class Plan:
     missing: dict[str, tuple[str, ...]]
     """Features and auxiliary columns that stay null, each with the input columns (or the length of bars) it lacks."""
     warmups: dict[str, Warmup]
+    policies: dict[str, str]
+    """What becomes of a missing input, by column, see :func:`derived_missing`."""
     auxiliary: tuple[str, ...]
     """Auxiliary columns that were asked for; they follow the features in the output."""
     program: NDArray[np.int64]
@@ -45,6 +47,8 @@ class Plan:
     columns_at: int
     bar_minutes: float
     digest: str
+    externals: tuple[tuple[tuple[str, ...], int], ...] = ()
+    """Columns of registered functions, and where in the state the count of their failures stands."""
 
     @property
     def null_features(self) -> dict[str, tuple[str, ...]]:
@@ -94,7 +98,7 @@ def make_plan(
     for declared in (*catalogue.auxiliary, *catalogue.features):
         column: Column = declared
         where = f"{FILE}, {column.name}"
-        kernels[column.name] = check(column, where)
+        kernels[column.name] = check(column, where, catalogue.own)
         if column.expression is not None:
             parsed[column.name] = expressions.parse(column.expression, where)
             column = column.model_copy(update={"inputs": parsed[column.name].columns})
@@ -113,9 +117,11 @@ def make_plan(
         elif name not in columns:
             raise _unknown(name, "the auxiliary columns asked for", inputs | set(CALENDAR) | set(columns))
     order = _sorted(columns)
+    _refuse_twins(columns)
 
     lacking: dict[str, tuple[str, ...]] = {name: (name,) for name in inputs if name not in available}
     warmups: dict[str, Warmup] = dict.fromkeys(inputs | set(CALENDAR), Warmup())
+    policies: dict[str, str] = dict.fromkeys(inputs | set(CALENDAR), POINTWISE)
     for name in order:
         column = columns[name]
         lacks = tuple(sorted({lack for source in column.inputs for lack in lacking.get(source, ())}))
@@ -123,6 +129,7 @@ def make_plan(
         if lacks:
             lacking[name] = lacks
         warmups[name] = _warmup(column, kernels[name], parsed.get(name), warmups, bar_minutes)
+        policies[name] = derived_missing(kernels[name].missing, [policies[source] for source in column.inputs])
     for feature in catalogue.features:
         if bar_minutes == 1.0 and feature.warmup != warmups[feature.name]:
             raise ConfigError(
@@ -142,6 +149,7 @@ def make_plan(
         inputs=tuple(present),
         missing={name: lacking[name] for name in (*catalogue.names, *auxiliary) if name in lacking},
         warmups={name: warmups[name] for name in (*catalogue.names, *auxiliary)},
+        policies={name: policies[name] for name in (*catalogue.names, *auxiliary)},
         auxiliary=tuple(auxiliary),
         program=np.array(builder.program, dtype=np.int64).reshape(-1, op.FIELDS),
         integers=np.array(builder.integers or [0], dtype=np.int64),
@@ -150,6 +158,7 @@ def make_plan(
         columns_at=builder.state,
         bar_minutes=bar_minutes,
         digest=hashlib.sha256(identity.encode()).hexdigest()[:16],
+        externals=tuple(builder.externals),
     )
 
 
@@ -272,6 +281,52 @@ def _warmup(
     if own.sessions:  # whole sessions outlast the rows that their inputs need
         return Warmup(sessions=sessions)
     return Warmup(rows=own.rows + max((w.rows for w in before), default=0), sessions=sessions)
+
+
+def derived_missing(own: str, before: Sequence[str]) -> str:
+    """The policy on missing values of a column, from its kernel's and from those of the columns it reads.
+
+    A missing input is felt in three ways: the value is null at that bar; it stays null while a window holds
+    the bar; what is remembered afterwards is not what it would have been. The column has the strongest of
+    what its kernel does and of what its inputs bring: remembering in a recurrence (``HOLDS``) before
+    remembering in a sum (``SKIPS``, or ``KEEPS`` where the value is not even null at the bar) before a window
+    (``FORGETS``) before nothing (``POINTWISE``).
+
+    Two combinations are not simply the stronger one. What rests on ``KEEPS`` and on something that is null at
+    the bar is null there and remembers: ``SKIPS``. And a kernel that keeps its value does so although what it
+    reads is null: ``KEEPS`` over anything that does not remember longer.
+
+    Parameters
+    ----------
+    own
+        The kernel's policy, one of :data:`mia_fast.features.kernels.POLICIES`.
+    before
+        The policies of its inputs; ``POINTWISE`` for an input of the catalogue or a calendar column. For a
+        formula they decide alone, its own being ``POINTWISE``.
+    """
+    if HOLDS in (own, *before):
+        return HOLDS
+    if own == KEEPS:
+        return KEEPS
+    if SKIPS in (own, *before):
+        return SKIPS
+    if KEEPS in before:
+        return KEEPS if set(before) == {KEEPS} and own == POINTWISE else SKIPS
+    return FORGETS if FORGETS in (own, *before) else POINTWISE
+
+
+def _refuse_twins(columns: dict[str, Column]) -> None:
+    """No column may be another one under a second name: the second would never be computed."""
+    seen: dict[tuple[Any, ...], str] = {}
+    for column in columns.values():
+        key = (column.kernel, column.inputs, tuple(sorted(column.params.items())), column.output, column.expression)
+        first = seen.setdefault(key, column.name)
+        if first != column.name:
+            raise ConfigError(
+                f"declares the same as {first!r}",
+                where=f"{FILE}, {column.name}",
+                hint=f"keep one of the two; where both names are wanted, let one read the other: expression: {first}",
+            )
 
 
 def _unfit_bars(column: Column, expression: expressions.Expression | None, bar_minutes: float) -> tuple[str, ...]:
