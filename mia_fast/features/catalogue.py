@@ -76,6 +76,9 @@ _NEEDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
 }
 """Table -> statistic -> what its row must say besides; and nothing else."""
 
+_STAGE: Final = {"models": 2, "account": 3, "memory": 3}
+"""Tables whose columns are made after the market's."""
+
 _FEWEST: Final = {"deviation": 2, "correlation": 3, "stress_correlation": 10}
 
 
@@ -159,10 +162,15 @@ class Feature(Column):
     """One of the features: a computed column with its contract."""
 
     family: str
-    stage: Literal[1] = 1
+    stage: Literal[1, 2, 3] = Field(
+        description="1 computed from market inputs; 2 by frozen models that read stage 1; 3 from account and memory"
+    )
     unit: str
     range: tuple[float | None, float | None] = Field(description="closed; null is unbounded")
     warmup: WarmupField = Field(description="checked against what the plan derives")
+    missing: Literal["pointwise", "forgets", "holds", "skips", "keeps"] = Field(
+        description="what becomes of a missing input (docs/features.md); checked against what the plan derives"
+    )
     definition: str = Field(min_length=8, description="one line: the formula in words or symbols")
     source: str = Field(min_length=4, description="paper, book or standard")
     waivers: dict[str, Annotated[str, Field(min_length=20)]] = Field(
@@ -181,6 +189,9 @@ class Catalogue(Model):
     inputs: tuple[InputColumn, ...]
     auxiliary: tuple[Column, ...]
     features: tuple[Feature, ...]
+    refused: dict[Name, str] = Field(
+        default_factory=dict, description="names of the vocabulary that are not features, each with the reason"
+    )
     _own: dict[str, Kernel] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
@@ -202,6 +213,14 @@ class Catalogue(Model):
         if len(set(names)) != len(names):
             twice = sorted({n for n in names if names.count(n) > 1})
             raise ValueError(f"features declared twice: {', '.join(twice)}")
+        both = sorted(self.refused.keys() & set(names))
+        if both:
+            raise ValueError(f"both declared and refused: {', '.join(both)}")
+        late = {c.name: stage for c in self.inputs for stage in (_STAGE.get(c.table),) if stage is not None}
+        for feature in self.features:
+            stages = {late.get(name, 1) for name in feature.inputs}
+            if feature.kernel == "column" and stages != {feature.stage}:
+                raise ValueError(f"{feature.name!r} says stage {feature.stage}, its input is of stage {stages.pop()}")
         return self
 
     @property

@@ -26,8 +26,8 @@ POINTWISE = "null where an operand is missing or the result is not finite"
 SKIPS = "null at a bar with a missing input, which is left out of the sum"
 KEEPS = "keeps its value at a bar with a missing input, which is left out of the sum"
 
-POLICIES = (POINTWISE, FORGETS, KEEPS, SKIPS, HOLDS)
-"""The policies, from the one under which a missing value is felt least to the one under which it is felt longest."""
+POLICIES = {"pointwise": POINTWISE, "forgets": FORGETS, "keeps": KEEPS, "skips": SKIPS, "holds": HOLDS}
+"""By the word of the catalogue, from the one under which a missing value is felt least to the longest felt."""
 
 Rows = Sequence[Column]
 

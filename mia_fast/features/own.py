@@ -41,7 +41,7 @@ from mia_fast.errors import ConfigError
 from mia_fast.features import kernels
 from mia_fast.features.builder import Builder
 from mia_fast.features.catalogue import Column, Warmup
-from mia_fast.features.kernels import FORGETS, HOLDS, KEEPS, POINTWISE, SKIPS, Kernel, Parameter, Rows
+from mia_fast.features.kernels import FORGETS, HOLDS, KEEPS, POINTWISE, POLICIES, SKIPS, Kernel, Parameter, Rows
 from mia_kernels import external
 from mia_kernels import opcodes as op
 from mia_kernels.memory import floats_at, matrix_at
@@ -51,7 +51,6 @@ F = TypeVar("F", bound=Function)
 Size = int | Callable[[Mapping[str, float]], int]
 """A number, or a function of a row's parameters that gives one."""
 
-POLICIES: Final = {"pointwise": POINTWISE, "forgets": FORGETS, "holds": HOLDS, "skips": SKIPS, "keeps": KEEPS}
 """What becomes of a missing input, by the word that a registration uses."""
 
 _GUARDS: Final = {

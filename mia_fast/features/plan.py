@@ -21,7 +21,7 @@ from mia_fast.errors import ConfigError
 from mia_fast.features import expression as expressions
 from mia_fast.features.builder import CALENDAR, Builder
 from mia_fast.features.catalogue import Catalogue, Column, Warmup
-from mia_fast.features.kernels import FORGETS, HOLDS, KEEPS, POINTWISE, SKIPS, Kernel, check
+from mia_fast.features.kernels import FORGETS, HOLDS, KEEPS, POINTWISE, POLICIES, SKIPS, Kernel, check
 from mia_kernels import opcodes as op
 
 FILE = "feature_sets.yaml"
@@ -136,6 +136,13 @@ def make_plan(
                 f"declares a warm-up of {feature.warmup}, but its kernel and inputs give {warmups[feature.name]}",
                 where=f"{FILE}, {feature.name}",
                 hint=f"write warmup: {_yaml(warmups[feature.name])}",
+            )
+        if POLICIES[feature.missing] != policies[feature.name]:
+            word = next(word for word, policy in POLICIES.items() if policy == policies[feature.name])
+            raise ConfigError(
+                f"declares missing: {feature.missing}, but its kernel and inputs give {word}",
+                where=f"{FILE}, {feature.name}",
+                hint=f"write missing: {word} ({policies[feature.name]})",
             )
 
     wanted = [name for name in (*catalogue.names, *auxiliary) if name not in lacking]
