@@ -21,7 +21,7 @@ from mia_fast.errors import ConfigError
 from mia_fast.features import expression as expressions
 from mia_fast.features.builder import CALENDAR, Builder
 from mia_fast.features.catalogue import Catalogue, Column, Warmup
-from mia_fast.features.kernels import Kernel, check
+from mia_fast.features.kernels import Kernel, check, unfit
 from mia_kernels import opcodes as op
 
 FILE = "feature_sets.yaml"
@@ -119,7 +119,7 @@ def make_plan(
     for name in order:
         column = columns[name]
         lacks = tuple(sorted({lack for source in column.inputs for lack in lacking.get(source, ())}))
-        lacks = lacks or _unfit_bars(column, parsed.get(name), bar_minutes)
+        lacks = lacks or _unfit_bars(column, kernels[name], parsed.get(name), bar_minutes)
         if lacks:
             lacking[name] = lacks
         warmups[name] = _warmup(column, kernels[name], parsed.get(name), warmups, bar_minutes)
@@ -205,7 +205,7 @@ def _ask_tables(builder: Builder, row: Column) -> None:
     length = int(row.params.get("period", 0))
     if row.kernel == "window":
         builder.ask_table(op.MOMENT_TABLE, row.inputs[0], length)
-    elif row.kernel == "time_deviation":
+    elif row.kernel in ("time_deviation", "time_window"):
         builder.ask_table(op.MOMENT_TABLE, row.inputs[0], builder.rows_in(int(row.params["minutes"])))
     elif row.kernel == "highest":
         builder.ask_table(op.MAXIMUM_TABLE, row.inputs[0], length)
@@ -250,9 +250,6 @@ def _warmup(
     warmups: dict[str, Warmup],
     bar_minutes: float,
 ) -> Warmup:
-    own = kernel.warmup(column)
-    if column.kernel == "time_deviation":  # its inputs bring one row of it
-        own = Warmup(rows=max(0, int(column.params["minutes"] / bar_minutes) - 1))
     if expression is None:
         before = [warmups[source] for source in column.inputs]
     else:
@@ -264,22 +261,24 @@ def _warmup(
             for token in expression.tokens
             if token.column is not None
         ]
-    sessions = own.sessions + max((w.sessions for w in before), default=0)
+    inputs = Warmup(
+        rows=max((w.rows for w in before), default=0), sessions=max((w.sessions for w in before), default=0)
+    )
+    if kernel.clock_warmup is not None:
+        return kernel.clock_warmup(column, inputs, bar_minutes)
+    own = kernel.warmup(column)
+    sessions = own.sessions + inputs.sessions
     if own.sessions:  # whole sessions outlast the rows that their inputs need
         return Warmup(sessions=sessions)
-    return Warmup(rows=own.rows + max((w.rows for w in before), default=0), sessions=sessions)
+    return Warmup(rows=own.rows + inputs.rows, sessions=sessions)
 
 
-def _unfit_bars(column: Column, expression: expressions.Expression | None, bar_minutes: float) -> tuple[str, ...]:
-    """What bars a time window would need, where these do not fit it: a whole number of them, within reach."""
-    spans = [(token.minutes, 1) for token in expression.tokens if token.minutes] if expression is not None else []
-    if column.kernel == "time_deviation":
-        spans.append((column.params["minutes"], 2))
-    for minutes, fewest in spans:
-        rows = minutes / bar_minutes
-        if rows != int(rows) or not fewest <= rows < op.HISTORY:
-            return (f"bars that fit {minutes:g} minutes {fewest} to {op.HISTORY - 1} times",)
-    return ()
+def _unfit_bars(
+    column: Column, kernel: Kernel, expression: expressions.Expression | None, bar_minutes: float
+) -> tuple[str, ...]:
+    """What bars a row would need, where these do not fit it."""
+    spans = [unfit(token.minutes, 1, bar_minutes) for token in expression.tokens if token.minutes] if expression else []
+    return tuple(lack for lack in (*spans, kernel.unfit(column, bar_minutes)) if lack is not None)[:1]
 
 
 def _yaml(warmup: Warmup) -> str:
