@@ -20,7 +20,7 @@ from mia_fast.features.builder import CALENDAR
 from mia_fast.features.catalogue import Column, Feature
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.expression import parse
-from mia_fast.features.kernels import FORGETS, HOLDS, KEEPS, KERNELS, POINTWISE, SKIPS
+from mia_fast.features.kernels import BY_KEY, FORGETS, HOLDS, KEEPS, KERNELS, PASSES, POINTWISE, SKIPS
 
 FEATURES = catalogue().names
 AUXILIARY = tuple(column.name for column in catalogue().auxiliary)
@@ -142,7 +142,9 @@ def test_every_twin_has_a_column() -> None:
 
 
 def test_every_kernel_states_a_policy_that_the_suite_knows() -> None:
-    assert {kernel.missing for kernel in KERNELS.values()} <= {HOLDS, FORGETS, POINTWISE, SKIPS, KEEPS}
+    assert {kernel.missing for kernel in KERNELS.values()} <= {
+        HOLDS, FORGETS, POINTWISE, SKIPS, KEEPS, PASSES, BY_KEY,
+    }  # fmt: skip
 
 
 @each_column
@@ -321,7 +323,9 @@ def test_never_infinite(which: str) -> None:
 @each_column
 def test_a_missing_value_is_forgotten_with_its_window(name: str) -> None:
     """What rests on windows alone returns to the very bits once the bad bar has left its window."""
-    if resting_on(name) & {HOLDS, SKIPS, KEEPS} or "return_since" in {ROWS[p].kernel for p in ancestors(name)}:
+    if resting_on(name) & {HOLDS, SKIPS, KEEPS, PASSES, BY_KEY} or "return_since" in {
+        ROWS[p].kernel for p in ancestors(name)
+    }:
         return  # these remember, by their stated policy; the twin and the next test check what
     warmup = bars.plan_for(short()).warmups[name].rows
     clean = case("short")[1][name]

@@ -681,7 +681,7 @@ def formula(expression: str, **changes: object) -> dict[str, object]:
     ("row", "what", "hint"),
     [
         (ema(kernel="emma"), "unknown kernel 'emma'", "did you mean 'ema'?"),
-        (ema(kernel="zzzz"), "unknown kernel 'zzzz'", "kernels: adx, column"),
+        (ema(kernel="zzzz"), "unknown kernel 'zzzz'", "kernels: adx, "),
         (ema(inputs=["close", "high"]), "kernel 'ema' takes 1 inputs, got 2", "inputs: any"),
         (ema(inputs=[]), "takes 1 inputs, got 0", "inputs: any"),
         (ema(params={"period": 20, "speed": 2}), "has no parameter 'speed'", "parameters: period"),

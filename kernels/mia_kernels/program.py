@@ -21,9 +21,18 @@ from mia_kernels.compile import kernel
 from mia_kernels.elementary import log
 from mia_kernels.external import external
 from mia_kernels.formula import SMALLEST, evaluate
+from mia_kernels.history import (
+    before_change,
+    clock_deviation,
+    seasonal_mean,
+    session_rank,
+    session_sum,
+    unchanged_for,
+)
 from mia_kernels.memory import floats_at, integers_at, matrix_at, table_at
 from mia_kernels.recurrences import adx8, average8, macd8, rsi8
 from mia_kernels.session import profile, return_since, session_variance, vwap
+from mia_kernels.spans import WINDOW_BINS, profile_bars, profile_window, slope, time_slope, time_window
 from mia_kernels.windows import (
     comoment_table,
     finish_moments,
@@ -222,6 +231,45 @@ def _step(
         elif code == op.RETURN_SINCE:
             return_since(columns, a, b, p, n, state, at, work[0, :n])
             _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+        elif code == op.SESSION_SUM:
+            session_sum(columns, a, floats[f0], p, n, state, at, work[0, :n])
+            _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+        elif code == op.SESSION_RANK:
+            session_rank(columns, a, integers[i0], p, n, state, at, work[0, :n])
+            _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+        elif code == op.CLOCK_DEVIATION:
+            clock_deviation(columns, a, floats[f0], floats[f0 + 1], floats[f0 + 2], p, n, state, at, work[0, :n])
+            _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+        elif code == op.SEASONAL_MEAN:
+            seasonal_mean(columns, a, integers[i0], floats[f0], p, n, state, at, work[0, :n])
+            _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+        elif code == op.UNCHANGED_FOR:
+            unchanged_for(columns, a, p, n, state, at, work[0, :n])
+            _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+        elif code == op.BEFORE_CHANGE:
+            before_change(columns, a, b, p, n, state, at, work[0, :n])
+            _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+        elif code == op.TIME_WINDOW:
+            for lane in range(count):
+                time_window(columns, a, b, floats[f0 + lane], integers[i0 + lane], p, n, work)
+                _emit_lanes(work[2:], 2, integers, targets + 2 * lane, columns, p, out, q, n)
+        elif code == op.PROFILE_WINDOW:
+            profile_bars(columns, a, b, line[SOURCE_C], floats[f0], line[SOURCE_D], p, n)
+            bins = floats_at(work[8:].ctypes.data, WINDOW_BINS)
+            for lane in range(count):
+                seconds, rows = floats[f0 + 1 + lane], integers[i0 + lane]
+                profile_window(
+                    columns, line[SOURCE_C], line[SOURCE_D], floats[f0], seconds, rows, p, n, bins, work[0:6]
+                )
+                _emit_lanes(work, 6, integers, targets + 6 * lane, columns, p, out, q, n)
+        elif code == op.SLOPE:
+            for lane in range(count):
+                slope(columns, a, integers[i0 + lane], p, n, work[0, :n])
+                _emit(work[0, :n], integers[targets + lane], columns, p, out, q)
+        elif code == op.TIME_SLOPE:
+            for lane in range(count):
+                time_slope(columns, a, b, floats[f0 + lane], integers[i0 + lane], p, n, work[0, :n])
+                _emit(work[0, :n], integers[targets + lane], columns, p, out, q)
         elif code == op.EXTERNAL:
             external(columns, integers[i0:], floats[f0:], count, p, n, state, at, work)
             _emit_lanes(work, count, integers, targets, columns, p, out, q, n)

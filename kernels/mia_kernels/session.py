@@ -30,7 +30,7 @@ _SEEN, _A, _B = 0, 1, 2
 
 
 @kernel
-def _opens(columns: Floats, row: int, bar_minutes: float) -> bool:
+def opens(columns: Floats, row: int, bar_minutes: float) -> bool:
     """True when this row is the first of a session whose beginning is in the series."""
     before = columns[SESSION, row - 1]
     if before != before:  # noqa: PLR0124 - the very first row
@@ -56,7 +56,7 @@ def vwap(
     """Volume-weighted average of the typical price (high + low + close) / 3 since the open."""
     for i in range(n):
         row = p + i
-        if _opens(columns, row, bar_minutes):
+        if opens(columns, row, bar_minutes):
             state[at + _SEEN], state[at + _A], state[at + _B] = 1.0, 0.0, 0.0
         v = columns[volume, row]
         price = (columns[high, row] + columns[low, row] + columns[close, row]) / 3.0
@@ -67,6 +67,24 @@ def vwap(
         known = state[at + _SEEN] != 0.0 and state[at + _B] > 0.0 and not missing
         average = state[at + _A] / state[at + _B]
         out[i] = average if known and average - average == 0.0 else math.nan
+
+
+@kernel
+def value_area(bins: Floats, poc: int, lowest: int, highest: int, total: float) -> tuple[int, int]:
+    """Top and bottom bin of the value area that grows from ``poc`` within lowest .. highest; see :func:`profile`."""
+    down, up = poc, poc
+    held = bins[poc]
+    target = VALUE_AREA * total
+    while held < target and (down > lowest or up < highest):
+        above = bins[up + 1] + (bins[up + 2] if up + 2 <= highest else 0.0) if up < highest else -1.0
+        below = bins[down - 1] + (bins[down - 2] if down - 2 >= lowest else 0.0) if down > lowest else -1.0
+        if above >= below:
+            held += above
+            up = min(up + 2, highest)
+        else:
+            held += below
+            down = max(down - 2, lowest)
+    return up, down
 
 
 @kernel
@@ -96,7 +114,7 @@ def profile(
         row = p + i
         h, lo, v = columns[high, row], columns[low, row], columns[volume, row]
         missing = (h - h) + (lo - lo) + (v - v) != 0.0
-        if _opens(columns, row, bar_minutes):
+        if opens(columns, row, bar_minutes):
             for j in range(PROFILE_BINS):
                 bins[j] = 0.0
             state[at] = 1.0  # open seen
@@ -132,18 +150,7 @@ def profile(
         if total <= 0.0:
             continue
         poc, lowest, highest = int(state[at + 4]), int(state[at + 2]), int(state[at + 3])
-        down, up = poc, poc
-        held = bins[poc]
-        target = VALUE_AREA * total
-        while held < target and (down > lowest or up < highest):
-            above = bins[up + 1] + (bins[up + 2] if up + 2 <= highest else 0.0) if up < highest else -1.0
-            below = bins[down - 1] + (bins[down - 2] if down - 2 >= lowest else 0.0) if down > lowest else -1.0
-            if above >= below:
-                held += above
-                up = min(up + 2, highest)
-            else:
-                held += below
-                down = max(down - 2, lowest)
+        up, down = value_area(bins, poc, lowest, highest, total)
         first = state[at + 1]
         out[0, i] = (first + poc) * tick
         out[1, i] = (first + up) * tick
@@ -165,7 +172,7 @@ def session_variance(
     """
     for i in range(n):
         row = p + i
-        if _opens(columns, row, bar_minutes):
+        if opens(columns, row, bar_minutes):
             if state[at] != 0.0:  # the session that ends here was seen from its open
                 for k in range(4, 0, -1):
                     state[at + 3 + k] = state[at + 2 + k]
@@ -182,24 +189,22 @@ def session_variance(
 
 
 @kernel
-def return_since(
-    columns: Floats, log_close: int, key: int, p: int, n: int, state: Floats, at: int, out: Floats
-) -> None:
-    """Log return since the instant at which the slow value named by ``key`` became known.
+def return_since(columns: Floats, source: int, key: int, p: int, n: int, state: Floats, at: int, out: Floats) -> None:
+    """x less its value at the instant at which the slow value named by ``key`` became known.
 
-    ``key`` holds that instant in seconds UTC, constant until a newer value arrives. The reference is
-    the last close known at or before it, looked for among the last 128 bars, so that a value which
-    arrives late is still measured from its own instant. Missing while the series does not reach back
-    to it.
+    Of a logarithm of the close that is the log return since then. ``key`` holds the instant in seconds
+    UTC, constant until a newer value arrives. The reference is the last x known at or before it, looked
+    for among the last 128 bars, so that a value which arrives late is still measured from its own
+    instant. Missing while the series does not reach back to it.
     """
     for i in range(n):
         row = p + i
-        now, mark = columns[log_close, row], columns[key, row]
+        now, mark = columns[source, row], columns[key, row]
         if mark == mark and mark != state[at]:  # noqa: PLR0124 - not NaN
             state[at] = mark
             state[at + 1] = math.nan
             for j in range(row, row - HISTORY, -1):
                 if columns[TIME, j] <= mark:
-                    state[at + 1] = columns[log_close, j]
+                    state[at + 1] = columns[source, j]
                     break
         out[i] = now - state[at + 1] if mark == mark else math.nan  # noqa: PLR0124

@@ -168,7 +168,7 @@ class Feature(Column):
     unit: str
     range: tuple[float | None, float | None] = Field(description="closed; null is unbounded")
     warmup: WarmupField = Field(description="checked against what the plan derives")
-    missing: Literal["pointwise", "forgets", "holds", "skips", "keeps"] = Field(
+    missing: Literal["pointwise", "forgets", "keeps", "skips", "passes", "by_key", "holds"] = Field(
         description="what becomes of a missing input (docs/features.md); checked against what the plan derives"
     )
     definition: str = Field(min_length=8, description="one line: the formula in words or symbols")

@@ -7,6 +7,7 @@ of :mod:`mia_kernels.program`; rows of one kernel over the same inputs are compu
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,8 +15,16 @@ from mia_fast.errors import ConfigError
 from mia_fast.features.builder import Builder
 from mia_fast.features.catalogue import Column, Warmup
 from mia_kernels import opcodes as op
+from mia_kernels.history import (
+    BEFORE_CHANGE_STATE,
+    CLOCK_DEVIATION_STATE,
+    SEASONAL_MEAN_STATE,
+    SESSION_RANK_STATE,
+    SESSION_SUM_STATE,
+    UNCHANGED_FOR_STATE,
+)
 from mia_kernels.recurrences import AVERAGE_STATE
-from mia_kernels.session import PROFILE_STATE, RETURN_SINCE_STATE, SESSION_VARIANCE_STATE, VWAP_STATE
+from mia_kernels.session import OPEN_MINUTE, PROFILE_STATE, RETURN_SINCE_STATE, SESSION_VARIANCE_STATE, VWAP_STATE
 
 HOLDS = (
     "null while an input is missing (for RSI and ADX the input is the change from the bar before); "
@@ -25,11 +34,27 @@ FORGETS = "null while a missing value is in the window; forgets it with its row"
 POINTWISE = "null where an operand is missing or the result is not finite"
 SKIPS = "null at a bar with a missing input, which is left out of the sum"
 KEEPS = "keeps its value at a bar with a missing input, which is left out of the sum"
+PASSES = "null at a bar with a missing input, which changes nothing that is remembered"
+BY_KEY = "null at a bar without a key, which changes nothing; a missing value leaves the one before it standing"
 
-POLICIES = {"pointwise": POINTWISE, "forgets": FORGETS, "keeps": KEEPS, "skips": SKIPS, "holds": HOLDS}
+POLICIES = {
+    "pointwise": POINTWISE,
+    "forgets": FORGETS,
+    "keeps": KEEPS,
+    "skips": SKIPS,
+    "passes": PASSES,
+    "by_key": BY_KEY,
+    "holds": HOLDS,
+}
 """By the word of the catalogue, from the one under which a missing value is felt least to the longest felt."""
 
 Rows = Sequence[Column]
+
+DAY = 24 * 60
+SESSION = 23 * 60
+"""Minutes of a Globex session without a gap."""
+BREAK = 60
+"""Minutes before the open in which there is no session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +82,10 @@ class Kernel:
     """What is wrong with parameters that are each in their bounds; None if nothing is."""
     digest: str = ""
     """Of a registered kernel: a hash of its function. The built-in ones go by the package's version."""
+    unfit: Callable[[Column, float], str | None] = lambda _row, _bar_minutes: None
+    """What bars a row needs, where those of that many minutes do not fit it; None if they do."""
+    clock_warmup: Callable[[Column, Warmup, float], Warmup] | None = None
+    """The whole warm-up, for kernels that go by the clock: from that of the inputs and the bar's minutes."""
 
 
 REGISTERED: dict[str, Kernel] = {}
@@ -443,6 +472,142 @@ def _lower_return_since(builder: Builder, rows: Rows) -> None:
         builder.emit(op.RETURN_SINCE, a=log_close, b=key, state=RETURN_SINCE_STATE, targets=[builder.target(row.name)])
 
 
+def _lower_session_sum(builder: Builder, rows: Rows) -> None:
+    for row in rows:
+        builder.emit(
+            op.SESSION_SUM,
+            a=builder.slot(row.inputs[0]),
+            state=SESSION_SUM_STATE,
+            floats=[builder.bar_minutes],
+            targets=[builder.target(row.name)],
+        )
+
+
+# --- over days and changes --------------------------------------------------------------------------
+
+
+def _lower_session_rank(builder: Builder, rows: Rows) -> None:
+    for row in rows:
+        sessions = period(row, "sessions")
+        builder.emit(
+            op.SESSION_RANK,
+            a=builder.slot(row.inputs[0]),
+            state=SESSION_RANK_STATE + sessions,
+            integers=[sessions],
+            targets=[builder.target(row.name)],
+        )
+
+
+def _lower_clock_deviation(builder: Builder, rows: Rows) -> None:
+    for row in rows:
+        builder.emit(
+            op.CLOCK_DEVIATION,
+            a=builder.slot(row.inputs[0]),
+            state=CLOCK_DEVIATION_STATE,
+            floats=[60.0 * period(row, "from"), 60.0 * period(row, "to"), builder.bar_minutes],
+            targets=[builder.target(row.name)],
+        )
+
+
+def _lower_seasonal_mean(builder: Builder, rows: Rows) -> None:
+    for row in rows:
+        slots = DAY // period(row, "slot")
+        builder.emit(
+            op.SEASONAL_MEAN,
+            a=builder.slot(row.inputs[0]),
+            state=SEASONAL_MEAN_STATE + 2 * slots,
+            integers=[slots],
+            floats=[2.0 / (period(row, "span") + 1)],
+            targets=[builder.target(row.name)],
+        )
+
+
+def _lower_unchanged_for(builder: Builder, rows: Rows) -> None:
+    for row in rows:
+        builder.emit(
+            op.UNCHANGED_FOR,
+            a=builder.slot(row.inputs[0]),
+            state=UNCHANGED_FOR_STATE,
+            targets=[builder.target(row.name)],
+        )
+
+
+def _lower_before_change(builder: Builder, rows: Rows) -> None:
+    source, key = (builder.slot(name) for name in rows[0].inputs)
+    for row in rows:
+        builder.emit(op.BEFORE_CHANGE, a=source, b=key, state=BEFORE_CHANGE_STATE, targets=[builder.target(row.name)])
+
+
+# --- the last minutes -------------------------------------------------------------------------------
+
+
+def _by_minutes(builder: Builder, rows: Rows, outputs: Sequence[str]) -> tuple[list[int], list[float], list[int]]:
+    """For each length among ``rows`` its bars and its seconds, and the targets of all its outputs."""
+    lengths = sorted({period(row, "minutes") for row in rows})
+    where = {(period(row, "minutes"), row.output): builder.target(row.name) for row in rows}
+    return (
+        [builder.rows_in(minutes) for minutes in lengths],
+        [60.0 * minutes for minutes in lengths],
+        [where.get((minutes, name), -1 - op.SPARE) for minutes in lengths for name in outputs],
+    )
+
+
+_TOTALS = ("sum", "mean")
+
+
+def _lower_time_window(builder: Builder, rows: Rows) -> None:
+    source = rows[0].inputs[0]
+    bars, seconds, targets = _by_minutes(builder, rows, _TOTALS)
+    builder.emit(
+        op.TIME_WINDOW,
+        a=builder.slot(source),
+        b=builder.table(op.MOMENT_TABLE, source),
+        count=len(bars),
+        integers=bars,
+        floats=seconds,
+        targets=targets,
+    )
+
+
+def _lower_profile_window(builder: Builder, rows: Rows) -> None:
+    high, low, volume = (builder.slot(name) for name in rows[0].inputs)
+    bars, seconds, targets = _by_minutes(builder, rows, _PROFILE)
+    first, _, _ = (builder.private_slot() for _ in range(3))
+    builder.emit(
+        op.PROFILE_WINDOW,
+        a=high,
+        b=low,
+        c=volume,
+        d=first,
+        count=len(bars),
+        integers=bars,
+        floats=[builder.tick_size, *seconds],
+        targets=targets,
+    )
+
+
+def _lower_slope(builder: Builder, rows: Rows) -> None:
+    builder.emit(
+        op.SLOPE,
+        a=builder.slot(rows[0].inputs[0]),
+        count=len(rows),
+        integers=[period(row) for row in rows],
+        targets=[builder.target(row.name) for row in rows],
+    )
+
+
+def _lower_time_slope(builder: Builder, rows: Rows) -> None:
+    builder.emit(
+        op.TIME_SLOPE,
+        a=builder.slot(rows[0].inputs[0]),
+        b=builder.private_slot(),
+        count=len(rows),
+        integers=[builder.rows_in(period(row, "minutes")) for row in rows],
+        floats=[60.0 * period(row, "minutes") for row in rows],
+        targets=[builder.target(row.name) for row in rows],
+    )
+
+
 # --- warm-ups: rows without a value, given inputs that have one from the first row on -----------------
 
 
@@ -462,6 +627,74 @@ def _adx_warmup(row: Column) -> Warmup:
     # True range and directional movement are missing at the first row, which the input's own warm-up
     # counts: n - 1 values seed them, one more gives the first indicator, n of those seed ADX.
     return Warmup(rows=2 * period(row) - 2 if row.output == "adx" else period(row) - 1)
+
+
+def _minutes_warmup(row: Column, before: Warmup, bar_minutes: float) -> Warmup:
+    """A full window of minutes."""
+    return Warmup(rows=max(0, int(row.params["minutes"] / bar_minutes) - 1) + before.rows, sessions=before.sessions)
+
+
+_ROUNDING = 1e-9
+"""Of a quotient of minutes, which is a whole number where bars fit."""
+
+
+def _first_input_row(before: Warmup, bar_minutes: float) -> int:
+    """The first row at which the inputs have a value, counted from a session's open."""
+    return max(before.rows, int(before.sessions * SESSION / bar_minutes))
+
+
+def _clock_warmup(row: Column, before: Warmup, bar_minutes: float) -> Warmup:
+    """The second return of the first daily window that holds two."""
+    start = (row.params["from"] - OPEN_MINUTE) % DAY  # minutes after the session's open
+    stop = start + row.params["to"] - row.params["from"]
+    valid, open_at = _first_input_row(before, bar_minutes), 0
+    opening, closing = math.floor(start / bar_minutes + _ROUNDING), math.floor(stop / bar_minutes + _ROUNDING)
+    if closing - opening < 2:
+        return before  # it stays null
+    while max(open_at + opening, valid) + 1 >= open_at + closing:
+        open_at += int(SESSION / bar_minutes)
+    return Warmup(rows=max(open_at + opening, valid) + 1, sessions=before.sessions)
+
+
+def _clock_unfit(row: Column, bar_minutes: float) -> str | None:
+    start = (row.params["from"] - OPEN_MINUTE) % DAY
+    stop = start + row.params["to"] - row.params["from"]
+    closes = math.floor(stop / bar_minutes + _ROUNDING) - math.floor(start / bar_minutes + _ROUNDING)
+    return None if closes >= 2 else "bars of which 2 close in the window"
+
+
+def _clock_refuse(row: Column) -> str | None:
+    opening, closing = period(row, "from"), period(row, "to")
+    if opening >= closing:
+        return f"from = {opening} is not before to = {closing}"
+    if opening < OPEN_MINUTE and closing > OPEN_MINUTE - BREAK:
+        return f"the window {opening}..{closing} reaches into the break, {OPEN_MINUTE - BREAK}..{OPEN_MINUTE}"
+    return None
+
+
+def _seasonal_warmup(row: Column, before: Warmup, bar_minutes: float) -> Warmup:
+    """One session after the first slot in which the input has a value."""
+    valid, slot, session = _first_input_row(before, bar_minutes), row.params["slot"], max(1, int(SESSION / bar_minutes))
+    sessions, at = divmod(valid, session)
+    ended = math.ceil((at + 1) * bar_minutes / slot - _ROUNDING) - 1  # slots of the session that lie before it
+    rows = math.floor(ended * slot / bar_minutes + _ROUNDING)
+    return Warmup(sessions=sessions + 1, rows=(sessions + 1) * session + rows if rows else 0)
+
+
+def _seasonal_refuse(row: Column) -> str | None:
+    slot = period(row, "slot")
+    return None if OPEN_MINUTE % slot == DAY % slot == 0 else f"slot = {slot} does not divide the 6 hours after 18:00"
+
+
+def _minutes_unfit(fewest: int) -> Callable[[Column, float], str | None]:
+    return lambda row, bar_minutes: unfit(row.params["minutes"], fewest, bar_minutes)
+
+
+def unfit(minutes: float, fewest: int, bar_minutes: float) -> str | None:
+    """What bars a window of ``minutes`` needs, where these do not fit it: a whole number of them, within reach."""
+    rows = minutes / bar_minutes
+    fits = rows == int(rows) and fewest <= rows < op.HISTORY
+    return None if fits else f"bars that fit {minutes:g} minutes {fewest} to {op.HISTORY - 1} times"
 
 
 _PERIOD = {"period": Parameter(2, op.HISTORY, "length in bars")}
@@ -568,8 +801,10 @@ KERNELS: dict[str, Kernel] = {
             ("log_return",),
             FORGETS,
             _lower_time_deviation,
-            _no_warmup,  # by the bar's length: the plan adds it
+            _no_warmup,
             parameters={"minutes": Parameter(2, op.HISTORY - 1, "length in minutes")},
+            unfit=_minutes_unfit(2),
+            clock_warmup=_minutes_warmup,  # the log return brings one row more
         ),
         Kernel(
             "true_range",
@@ -617,11 +852,113 @@ KERNELS: dict[str, Kernel] = {
         ),
         Kernel(
             "return_since",
-            "log return since a slow value became known",
-            ("log_price", "known_at"),
+            "a value less its value when a slow one became known (s UTC); of a log price, the log return since then",
+            ("any", "known_at"),
             POINTWISE,
             _lower_return_since,
             lambda _row: Warmup(sessions=1),
+        ),
+        Kernel("session_sum", "sum since the session's open", ("any",), KEEPS, _lower_session_sum, _no_warmup),
+        Kernel(
+            "session_rank",
+            "place between the lowest and the highest of earlier sessions' last values and the present one, 0..1; "
+            "0.5 where these are equal",
+            ("any",),
+            PASSES,
+            _lower_session_rank,
+            lambda row: Warmup(sessions=period(row, "sessions")),
+            parameters={"sessions": Parameter(2, 60, "earlier sessions")},
+        ),
+        Kernel(
+            "clock_deviation",
+            "sample standard deviation of the returns of bars that close in a daily window of New York's clock, "
+            "held until the next one opens",
+            ("log_return",),
+            KEEPS,
+            _lower_clock_deviation,
+            _no_warmup,
+            refuse=_clock_refuse,
+            parameters={
+                "from": Parameter(0, DAY - 2, "opening in minutes after midnight, itself outside"),
+                "to": Parameter(1, DAY - 1, "closing in minutes after midnight, itself inside"),
+            },
+            unfit=_clock_unfit,
+            clock_warmup=_clock_warmup,
+        ),
+        Kernel(
+            "seasonal_mean",
+            "exponential mean, alpha 2/(span+1), over earlier sessions of a session's mean in the present slot of "
+            "New York's day",
+            ("any",),
+            KEEPS,
+            _lower_seasonal_mean,
+            _no_warmup,
+            refuse=_seasonal_refuse,
+            parameters={
+                "slot": Parameter(5, 360, "length of a slot in minutes"),
+                "span": Parameter(1, 250, "span of the exponential mean in sessions"),
+            },
+            clock_warmup=_seasonal_warmup,
+        ),
+        Kernel(
+            "unchanged_for",
+            "minutes since the value last changed",
+            ("any",),
+            PASSES,
+            _lower_unchanged_for,
+            _no_warmup,
+        ),
+        Kernel(
+            "before_change",
+            "last value that stood while a key had its previous value",
+            ("any", "key"),
+            BY_KEY,
+            _lower_before_change,
+            lambda _row: Warmup(sessions=1),
+        ),
+        Kernel(
+            "time_window",
+            "sum or mean over the bars inside a time window; a gap leaves fewer of them",
+            ("any",),
+            FORGETS,
+            _lower_time_window,
+            _no_warmup,
+            outputs=_TOTALS,
+            parameters={"minutes": Parameter(1, op.HISTORY - 1, "length in minutes")},
+            unfit=_minutes_unfit(1),
+            clock_warmup=_minutes_warmup,
+        ),
+        Kernel(
+            "profile_window",
+            "volume profile of the bars inside a time window; null beyond 2048 ticks",
+            ("high", "low", "volume"),
+            FORGETS,
+            _lower_profile_window,
+            _no_warmup,
+            outputs=_PROFILE,
+            parameters={"minutes": Parameter(1, 60, "length in minutes")},
+            unfit=_minutes_unfit(2),
+            clock_warmup=_minutes_warmup,
+        ),
+        Kernel(
+            "slope",
+            "least-squares slope per bar over the last bars",
+            ("any",),
+            FORGETS,
+            _lower_slope,
+            _first_full_window,
+            parameters={"period": Parameter(3, op.HISTORY, "length in bars")},
+        ),
+        Kernel(
+            "time_slope",
+            "least-squares slope per minute over the bars inside a time window, of which there must be three",
+            ("any",),
+            FORGETS,
+            _lower_time_slope,
+            _no_warmup,
+            parameters={"minutes": Parameter(2, op.HISTORY - 1, "length in minutes")},
+            unfit=_minutes_unfit(3),
+            clock_warmup=_minutes_warmup,
         ),
     )
 }

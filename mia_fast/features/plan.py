@@ -21,7 +21,19 @@ from mia_fast.errors import ConfigError
 from mia_fast.features import expression as expressions
 from mia_fast.features.builder import CALENDAR, Builder
 from mia_fast.features.catalogue import Catalogue, Column, Warmup
-from mia_fast.features.kernels import FORGETS, HOLDS, KEEPS, POINTWISE, POLICIES, SKIPS, Kernel, check
+from mia_fast.features.kernels import (
+    BY_KEY,
+    FORGETS,
+    HOLDS,
+    KEEPS,
+    PASSES,
+    POINTWISE,
+    POLICIES,
+    SKIPS,
+    Kernel,
+    check,
+    unfit,
+)
 from mia_kernels import opcodes as op
 
 FILE = "feature_sets.yaml"
@@ -125,7 +137,7 @@ def make_plan(
     for name in order:
         column = columns[name]
         lacks = tuple(sorted({lack for source in column.inputs for lack in lacking.get(source, ())}))
-        lacks = lacks or _unfit_bars(column, parsed.get(name), bar_minutes)
+        lacks = lacks or _unfit_bars(column, kernels[name], parsed.get(name), bar_minutes)
         if lacks:
             lacking[name] = lacks
         warmups[name] = _warmup(column, kernels[name], parsed.get(name), warmups, bar_minutes)
@@ -221,7 +233,7 @@ def _ask_tables(builder: Builder, row: Column) -> None:
     length = int(row.params.get("period", 0))
     if row.kernel == "window":
         builder.ask_table(op.MOMENT_TABLE, row.inputs[0], length)
-    elif row.kernel == "time_deviation":
+    elif row.kernel in ("time_deviation", "time_window"):
         builder.ask_table(op.MOMENT_TABLE, row.inputs[0], builder.rows_in(int(row.params["minutes"])))
     elif row.kernel == "highest":
         builder.ask_table(op.MAXIMUM_TABLE, row.inputs[0], length)
@@ -270,9 +282,6 @@ def _warmup(
     warmups: dict[str, Warmup],
     bar_minutes: float,
 ) -> Warmup:
-    own = kernel.warmup(column)
-    if column.kernel == "time_deviation":  # its inputs bring one row of it
-        own = Warmup(rows=max(0, int(column.params["minutes"] / bar_minutes) - 1))
     if expression is None:
         before = [warmups[source] for source in column.inputs]
     else:
@@ -284,10 +293,16 @@ def _warmup(
             for token in expression.tokens
             if token.column is not None
         ]
-    sessions = own.sessions + max((w.sessions for w in before), default=0)
+    inputs = Warmup(
+        rows=max((w.rows for w in before), default=0), sessions=max((w.sessions for w in before), default=0)
+    )
+    if kernel.clock_warmup is not None:
+        return kernel.clock_warmup(column, inputs, bar_minutes)
+    own = kernel.warmup(column)
+    sessions = own.sessions + inputs.sessions
     if own.sessions:  # whole sessions outlast the rows that their inputs need
         return Warmup(sessions=sessions)
-    return Warmup(rows=own.rows + max((w.rows for w in before), default=0), sessions=sessions)
+    return Warmup(rows=own.rows + inputs.rows, sessions=sessions)
 
 
 def derived_missing(own: str, before: Sequence[str]) -> str:
@@ -296,8 +311,8 @@ def derived_missing(own: str, before: Sequence[str]) -> str:
     A missing input is felt in three ways: the value is null at that bar; it stays null while a window holds
     the bar; what is remembered afterwards is not what it would have been. The column has the strongest of
     what its kernel does and of what its inputs bring: remembering in a recurrence (``HOLDS``) before
-    remembering in a sum (``SKIPS``, or ``KEEPS`` where the value is not even null at the bar) before a window
-    (``FORGETS``) before nothing (``POINTWISE``).
+    remembering single values (``BY_KEY``, ``PASSES``) before remembering in a sum (``SKIPS``, or ``KEEPS`` where
+    the value is not even null at the bar) before a window (``FORGETS``) before nothing (``POINTWISE``).
 
     Two combinations are not simply the stronger one. What rests on ``KEEPS`` and on something that is null at
     the bar is null there and remembers: ``SKIPS``. And a kernel that keeps its value does so although what it
@@ -315,8 +330,9 @@ def derived_missing(own: str, before: Sequence[str]) -> str:
         return HOLDS
     if own == KEEPS:
         return KEEPS
-    if SKIPS in (own, *before):
-        return SKIPS
+    for remembers in (BY_KEY, PASSES, SKIPS):
+        if remembers in (own, *before):
+            return remembers
     if KEEPS in before:
         return KEEPS if set(before) == {KEEPS} and own == POINTWISE else SKIPS
     return FORGETS if FORGETS in (own, *before) else POINTWISE
@@ -336,16 +352,12 @@ def _refuse_twins(columns: dict[str, Column]) -> None:
             )
 
 
-def _unfit_bars(column: Column, expression: expressions.Expression | None, bar_minutes: float) -> tuple[str, ...]:
-    """What bars a time window would need, where these do not fit it: a whole number of them, within reach."""
-    spans = [(token.minutes, 1) for token in expression.tokens if token.minutes] if expression is not None else []
-    if column.kernel == "time_deviation":
-        spans.append((column.params["minutes"], 2))
-    for minutes, fewest in spans:
-        rows = minutes / bar_minutes
-        if rows != int(rows) or not fewest <= rows < op.HISTORY:
-            return (f"bars that fit {minutes:g} minutes {fewest} to {op.HISTORY - 1} times",)
-    return ()
+def _unfit_bars(
+    column: Column, kernel: Kernel, expression: expressions.Expression | None, bar_minutes: float
+) -> tuple[str, ...]:
+    """What bars a row would need, where these do not fit it."""
+    spans = [unfit(token.minutes, 1, bar_minutes) for token in expression.tokens if token.minutes] if expression else []
+    return tuple(lack for lack in (*spans, kernel.unfit(column, bar_minutes)) if lack is not None)[:1]
 
 
 def _yaml(warmup: Warmup) -> str:
