@@ -38,8 +38,11 @@ MOST_OUTPUTS = 8
 MOST_PARAMETERS = 16
 
 
+_tuple_of: Any = types.UniTuple
+
+
 def _call_address(typing: Any, address: Any, arguments: Any) -> Any:
-    signature = types.int64(types.int64, types.UniTuple(types.int64, CALLBACK_ARGUMENTS))
+    signature = types.int64(types.int64, _tuple_of(types.int64, CALLBACK_ARGUMENTS))
 
     def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         word = ir.IntType(64)

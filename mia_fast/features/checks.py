@@ -251,6 +251,13 @@ class Bench:
         """True when a time window is among what a column rests on."""
         return any(self._own_minutes(part) for part in self.ancestors(name) if part in self.columns)
 
+    def looks_ago(self, name: str) -> bool:
+        """True when a column rests on a formula with ago()."""
+        return any(
+            part in self.columns and self.columns[part].expression is not None and self._own_minutes(part)
+            for part in self.ancestors(name)
+        )
+
     def _own_minutes(self, name: str) -> bool:
         row = self.columns[name]
         if row.expression is not None:
@@ -450,7 +457,7 @@ def _bounds(low: float | None, high: float | None) -> str:
 
 def missing(bench: Bench) -> Iterator[Finding]:
     """A missing input is felt as the derived policy says, and only by what rests on that input."""
-    data = bench.clean.rows(slice(0, 4 * SESSION_ROWS))
+    data = bench.clean.rows(slice(0, (bench.sessions - 2) * SESSION_ROWS))
     clean = bench.run(data)
     n, fault = len(data), SESSION_ROWS + 500
     repair = "give its kernel the policy that it keeps, or let it keep the one it has"
@@ -465,6 +472,8 @@ def missing(bench: Bench) -> Iterator[Finding]:
             policy, rows = bench.plan.policies[name], bench.plan.warmups[name].rows
             felt, null = different[k], empty[k] & ~np.isnan(clean[k])
             after = min(n, fault + rows + 2)
+            sessions = bench.plan.warmups[name].sessions
+            end = (3 + sessions) * SESSION_ROWS if sessions or "session" in bench.reaches(name) else after
             saw = None
             if np.isinf(bad[k]).any():
                 saw = f"it is infinite at row {int(np.argmax(np.isinf(bad[k]))):,}"
@@ -478,8 +487,10 @@ def missing(bench: Bench) -> Iterator[Finding]:
                 saw = "it has another value where it should have none"
             elif policy in (HOLDS, SKIPS) and not null[fault:after].any() and felt.any():
                 saw = "it has another value, but its policy is to be null at such a bar"
-            elif null[after:].any() and not bench.plan.warmups[name].sessions and "session" not in bench.reaches(name):
-                saw = f"one missing value still empties it at row {after + int(np.argmax(null[after:])):,}"
+            elif policy == KEEPS and null[fault]:
+                saw = "it is null at such a bar, but its policy is to keep its value"
+            elif null[end:].any():
+                saw = f"one missing value still empties it at row {end + int(np.argmax(null[end:])):,}"
             if saw is not None:
                 yield Finding(name, "missing", f"{saw} (its policy: {policy})", where, repair)
 
@@ -517,6 +528,8 @@ def gaps(bench: Bench) -> Iterator[Finding]:
     past = {name: np.where(np.arange(len(holed)) < at, 2.0 * v, v) for name, v in holed.columns.items()}
     different = _differ(bench.run(holed.altered(past)), first)[:, at:]
     for k, name in enumerate(bench.names):
+        # The last value known 30 minutes ago is that before the hole, until 30 minutes have passed.
+        different[k, : bench.plan.warmups[name].rows if bench.looks_ago(name) else 0] = False
         if reach[name] <= {"clock", "calendar"} and different[k].any():
             yield Finding(
                 name,

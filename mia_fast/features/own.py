@@ -63,6 +63,7 @@ _GUARDS: Final = {
 _MOST_STATE: Final = 1 << 20
 _FILE_HINT: Final = "see docs/own-features.md"
 _COLLECTING: ContextVar[dict[str, Kernel] | None] = ContextVar("own_kernels", default=None)
+_njit: Final[Any] = numba.njit
 _KEPT: Final[list[Any]] = []
 """Compiled callbacks: a plan made earlier may still call one that was registered anew."""
 
@@ -216,7 +217,7 @@ def _lowering(
 
 def _compile(function: Function, where: str) -> int:
     """The address of a C function that runs ``function`` over given memory; 0 from it means that all went well."""
-    inner = numba.njit(function, error_model="numpy", boundscheck=True, nogil=True)
+    inner = _njit(function, error_model="numpy", boundscheck=True, nogil=True)
     word: Any = numba.types.int64
 
     def call(

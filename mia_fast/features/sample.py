@@ -117,7 +117,7 @@ class _Maker:
             volume[rng.random(self.n) < 0.003] = 1e9
         open_ = np.clip(close - body, 1, None)
         high, low = np.maximum(open_, close) + wick_up, np.clip(np.minimum(open_, close) - wick_down, 1, None)
-        self.bars = {name: ticks * _TICK for name, ticks in zip(
+        self.bars: dict[str, Floats] = {name: ticks * _TICK for name, ticks in zip(
             ("open", "high", "low", "close"), (open_, high, low, close), strict=True)} | {"volume": volume}  # fmt: skip
         self.wave = wave
         self.spread = 1 + (rng.random(self.n) < 0.15)
