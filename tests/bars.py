@@ -17,6 +17,7 @@ from mia_fast.features import catalogue as catalogues
 from mia_fast.features.catalogue import Catalogue
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.plan import Plan, make_plan
+from mia_fast.features.sample import inputs_around
 from mia_fast.workspace import Workspace, shipped
 
 NEW_YORK = ZoneInfo("America/New_York")
@@ -157,6 +158,7 @@ def make(
     dates = [days[0] - dt.timedelta(days=k) for k in range(45, 0, -1)]
     dates = [d for d in dates if d.weekday() < 5] + days
     vix = np.round(18.0 * np.exp(np.cumsum(rng.normal(0.0, 0.05, len(dates)))), 2)
+    columns |= inputs_around(catalogue(), known_at, columns, seed=seed)
     columns |= naive.vix_columns(known_at, dates, vix)
     bars = Bars(known_at, columns)
     if not gaps:

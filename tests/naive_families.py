@@ -1,6 +1,6 @@
 """Twins of the features over other tables: order flow, book, options, other markets, calendar, interactions.
 
-Written from the definitions in ``config/feature_sets.yaml``, in the words of :mod:`naive`; :mod:`naive` collects them.
+Written from the definitions in ``config/feature_sets.yaml``, in the words of :mod:`naive`, whose tables they join.
 """
 
 from __future__ import annotations
@@ -9,36 +9,37 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import naive
 import numpy as np
 from naive import (
     NAN,
     ago,
-    average,
     at_least,
-    before_change,
     choose,
-    clock_deviation,
     correlation,
     deviation,
     divide,
     ema,
-    finite,
     lag,
+    largest,
     log,
     mean,
     more,
-    profile_window,
     return_since,
+    smallest,
+    total,
+    windowed,
+)
+from naive_days import (
+    before_change,
+    clock_deviation,
+    profile_window,
     seasonal_mean,
     session_rank,
     session_sum,
     time_slope,
     time_window,
-    total,
     unchanged_for,
-    windowed,
-    largest,
-    smallest,
 )
 from numpy.typing import NDArray
 
@@ -75,11 +76,11 @@ def nearer(a: Floats, b: Floats) -> Floats:
 
 
 def sum_over(c: Twin, name: str, minutes: int) -> Floats:
-    return time_window(c[name], c.known_at, minutes, c.bar_minutes)["sum"]
+    return time_window(c.known_at, c[name], minutes, "sum", c.bar_minutes)
 
 
 def mean_over(c: Twin, name: str, minutes: int) -> Floats:
-    return time_window(c[name], c.known_at, minutes, c.bar_minutes)["mean"]
+    return time_window(c.known_at, c[name], minutes, "mean", c.bar_minutes)
 
 
 def trend_of_averages(x: Floats) -> Floats:
@@ -108,6 +109,12 @@ def outside(close: Floats, top: Floats, bottom: Floats) -> Floats:
             out[i] = x - high if x > high else low - x if x < low else 0.0
             out[i] = max(out[i], 0.0)
     return out
+
+
+def last_5_minutes(c: Twin, output: str) -> Floats:
+    """The volume profile of the last 5 minutes."""
+    bars = (c["high"], c["low"], c["volume"])
+    return c.group("5 minutes", lambda: profile_window(c.known_at, *bars, 5, c.tick_size, c.bar_minutes))[output]
 
 
 def footprint(c: Twin) -> Floats:
@@ -214,7 +221,7 @@ AUXILIARY: dict[str, Function] = {
     "gex_previous": lambda c: previous(c, "gex", "levels_known_at"),
     "gex_change_previous": lambda c: previous(c, "gex_change", "levels_known_at"),
     "side_of_zero_gamma": lambda c: sign(c["close"] - c["zero_gamma"]),
-    "side_held_minutes": lambda c: unchanged_for(c["side_of_zero_gamma"], c.known_at),
+    "side_held_minutes": lambda c: unchanged_for(c.known_at, c["side_of_zero_gamma"]),
     "open_interest": lambda c: c["open_interest_calls"] + c["open_interest_puts"],
     "open_interest_before": lambda c: previous(c, "open_interest", "levels_open_interest_date"),
     "open_calls_before": lambda c: previous(c, "open_interest_calls", "levels_open_interest_date"),
@@ -239,7 +246,7 @@ FEATURES: dict[str, Function] = {
     # volatility, profile, scores
     "dynamic_spread_volatility": lambda c: divide(c["spread_deviation_20"], c["spread_average_20"]),
     **{
-        name: lambda c, output=output: c.profile_5min(output)
+        name: lambda c, output=output: last_5_minutes(c, output)
         for output in ("poc", "vah", "val", "volume_at_poc", "volume_at_vah", "volume_at_val")
         for name in (f"{output}_5min" if output.startswith("volume") else f"{output}_price_5min",)
     },
@@ -298,11 +305,11 @@ FEATURES: dict[str, Function] = {
     "hft_score_1min": lambda c: share(c["order_messages"], 20 * c["trade_count"]),
     "hft_score_5min": lambda c: mean_over(c, "hft_score_1min", 5),
     # options
-    "iv_rank_30d": lambda c: session_rank(c, c["iv_atm"], 30),
+    "iv_rank_30d": lambda c: session_rank(c.known_at, c["iv_atm"], 30),
     "iv_acceleration": lambda c: second_difference(c, "iv_atm", 30),
     "gex_change": lambda c: c["gex"] - c["gex_previous"],
     "gex_acceleration_score": acceleration,
-    "gamma_trend_30m": lambda c: time_slope(c["net_gamma"], c.known_at, 30, c.bar_minutes),
+    "gamma_trend_30m": lambda c: time_slope(c.known_at, c["net_gamma"], 30, c.bar_minutes),
     "gamma_peak_distance": lambda c: divide(c["gamma_wall"] - c["close"], c["close"]),
     "gamma_flip_persistence_days": lambda c: c["side_held_minutes"] / (24 * 60),
     "max_pain_strike": column("max_pain"),
@@ -357,9 +364,9 @@ FEATURES: dict[str, Function] = {
         / 5
     ),
     # context
-    "market_open_volatility": lambda c: clock_deviation(c, c["log_return"], 570, 600),
-    "market_close_volatility": lambda c: clock_deviation(c, c["log_return"], 930, 960),
-    "seasonal_volatility_index": lambda c: seasonal_mean(c, c["absolute_log_return"], 30, 10),
+    "market_open_volatility": lambda c: clock_deviation(c.known_at, c["log_return"], 570, 600, c.bar_minutes),
+    "market_close_volatility": lambda c: clock_deviation(c.known_at, c["log_return"], 930, 960, c.bar_minutes),
+    "seasonal_volatility_index": lambda c: seasonal_mean(c.known_at, c["absolute_log_return"], 30, 10),
     "session_volatility_index": lambda c: divide(c["absolute_return_mean_30"], c["seasonal_volatility_index"]),
     "is_news_event": lambda c: 1 - more(nearest_event(c, "high"), np.float64(15.0)),
     "event_timing_proximity": lambda c: exp(-nearest_event(c, "any") / 30),
@@ -424,7 +431,10 @@ UNDECIDED: dict[str, Callable[[Twin], NDArray[np.bool_]]] = {
     ),
     "event_impact_duration": lambda c: _near(c["event_volatility_impact"], 0.25),
     **{
-        name: lambda c: c.profile_5min("near") > 0
+        name: lambda c: last_5_minutes(c, "near") > 0
         for name in ("vah_price_5min", "val_price_5min", "volume_at_vah_5min", "volume_at_val_5min")
     },
 }
+
+naive.TWINS.update(AUXILIARY | FEATURES)
+naive.UNDECIDED.update(UNDECIDED)

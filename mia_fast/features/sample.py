@@ -90,10 +90,20 @@ def simulate(catalogue: Catalogue, sessions: int, *, seed: int = 1, wild: bool =
     return Sample(known_at, columns, what="the wild simulated sample" if wild else "the simulated sample")
 
 
+def inputs_around(
+    catalogue: Catalogue, known_at: NDArray[np.int64], bars: Mapping[str, Floats], *, seed: int = 1
+) -> dict[str, Floats]:
+    """Every declared input but open, high, low, close and volume, made to fit those of ``bars``, each (n,)."""
+    maker = _Maker(known_at, seed, wild=False, bars=bars)
+    return {column.name: maker.column(column) for column in catalogue.inputs if column.name not in maker.bars}
+
+
 class _Maker:
     """Draws columns that fit one another: a book around the close, volumes that add up."""
 
-    def __init__(self, known_at: NDArray[np.int64], seed: int, wild: bool) -> None:
+    def __init__(
+        self, known_at: NDArray[np.int64], seed: int, wild: bool, bars: Mapping[str, Floats] | None = None
+    ) -> None:
         self.known_at, self.seed, self.wild = known_at, seed, wild
         self.n = len(known_at)
         rng = np.random.default_rng(seed)
@@ -119,7 +129,9 @@ class _Maker:
         high, low = np.maximum(open_, close) + wick_up, np.clip(np.minimum(open_, close) - wick_down, 1, None)
         self.bars: dict[str, Floats] = {name: ticks * _TICK for name, ticks in zip(
             ("open", "high", "low", "close"), (open_, high, low, close), strict=True)} | {"volume": volume}  # fmt: skip
-        self.wave = wave
+        if bars is not None:
+            self.bars = {name: np.asarray(bars[name], dtype=np.float64) for name in self.bars}
+            volume = self.bars["volume"]
         self.spread = 1 + (rng.random(self.n) < 0.15)
         self.bought = np.rint(volume * np.clip(rng.beta(6.0, 6.0, self.n), 0.0, 1.0))
         self.trades = np.ceil(volume / rng.integers(1, 6, self.n))
