@@ -57,7 +57,7 @@ def exp(x: Floats) -> Floats:
 
 def sign(x: Floats) -> Floats:
     """-1, 0 or 1; missing where x is."""
-    return np.array([NAN if math.isnan(v) else float((v > 0) - (v < 0)) for v in x])
+    return np.array([NAN if math.isnan(v) else float(v > 0) - float(v < 0) for v in x])
 
 
 def share(part: Floats, rest: Floats) -> Floats:
@@ -126,7 +126,7 @@ def footprint(c: Twin) -> Floats:
         if high > low:
             out[i] = np.clip(delta / (high - low), -1.0, 1.0)
         else:
-            out[i] = (delta > 0) - (delta < 0)
+            out[i] = float(delta > 0) - float(delta < 0)
     return out
 
 

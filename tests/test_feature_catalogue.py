@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import bars
 import naive
+import naive_families
 import numpy as np
 import pytest
 import talib
@@ -23,6 +24,7 @@ from mia_fast.features.expression import parse
 from mia_fast.features.kernels import BY_KEY, FORGETS, HOLDS, KEEPS, KERNELS, PASSES, POINTWISE, SKIPS
 
 FEATURES = catalogue().names
+assert naive_families.FEATURES.keys() <= naive.TWINS.keys()
 AUXILIARY = tuple(column.name for column in catalogue().auxiliary)
 INPUTS = tuple(column.name for column in catalogue().inputs)
 DECLARED: dict[str, Feature] = {feature.name: feature for feature in catalogue().features}
@@ -408,41 +410,6 @@ def test_only_what_reads_a_column_suffers_when_it_is_empty(column: str) -> None:
             assert np.isnan(values).all(), name
         else:
             same_bits(values, clean[name])
-
-
-# --- scaling laws -----------------------------------------------------------------------------------
-
-POWERS = {
-    "index points": (1, 0),
-    "contracts": (0, 1),
-    "contracts per point": (-1, 1),
-    **dict.fromkeys(
-        ("percent", "fraction", "ATR", "per bar", "annualised fraction", "flag", "score", "ratio per bar"), (0, 0)
-    ),
-    **dict.fromkeys(("0 trend, 1 range, 2 defensive", "-", "0 Monday .. 6 Sunday", "minutes"), (0, 0)),
-}
-"""By a feature's unit: the powers of price and of volume that it scales with."""
-
-
-@each_feature
-def test_scales_as_its_unit_says(name: str) -> None:
-    """Powers of two are exact, so the law holds to the last bit."""
-    by_price, by_volume = POWERS[DECLARED[name].unit]
-    if DECLARED[name].family == "cross":
-        by_price = 0  # another market's points
-    clean = case("whole sessions")[1][name]
-    same_bits(scaled_up()[name], clean * 2.0**by_price * 4.0**by_volume)
-
-
-@functools.cache
-def scaled_up() -> dict[str, Floats]:
-    """All prices, with the tick, twice as large; all volumes four times."""
-    data = long()
-    data = data.altered(
-        **{n: 2.0 * data.columns[n] for n in ("open", "high", "low", "close")}, volume=4.0 * data.columns["volume"]
-    )
-    plan = bars.plan_for(data, tick_size=2 * bars.TICK)
-    return dict(zip(plan.outputs, FeatureEngine(plan).batch(data.known_at, data.columns), strict=True))
 
 
 # --- real bars --------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from mia_fast.features.catalogue import Catalogue, InputColumn
 from mia_fast.sessions import session_open
 
 Floats = NDArray[np.float64]
+Range = tuple[float | None, float | None]
 
 SESSION_ROWS: Final = 23 * 60
 """Minutes of a whole session, 18:00 to 17:00 New York."""
@@ -81,7 +82,7 @@ def simulate(catalogue: Catalogue, sessions: int, *, seed: int = 1, wild: bool =
     days = [day for day in days if day.weekday() < 5][:sessions]
     minutes = _MINUTE * np.arange(1, SESSION_ROWS + 1, dtype=np.int64)
     known_at = np.concatenate([session_open(day) + minutes for day in days])
-    maker = _Maker(known_at, seed, wild)
+    maker = _Maker(known_at, seed, wild, _ranges(catalogue))
     columns = {column.name: maker.column(column) for column in catalogue.inputs}
     if wild:
         rng = np.random.default_rng(seed + 1000)
@@ -94,16 +95,27 @@ def inputs_around(
     catalogue: Catalogue, known_at: NDArray[np.int64], bars: Mapping[str, Floats], *, seed: int = 1
 ) -> dict[str, Floats]:
     """Every declared input but open, high, low, close and volume, made to fit those of ``bars``, each (n,)."""
-    maker = _Maker(known_at, seed, wild=False, bars=bars)
+    maker = _Maker(known_at, seed, False, _ranges(catalogue), bars)
     return {column.name: maker.column(column) for column in catalogue.inputs if column.name not in maker.bars}
+
+
+def _ranges(catalogue: Catalogue) -> dict[str, Range]:
+    """Where the values of an input lie, as the feature says that is its copy."""
+    return {f.inputs[0]: f.range for f in catalogue.features if f.kernel == "column"}
 
 
 class _Maker:
     """Draws columns that fit one another: a book around the close, volumes that add up."""
 
     def __init__(
-        self, known_at: NDArray[np.int64], seed: int, wild: bool, bars: Mapping[str, Floats] | None = None
+        self,
+        known_at: NDArray[np.int64],
+        seed: int,
+        wild: bool,
+        ranges: Mapping[str, Range],
+        bars: Mapping[str, Floats] | None = None,
     ) -> None:
+        self.ranges = ranges
         self.known_at, self.seed, self.wild = known_at, seed, wild
         self.n = len(known_at)
         rng = np.random.default_rng(seed)
@@ -136,7 +148,17 @@ class _Maker:
         self.bought = np.rint(volume * np.clip(rng.beta(6.0, 6.0, self.n), 0.0, 1.0))
         self.trades = np.ceil(volume / rng.integers(1, 6, self.n))
         self.trades_up = np.rint(self.trades * np.clip(self.bought / np.maximum(volume, 1.0), 0.0, 1.0))
+        self.bid = self.bars["close"] - _TICK * self.spread * (rng.random(self.n) < 0.5)
+        self.away = {
+            side: np.cumsum([np.zeros(self.n), *(1 + (rng.random((9, self.n)) < 0.05))], axis=0)
+            for side in ("bid", "ask")
+        }
         self.daily = self._since_16_15()
+        self.five = np.arange(self.n) // 5
+        """Rows that share the levels of one chain."""
+        quiet = rng.exponential(5400.0, self.n // 20 + 50)
+        self.events = 60.0 * np.cumsum(np.rint(quiet / 60.0)) - 2 * 86_400.0 + self.known_at[0] / 1e9
+        self.impacts = np.round(rng.beta(1.5, 1.5, len(self.events)), 1)
 
     def _stretches(self, rng: np.random.Generator, count: int, length: int) -> NDArray[np.bool_]:
         found = np.zeros(self.n, dtype=bool)
@@ -161,8 +183,14 @@ class _Maker:
         close = self.bars["close"]
         book = re.fullmatch(r"(bid|ask)_price_(?:level_)?(\d+)", name)
         if book:
-            away = int(book[2]) - 1
-            return close - _TICK * (1 + away) if book[1] == "bid" else close + _TICK * (self.spread - 1 + away)
+            away = self.away[book[1]][int(book[2]) - 1]
+            return self.bid - _TICK * away if book[1] == "bid" else self.bid + _TICK * (self.spread + away)
+        if column.table == "events" and column.statistic is not None:
+            return self._event(column.statistic, 60.0 * (column.minutes or 0))
+        if unit == "days since 1970":
+            return 19_780.0 + np.arange(self.n) // SESSION_ROWS
+        if name == "net_gamma":  # no more than the unsigned exposure
+            return self.column(column.model_copy(update={"name": "gex"})) * np.tanh(_wander(rng, self.n)[self.five])
         split = {
             "ask_volume": self.bought, "bid_volume": self.bars["volume"] - self.bought, "trade_count": self.trades,
             "neutral_volume": np.zeros(self.n) + (rng.random(self.n) < 0.05),
@@ -181,7 +209,28 @@ class _Maker:
             return instants[self.daily] / 1e9
         steps = self._steps(column, rng)
         values = self._by_unit(column, rng, steps)
-        return values[steps]
+        return _inside(values, self.ranges.get(name, (None, None)))[steps]
+
+    def _event(self, statistic: str, seconds: float) -> Floats:
+        """A statistic of the simulated calendar at each bar, see :class:`InputColumn`."""
+        high = self.events[self.impacts > 0.7]
+        out = np.empty(self.n)
+        for i, now in enumerate(self.known_at / 1e9):
+            at, high_at = np.searchsorted(self.events, now, "right"), np.searchsorted(high, now, "right")
+            first, last = {"last": (now - seconds, now), "next": (now, now + seconds)}.get(
+                statistic.rpartition("_")[2], (now - 60.0, now)
+            )
+            part = slice(*np.searchsorted(self.events, (first, last), "right"))
+            out[i] = {
+                "next_at": self.events[at],
+                "previous_at": self.events[at - 1],
+                "next_impact": self.impacts[at],
+                "previous_impact": self.impacts[at - 1],
+                "next_high_at": high[high_at],
+                "previous_high_at": high[high_at - 1],
+                "started_in_bar": float(part.stop > part.start),
+            }.get(statistic, part.stop - part.start if statistic.startswith("count") else self.impacts[part].sum())
+        return out
 
     def _steps(self, column: InputColumn, rng: np.random.Generator) -> NDArray[np.int64]:
         """Per row, the number of the value that is in force: tables differ in how often they bring one."""
@@ -189,7 +238,7 @@ class _Maker:
         if table in _DAILY:
             return self.daily
         if table == "levels":
-            return np.arange(self.n) // 5
+            return self.five
         if table in ("events", "account"):
             return np.cumsum(rng.random(self.n) < 1 / 15).astype(np.int64)
         return np.arange(self.n)
@@ -218,6 +267,8 @@ class _Maker:
             return 1e6 * (wander if signed else np.exp(0.5 * wander))
         if base in ("percent", "%"):
             return self._ends(rng, 50.0 + 50.0 * np.tanh(wander), (0.0, 100.0))
+        if base == "log return":
+            return 0.02 * wander
         if base in ("minutes", "hours", "days", "s", "seconds", "years", "ms"):
             return np.abs(20.0 * (1.5 + wander))
         if base == "fraction" or "volatility" in unit or "annual" in unit:
@@ -247,6 +298,18 @@ class _Maker:
         if not self.wild:
             return values
         return np.where(rng.random(len(values)) < 0.1, rng.choice(ends, len(values)), values)
+
+
+def _inside(values: Floats, bounds: Range) -> Floats:
+    """Values folded or squeezed into a range that they leave."""
+    low, high = bounds
+    if low is not None and high is not None:
+        if (values < low).any() or (values > high).any():
+            return low + (high - low) * (0.5 + 0.5 * np.tanh(values / (np.nanstd(values) or 1.0)))
+        return values
+    if low is not None and (values < low).any():
+        return low + np.abs(values - low)
+    return high - np.abs(values - high) if high is not None else values
 
 
 def _wander(rng: np.random.Generator, count: int) -> Floats:
