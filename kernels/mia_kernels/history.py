@@ -44,17 +44,18 @@ def session_sum(
     A missing value leaves the sum as it stands. Before the first open that the series itself has seen,
     the sum is missing: one that began in mid-session is not the session's.
     """
+    seen, valued, total = state[at], state[at + 1], state[at + 2]
     for i in range(n):
         row = p + i
         if opens(columns, row, bar_minutes):
-            state[at], state[at + 1], state[at + 2] = 1.0, 0.0, 0.0  # open seen, has a value, sum
+            seen, valued, total = 1.0, 0.0, 0.0
         x = columns[source, row]
         if x - x == 0.0:
-            state[at + 1] = 1.0
-            state[at + 2] += x
-        total = state[at + 2]
-        known = state[at] != 0.0 and state[at + 1] != 0.0 and total - total == 0.0
+            valued = 1.0
+            total += x
+        known = seen != 0.0 and valued != 0.0 and total - total == 0.0
         out[i] = total if known else math.nan
+    state[at], state[at + 1], state[at + 2] = seen, valued, total
 
 
 @kernel
