@@ -451,6 +451,51 @@ def test_a_missing_value_leaves_with_its_row(name: str) -> None:
     same_bits(np.delete(bad, range(600, 600 + width)), np.delete(clean, range(600, 600 + width)))
 
 
+def test_a_session_without_a_value_is_passed_over() -> None:
+    data = bars.make(5, seed=3)
+    close = data.columns["close"].copy()
+    close[2 * SESSION : 3 * SESSION] = math.nan
+    got = computed(data.altered(close=close))["rank_2"]
+    ends = close[[SESSION - 1, 2 * SESSION - 1]]
+    x = close[3 * SESSION]
+    low, high = min(*ends, x), max(*ends, x)
+    assert np.isnan(got[: 3 * SESSION]).all()
+    assert got[3 * SESSION] == (x - low) / (high - low)
+
+
+def test_a_key_under_which_there_was_no_value_leaves_none() -> None:
+    data = bars.make(4, seed=3)
+    close = data.columns["close"].copy()
+    close[SESSION : 2 * SESSION] = math.nan
+    got = computed(data.altered(close=close))["before_day"]
+    assert (got[SESSION : 2 * SESSION] == close[SESSION - 1]).all()
+    assert np.isnan(got[2 * SESSION : 3 * SESSION]).all()
+    assert (got[3 * SESSION :] == close[3 * SESSION - 1]).all()
+
+
+def test_numbers_beyond_the_range_never_become_infinite_nor_stay() -> None:
+    """A computed column may hold 1e305: its sums overflow, for as long as it is in them and no longer."""
+    data = bars.make(4, seed=3)
+    volume = np.where(np.arange(4 * SESSION) < 2 * SESSION, 1e15, 1.0)
+    volume[SESSION : 2 * SESSION] *= np.where(np.arange(SESSION) % 3, 1.0, -1.0)
+    own: list[Row] = [
+        formula("huge", "volume * 1e293"),
+        row("sum", "session_sum", ["huge"]),
+        row("rank", "session_rank", ["huge"], sessions=2),
+        row("clock", "clock_deviation", ["huge"], **{"from": 570, "to": 600}),
+        row("usual", "seasonal_mean", ["huge"], slot=30, span=1),
+        row("window", "time_window", ["huge"], "sum", minutes=20),
+        row("poc", "profile_window", ["high", "low", "huge"], "volume_at_poc", minutes=20),
+        row("slope", "slope", ["huge"], period=20),
+        row("time_slope", "time_slope", ["huge"], minutes=20),
+    ]
+    got = computed(data.altered(volume=volume), plan_of(own))
+    assert (got["huge"][SESSION : SESSION + 2] == [-1e308, 1e308]).all()
+    for name, values in got.items():
+        assert not np.isinf(values).any(), name
+        assert np.isfinite(values[3 * SESSION + 960 :]).all(), name
+
+
 def test_return_since_takes_any_series() -> None:
     data = bars.make(3, seed=3)
     rows = [row("since", "return_since", ["volume", "vix_known_at"])]

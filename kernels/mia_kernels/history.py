@@ -129,8 +129,9 @@ def clock_deviation(
                 d = r - state[at + 3]
                 state[at + 3] += d / state[at + 2]
                 state[at + 4] += d * (r - state[at + 3])
-        known = state[at + 1] != 0.0 and state[at + 2] >= 2.0
-        out[i] = math.sqrt(state[at + 4] / (state[at + 2] - 1.0)) if known else math.nan
+        variance = state[at + 4] / (state[at + 2] - 1.0)
+        known = state[at + 1] != 0.0 and state[at + 2] >= 2.0 and variance - variance == 0.0
+        out[i] = math.sqrt(variance) if known else math.nan
 
 
 @kernel
@@ -155,17 +156,16 @@ def seasonal_mean(
             if state[at + 3] > 0.0:
                 ended = int(state[at]) - 1
                 mean = state[at + 2] / state[at + 3]
-                if state[have + ended] == 0.0:
-                    state[values + ended], state[have + ended] = mean, 1.0
-                else:
-                    state[values + ended] += alpha * (mean - state[values + ended])
+                usual = state[values + ended]
+                joined = usual + alpha * (mean - usual) if state[have + ended] != 0.0 else mean
+                if joined - joined == 0.0:  # a mean beyond the range of numbers must not stay for ever
+                    state[values + ended], state[have + ended] = joined, 1.0
             state[at], state[at + 1], state[at + 2], state[at + 3] = slot + 1.0, session, 0.0, 0.0
         x = columns[source, row]
         if x - x == 0.0:
             state[at + 2] += x
             state[at + 3] += 1.0
-        usual = state[values + slot]
-        out[i] = usual if state[have + slot] != 0.0 and usual - usual == 0.0 else math.nan
+        out[i] = state[values + slot] if state[have + slot] != 0.0 else math.nan
 
 
 @kernel

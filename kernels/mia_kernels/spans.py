@@ -147,7 +147,7 @@ def profile_window(
                     bins[b] += share
                 total += columns[volume, j]
                 bottom, top = min(bottom, start), max(top, stop)
-        if not total > 0.0:
+        if not (total > 0.0 and total < math.inf):
             continue
         poc, most = bottom, bins[bottom]
         for b in range(bottom + 1, top + 1):
@@ -211,11 +211,10 @@ def time_slope(columns: Floats, source: int, run: int, seconds: float, rows: int
     for i in range(n):
         row = p + i
         count = _bars_within(columns, seconds, rows, row)
+        fitted = math.nan
         if count == rows and columns[run, row] >= rows - 1.0:
-            out[i] = out[i] / (step / 60.0)
-            continue
-        out[i] = math.nan
-        if count >= 3:
+            fitted = out[i] / (step / 60.0)
+        elif count >= 3:
             now, x = columns[TIME, row], columns[source, row]
             mean = 0.0
             for j in range(row - count + 1, row + 1):
@@ -227,4 +226,4 @@ def time_slope(columns: Floats, source: int, run: int, seconds: float, rows: int
                 squares += d * d
                 products += d * (columns[source, j] - x)
             fitted = 60.0 * products / squares
-            out[i] = fitted if fitted - fitted == 0.0 else math.nan
+        out[i] = fitted if fitted - fitted == 0.0 else math.nan
