@@ -56,12 +56,14 @@ ROWS: list[Row] = [
     row("seasonal_key", "seasonal_mean", ["key"], slot=60, span=2),
     row("unchanged", "unchanged_for", ["slow"]),
     row("before_close", "before_change", ["close", "key"]),
+    row("before_volume", "before_change", ["volume", "key"]),
     row("before_day", "before_change", ["close", "session_date"]),
     *(row(f"{o}_{n}", "time_window", ["volume"], o, minutes=n) for o in ("sum", "mean") for n in MINUTES),
     *(row(f"{o}_{n}", "profile_window", HLV, o, minutes=n) for o in PROFILE for n in (2, 5, 60)),
     *(row(f"slope_{n}", "slope", ["close"], period=n) for n in SLOPES),
     *(row(f"time_slope_{n}", "time_slope", ["close"], minutes=n) for n in (3, 10, 30, 127)),
 ]
+PRICE_KEYED = ("before_close", "before_volume")
 NAMES = tuple(str(r["name"]) for r in ROWS)
 
 
@@ -144,6 +146,7 @@ def twins(data: Bars, bar_minutes: float = 1.0) -> dict[str, Floats]:
         "seasonal_key": naive_days.seasonal_mean(t, key, 60, 2),
         "unchanged": naive_days.unchanged_for(t, slow),
         "before_close": naive_days.before_change(close, key),
+        "before_volume": naive_days.before_change(volume, key),
         "before_day": naive_days.before_change(close, twin["session_date"]),
         **{f"{o}_{n}": naive_days.time_window(t, volume, n, o, bar_minutes) for o in ("sum", "mean") for n in MINUTES},
         **{f"slope_{n}": naive_days.slope(close, n) for n in SLOPES},
@@ -213,7 +216,7 @@ def test_other_lengths_of_bars_agree_with_the_twins() -> None:
         skip = want[f"near_{minutes}"] if output.removeprefix("volume_at_") in ("vah", "val") else None
         agree(got[name], want[name], largest(want[name]), name, skip)
         expected = plan.warmups[name]
-        if name not in ("before_close",):
+        if name not in PRICE_KEYED:
             assert int(np.argmax(~np.isnan(got[name]))) == max(expected.rows, expected.sessions * (SESSION // 5)), name
 
 
@@ -225,7 +228,7 @@ def test_the_warmup_is_exact(name: str) -> None:
     """On bars without a gap from a session's open on. A key that prices make changes when they do."""
     warmup = whole_plan().warmups[name]
     first = int(np.argmax(~np.isnan(case("whole sessions")[1][name])))
-    if name == "before_close":
+    if name in PRICE_KEYED:
         key = case("whole sessions")[1]["key"]
         assert first == int(np.argmax(key != key[0]))
         assert first < warmup.sessions * SESSION
