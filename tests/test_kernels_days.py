@@ -56,12 +56,14 @@ ROWS: list[Row] = [
     row("seasonal_key", "seasonal_mean", ["key"], slot=60, span=2),
     row("unchanged", "unchanged_for", ["slow"]),
     row("before_close", "before_change", ["close", "key"]),
+    row("before_volume", "before_change", ["volume", "key"]),
     row("before_day", "before_change", ["close", "session_date"]),
     *(row(f"{o}_{n}", "time_window", ["volume"], o, minutes=n) for o in ("sum", "mean") for n in MINUTES),
     *(row(f"{o}_{n}", "profile_window", HLV, o, minutes=n) for o in PROFILE for n in (2, 5, 60)),
     *(row(f"slope_{n}", "slope", ["close"], period=n) for n in SLOPES),
     *(row(f"time_slope_{n}", "time_slope", ["close"], minutes=n) for n in (3, 10, 30, 127)),
 ]
+PRICE_KEYED = ("before_close", "before_volume")
 NAMES = tuple(str(r["name"]) for r in ROWS)
 
 
@@ -144,6 +146,7 @@ def twins(data: Bars, bar_minutes: float = 1.0) -> dict[str, Floats]:
         "seasonal_key": naive_days.seasonal_mean(t, key, 60, 2),
         "unchanged": naive_days.unchanged_for(t, slow),
         "before_close": naive_days.before_change(close, key),
+        "before_volume": naive_days.before_change(volume, key),
         "before_day": naive_days.before_change(close, twin["session_date"]),
         **{f"{o}_{n}": naive_days.time_window(t, volume, n, o, bar_minutes) for o in ("sum", "mean") for n in MINUTES},
         **{f"slope_{n}": naive_days.slope(close, n) for n in SLOPES},
@@ -213,7 +216,7 @@ def test_other_lengths_of_bars_agree_with_the_twins() -> None:
         skip = want[f"near_{minutes}"] if output.removeprefix("volume_at_") in ("vah", "val") else None
         agree(got[name], want[name], largest(want[name]), name, skip)
         expected = plan.warmups[name]
-        if name not in ("before_close",):
+        if name not in PRICE_KEYED:
             assert int(np.argmax(~np.isnan(got[name]))) == max(expected.rows, expected.sessions * (SESSION // 5)), name
 
 
@@ -225,7 +228,7 @@ def test_the_warmup_is_exact(name: str) -> None:
     """On bars without a gap from a session's open on. A key that prices make changes when they do."""
     warmup = whole_plan().warmups[name]
     first = int(np.argmax(~np.isnan(case("whole sessions")[1][name])))
-    if name == "before_close":
+    if name in PRICE_KEYED:
         key = case("whole sessions")[1]["key"]
         assert first == int(np.argmax(key != key[0]))
         assert first < warmup.sessions * SESSION
@@ -449,6 +452,51 @@ def test_a_missing_value_leaves_with_its_row(name: str) -> None:
     width = int(name.rpartition("_")[2])
     assert np.isnan(bad[600 : 600 + width]).all()
     same_bits(np.delete(bad, range(600, 600 + width)), np.delete(clean, range(600, 600 + width)))
+
+
+def test_a_session_without_a_value_is_passed_over() -> None:
+    data = bars.make(5, seed=3)
+    close = data.columns["close"].copy()
+    close[2 * SESSION : 3 * SESSION] = math.nan
+    got = computed(data.altered(close=close))["rank_2"]
+    ends = close[[SESSION - 1, 2 * SESSION - 1]]
+    x = close[3 * SESSION]
+    low, high = min(*ends, x), max(*ends, x)
+    assert np.isnan(got[: 3 * SESSION]).all()
+    assert got[3 * SESSION] == (x - low) / (high - low)
+
+
+def test_a_key_under_which_there_was_no_value_leaves_none() -> None:
+    data = bars.make(4, seed=3)
+    close = data.columns["close"].copy()
+    close[SESSION : 2 * SESSION] = math.nan
+    got = computed(data.altered(close=close))["before_day"]
+    assert (got[SESSION : 2 * SESSION] == close[SESSION - 1]).all()
+    assert np.isnan(got[2 * SESSION : 3 * SESSION]).all()
+    assert (got[3 * SESSION :] == close[3 * SESSION - 1]).all()
+
+
+def test_numbers_beyond_the_range_never_become_infinite_nor_stay() -> None:
+    """A computed column may hold 1e305: its sums overflow, for as long as it is in them and no longer."""
+    data = bars.make(4, seed=3)
+    volume = np.where(np.arange(4 * SESSION) < 2 * SESSION, 1e15, 1.0)
+    volume[SESSION : 2 * SESSION] *= np.where(np.arange(SESSION) % 3, 1.0, -1.0)
+    own: list[Row] = [
+        formula("huge", "volume * 1e293"),
+        row("sum", "session_sum", ["huge"]),
+        row("rank", "session_rank", ["huge"], sessions=2),
+        row("clock", "clock_deviation", ["huge"], **{"from": 570, "to": 600}),
+        row("usual", "seasonal_mean", ["huge"], slot=30, span=1),
+        row("window", "time_window", ["huge"], "sum", minutes=20),
+        row("poc", "profile_window", ["high", "low", "huge"], "volume_at_poc", minutes=20),
+        row("slope", "slope", ["huge"], period=20),
+        row("time_slope", "time_slope", ["huge"], minutes=20),
+    ]
+    got = computed(data.altered(volume=volume), plan_of(own))
+    assert (got["huge"][SESSION : SESSION + 2] == [-1e308, 1e308]).all()
+    for name, values in got.items():
+        assert not np.isinf(values).any(), name
+        assert np.isfinite(values[3 * SESSION + 960 :]).all(), name
 
 
 def test_return_since_takes_any_series() -> None:

@@ -44,17 +44,18 @@ def session_sum(
     A missing value leaves the sum as it stands. Before the first open that the series itself has seen,
     the sum is missing: one that began in mid-session is not the session's.
     """
+    seen, valued, total = state[at], state[at + 1], state[at + 2]
     for i in range(n):
         row = p + i
         if opens(columns, row, bar_minutes):
-            state[at], state[at + 1], state[at + 2] = 1.0, 0.0, 0.0  # open seen, has a value, sum
+            seen, valued, total = 1.0, 0.0, 0.0
         x = columns[source, row]
         if x - x == 0.0:
-            state[at + 1] = 1.0
-            state[at + 2] += x
-        total = state[at + 2]
-        known = state[at] != 0.0 and state[at + 1] != 0.0 and total - total == 0.0
+            valued = 1.0
+            total += x
+        known = seen != 0.0 and valued != 0.0 and total - total == 0.0
         out[i] = total if known else math.nan
+    state[at], state[at + 1], state[at + 2] = seen, valued, total
 
 
 @kernel
@@ -128,8 +129,9 @@ def clock_deviation(
                 d = r - state[at + 3]
                 state[at + 3] += d / state[at + 2]
                 state[at + 4] += d * (r - state[at + 3])
-        known = state[at + 1] != 0.0 and state[at + 2] >= 2.0
-        out[i] = math.sqrt(state[at + 4] / (state[at + 2] - 1.0)) if known else math.nan
+        variance = state[at + 4] / (state[at + 2] - 1.0)
+        known = state[at + 1] != 0.0 and state[at + 2] >= 2.0 and variance - variance == 0.0
+        out[i] = math.sqrt(variance) if known else math.nan
 
 
 @kernel
@@ -154,17 +156,16 @@ def seasonal_mean(
             if state[at + 3] > 0.0:
                 ended = int(state[at]) - 1
                 mean = state[at + 2] / state[at + 3]
-                if state[have + ended] == 0.0:
-                    state[values + ended], state[have + ended] = mean, 1.0
-                else:
-                    state[values + ended] += alpha * (mean - state[values + ended])
+                usual = state[values + ended]
+                joined = usual + alpha * (mean - usual) if state[have + ended] != 0.0 else mean
+                if joined - joined == 0.0:  # a mean beyond the range of numbers must not stay for ever
+                    state[values + ended], state[have + ended] = joined, 1.0
             state[at], state[at + 1], state[at + 2], state[at + 3] = slot + 1.0, session, 0.0, 0.0
         x = columns[source, row]
         if x - x == 0.0:
             state[at + 2] += x
             state[at + 3] += 1.0
-        usual = state[values + slot]
-        out[i] = usual if state[have + slot] != 0.0 and usual - usual == 0.0 else math.nan
+        out[i] = state[values + slot] if state[have + slot] != 0.0 else math.nan
 
 
 @kernel

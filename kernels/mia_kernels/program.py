@@ -251,8 +251,9 @@ def _step(
             _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
         elif code == op.TIME_WINDOW:
             for lane in range(count):
-                time_window(columns, a, b, floats[f0 + lane], integers[i0 + lane], p, n, work)
-                _emit_lanes(work[2:], 2, integers, targets + 2 * lane, columns, p, out, q, n)
+                rows, kind = integers[i0 + 2 * lane], integers[i0 + 2 * lane + 1]
+                time_window(columns, a, kind, floats[f0 + lane], rows, p, n, work[1, :n], work[0, :n])
+                _emit(work[0, :n], integers[targets + lane], columns, p, out, q)
         elif code == op.PROFILE_WINDOW:
             profile_bars(columns, a, b, line[SOURCE_C], floats[f0], line[SOURCE_D], p, n)
             bins = floats_at(work[8:].ctypes.data, WINDOW_BINS)

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mia_kernels.compile import inlined, kernel
-from mia_kernels.opcodes import HISTORY, TIME
+from mia_kernels.opcodes import HISTORY, MEAN, TIME
 from mia_kernels.session import value_area
-from mia_kernels.windows import window_moments
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -41,30 +40,50 @@ def _bars_within(columns: Floats, seconds: float, rows: int, row: int) -> int:
     return count if count < HISTORY else 0
 
 
+@inlined
+def _sum_back(columns: Floats, source: int, row: int, count: int) -> float:
+    """Sum of the last ``count`` values, from the newest back, every other one by itself."""
+    even, odd = 0.0, 0.0
+    for j in range(0, count - 1, 2):
+        even += columns[source, row - j]
+        odd += columns[source, row - j - 1]
+    if count % 2 == 1:
+        even += columns[source, row - count + 1]
+    return even + odd
+
+
 @kernel
 def time_window(
-    columns: Floats, source: int, first: int, seconds: float, rows: int, p: int, n: int, work: Floats
+    columns: Floats, source: int, kind: int, seconds: float, rows: int, p: int, n: int, odd: Floats, out: Floats
 ) -> None:
-    """Sum and mean over the bars of the last ``seconds``, into ``work[2]`` and ``work[3]``.
+    """SUM or MEAN (``kind``) over the bars of the last ``seconds``, into ``out`` (n,); ``odd`` (n,) is scratch.
 
-    ``first`` is the table of moments over ``source`` (:func:`mia_kernels.windows.moment_table`). A window
-    without gaps is put together from it, one with gaps is summed by itself.
+    Every window is added up by itself: for so few bars that is as quick as any table, and a block of many
+    rows adds a whole vector of windows at a time, in the order of :func:`_sum_back`.
     """
-    total, square, out_sum, out_mean = work[0, :n], work[1, :n], work[2, :n], work[3, :n]
-    window_moments(columns, source, first, rows, p, n, total, square)
+    if n >= FEW:
+        for i in range(n):
+            out[i], odd[i] = 0.0, 0.0
+        for j in range(rows):
+            x = columns[source, p - j : p - j + n]
+            if j % 2 == 0:
+                for i in range(n):
+                    out[i] += x[i]
+            else:
+                for i in range(n):
+                    odd[i] += x[i]
+        for i in range(n):
+            out[i] += odd[i]
     for i in range(n):
-        row = p + i
-        count = _bars_within(columns, seconds, rows, row)
-        held = math.nan
-        if count == rows:
-            held = total[i]
-        elif count > 0:
-            held = 0.0
-            for j in range(row - count + 1, row + 1):
-                held += columns[source, j]
-        held = held if held - held == 0.0 else math.nan
-        out_sum[i] = held
-        out_mean[i] = held / count
+        count = _bars_within(columns, seconds, rows, p + i)
+        total = out[i]
+        if count == 0:
+            total = math.nan
+        elif count != rows or n < FEW:
+            total = _sum_back(columns, source, p + i, count)
+        if kind == MEAN:
+            total /= count
+        out[i] = total if total - total == 0.0 else math.nan
 
 
 @kernel
@@ -128,12 +147,12 @@ def profile_window(
                     bins[b] += share
                 total += columns[volume, j]
                 bottom, top = min(bottom, start), max(top, stop)
-        if not total > 0.0:
+        if not (total > 0.0 and total < math.inf):
             continue
-        poc = bottom
+        poc, most = bottom, bins[bottom]
         for b in range(bottom + 1, top + 1):
-            if bins[b] > bins[poc]:
-                poc = b
+            if bins[b] > most:
+                poc, most = b, bins[b]
         up, down = value_area(bins, poc, bottom, top, total)
         out[0, i] = (lowest + poc) * tick
         out[1, i] = (lowest + up) * tick
@@ -192,11 +211,10 @@ def time_slope(columns: Floats, source: int, run: int, seconds: float, rows: int
     for i in range(n):
         row = p + i
         count = _bars_within(columns, seconds, rows, row)
+        fitted = math.nan
         if count == rows and columns[run, row] >= rows - 1.0:
-            out[i] = out[i] / (step / 60.0)
-            continue
-        out[i] = math.nan
-        if count >= 3:
+            fitted = out[i] / (step / 60.0)
+        elif count >= 3:
             now, x = columns[TIME, row], columns[source, row]
             mean = 0.0
             for j in range(row - count + 1, row + 1):
@@ -208,4 +226,4 @@ def time_slope(columns: Floats, source: int, run: int, seconds: float, rows: int
                 squares += d * d
                 products += d * (columns[source, j] - x)
             fitted = 60.0 * products / squares
-            out[i] = fitted if fitted - fitted == 0.0 else math.nan
+        out[i] = fitted if fitted - fitted == 0.0 else math.nan

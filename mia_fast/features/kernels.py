@@ -541,37 +541,27 @@ def _lower_before_change(builder: Builder, rows: Rows) -> None:
 # --- the last minutes -------------------------------------------------------------------------------
 
 
-def _by_minutes(builder: Builder, rows: Rows, outputs: Sequence[str]) -> tuple[list[int], list[float], list[int]]:
-    """For each length among ``rows`` its bars and its seconds, and the targets of all its outputs."""
-    lengths = sorted({period(row, "minutes") for row in rows})
-    where = {(period(row, "minutes"), row.output): builder.target(row.name) for row in rows}
-    return (
-        [builder.rows_in(minutes) for minutes in lengths],
-        [60.0 * minutes for minutes in lengths],
-        [where.get((minutes, name), -1 - op.SPARE) for minutes in lengths for name in outputs],
-    )
-
-
 _TOTALS = ("sum", "mean")
 
 
 def _lower_time_window(builder: Builder, rows: Rows) -> None:
-    source = rows[0].inputs[0]
-    bars, seconds, targets = _by_minutes(builder, rows, _TOTALS)
+    numbers: list[int] = []
+    for row in rows:
+        numbers += [builder.rows_in(period(row, "minutes")), _MOMENTS[str(row.output)]]
     builder.emit(
         op.TIME_WINDOW,
-        a=builder.slot(source),
-        b=builder.table(op.MOMENT_TABLE, source),
-        count=len(bars),
-        integers=bars,
-        floats=seconds,
-        targets=targets,
+        a=builder.slot(rows[0].inputs[0]),
+        count=len(rows),
+        integers=numbers,
+        floats=[60.0 * period(row, "minutes") for row in rows],
+        targets=[builder.target(row.name) for row in rows],
     )
 
 
 def _lower_profile_window(builder: Builder, rows: Rows) -> None:
     high, low, volume = (builder.slot(name) for name in rows[0].inputs)
-    bars, seconds, targets = _by_minutes(builder, rows, _PROFILE)
+    lengths = sorted({period(row, "minutes") for row in rows})
+    where = {(period(row, "minutes"), row.output): builder.target(row.name) for row in rows}
     first, _, _ = (builder.private_slot() for _ in range(3))
     builder.emit(
         op.PROFILE_WINDOW,
@@ -579,10 +569,10 @@ def _lower_profile_window(builder: Builder, rows: Rows) -> None:
         b=low,
         c=volume,
         d=first,
-        count=len(bars),
-        integers=bars,
-        floats=[builder.tick_size, *seconds],
-        targets=targets,
+        count=len(lengths),
+        integers=[builder.rows_in(minutes) for minutes in lengths],
+        floats=[builder.tick_size, *(60.0 * minutes for minutes in lengths)],
+        targets=[where.get((minutes, name), -1 - op.SPARE) for minutes in lengths for name in _PROFILE],
     )
 
 

@@ -233,7 +233,7 @@ def _ask_tables(builder: Builder, row: Column) -> None:
     length = int(row.params.get("period", 0))
     if row.kernel == "window":
         builder.ask_table(op.MOMENT_TABLE, row.inputs[0], length)
-    elif row.kernel in ("time_deviation", "time_window"):
+    elif row.kernel == "time_deviation":
         builder.ask_table(op.MOMENT_TABLE, row.inputs[0], builder.rows_in(int(row.params["minutes"])))
     elif row.kernel == "highest":
         builder.ask_table(op.MAXIMUM_TABLE, row.inputs[0], length)
