@@ -540,6 +540,10 @@ TWINS: dict[str, Callable[[Twin], Floats]] = {
     "efficiency_ratio_20": _efficiency,
     "es_return_since_vix_close": lambda c: return_since(c["log_close"], c.known_at, c["vix_known_at"]),
     "minutes_since_vix_close": lambda c: (c["time"] - c["vix_known_at"]) / 60,
+    "minutes_to_next_event": lambda c: (c["next_event_at"] - c["time"]) / 60,
+    "minutes_since_event": lambda c: (c["time"] - c["previous_event_at"]) / 60,
+    "minutes_to_next_high_event": lambda c: (c["next_high_event_at"] - c["time"]) / 60,
+    "minutes_since_high_event": lambda c: (c["time"] - c["last_event_at"]) / 60,
     # trend
     **{f"adx_{n}": lambda c, n=n: c.adx(n, "adx") for n in (7, 14, 21)},
     **{f"plus_di_{n}": lambda c, n=n: c.adx(n, "plus_di") for n in (7, 14, 21)},
