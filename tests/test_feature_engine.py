@@ -580,13 +580,6 @@ def test_a_frame_of_few_rows(workspace: Workspace, rows: int) -> None:
     assert got["rsi_14"].null_count() == rows
 
 
-def test_bars_of_two_symbols_are_refused(workspace: Workspace) -> None:
-    frame = frame_of(bars.make(1)).with_columns(symbol=pl.lit("ES"))
-    other = frame.with_columns(symbol=pl.lit("NQ"))
-    with pytest.raises(DataError, match="2 symbols: ES, NQ"):
-        generate_features(pl.concat([frame, other]).sort("timestamp", "symbol"), workspace=workspace)
-
-
 def test_nan_becomes_null_and_nothing_else_does() -> None:
     matrix = np.array([[1.0, math.nan, -0.0], [math.nan] * 3, [2.0, 3.0, 4.0]])
     stamps = pl.Series([0, 1, 2]).cast(pl.Datetime("ns", "UTC"))

@@ -4,7 +4,8 @@ Two readings of one canonical cross table (``timestamp`` is when a value was kno
 
 * **Daily**: the close of a day is the last value stamped at or before the close of the series
   (``cross.daily`` in ``config/inputs.yaml``; 16:15 New York for the VIX) and counts from that close on. Later values of
-  the day belong to no day. A close older than five days is missing: four pass over a long week-end, five mean that the feed stopped.
+  the day belong to no day. A close older than five days is missing: four pass over a long week-end, five mean that the
+  feed stopped.
 * **Minute**: every value counts from its stamp on, for five minutes - except a day's single value: one stamped
   exactly at the close of its series with no other in the five minutes before it. The rule looks back only, so that a
   value that comes later changes no earlier row.
@@ -123,7 +124,11 @@ class _Series:
     """The series of a cross table, each read once."""
 
     def __init__(self, frame: pl.DataFrame, closes: Daily) -> None:
-        self._frame, self._closes = frame, closes
+        import polars as pl
+
+        # A day that ends at midnight is told from the next by one nanosecond.
+        self._frame = frame.with_columns(pl.col("timestamp").cast(pl.Datetime("ns", "UTC")))
+        self._closes = closes
         self._days: dict[str, _Day] = {}
 
     def _rows(self, symbol: str) -> pl.DataFrame:
@@ -157,7 +162,7 @@ class _Series:
             if rows.height and not daily.height:
                 close = close_of(symbol, self._closes)
                 raise DataError(
-                    f"all {rows.height} values of {symbol} are stamped after {close.time} {close.zone}, the close of their day",
+                    f"all {rows.height} values of {symbol} are stamped after {close.time} {close.zone}, their day's close",
                     where="cross",
                     hint=f"give the close of {symbol} under cross.daily.closes in config/inputs.yaml",
                     then="nothing was computed",
@@ -198,7 +203,7 @@ def _floats(series: pl.Series) -> Floats:
 
 
 def _windows(values: Floats, period: int) -> Floats:
-    """(m - period + 1, period): each stretch of ``period`` values, in memory of its own so that sums add up in one order."""
+    """(m - period + 1, period): each stretch of ``period`` values, in its own memory so that sums add up in one order."""
     if len(values) < period:
         return np.empty((0, period))
     return np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(values, period))

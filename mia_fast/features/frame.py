@@ -231,7 +231,7 @@ def write_latest(frame: pl.DataFrame, workspace: Workspace) -> Path:
 
 
 def by_symbol(bars: Table) -> list[tuple[Any, Table, NDArray[np.int64]]]:
-    """The bars of each symbol in order of appearance, with their rows in the whole; one part where there is one symbol."""
+    """The bars of each symbol in order of appearance, with their rows in the whole; one part if there is one symbol."""
     frame = bars.frame
     if "symbol" not in frame.columns or frame["symbol"].n_unique() == 1:
         return [(None, bars, np.arange(frame.height))]
@@ -265,7 +265,7 @@ def generate_features(
     ----------
     data
         Bars: a path, or any table that speaks the Arrow PyCapsule interface. A catalogue input of another table
-        (``vix``, ``predicted_vix``) may also stand among its columns. Bars of several symbols may be interleaved in any way.
+        (``vix``, ``predicted_vix``) may also stand among its columns. Bars of several symbols may be interleaved.
     cross
         Cross-asset closes: a path, a table, or a list of them. A close counts from its own close on.
     levels
@@ -283,9 +283,9 @@ def generate_features(
     Returns
     -------
     polars.DataFrame
-        ``timestamp`` as the bars have it, ``symbol`` where there are several, then the features in the catalogue's order;
-        null during warm-up and where an input is missing. Of several symbols, ``features_latest.csv`` holds the configured
-        instrument, or the first one.
+        ``timestamp`` as the bars have it, ``symbol`` where there are several, then the features in the catalogue's
+        order; null during warm-up and where an input is missing. Of several symbols, ``features_latest.csv`` holds the
+        configured instrument, or the first one.
 
     Raises
     ------
@@ -348,8 +348,8 @@ def feature_availability(
     Returns
     -------
     polars.DataFrame
-        One row per feature in the catalogue's order: ``feature``, ``family``, ``stage``, ``available``, ``lacks`` (list of
-        the input columns that are missing) and ``wanted_from`` (list of the tables and series that would bring them).
+        One row per feature in the catalogue's order: ``feature``, ``family``, ``stage``, ``available``, ``lacks`` (list
+        of the input columns that are missing) and ``wanted_from`` (the tables and series that would bring them).
     """
     workspace = workspace or Workspace.current()
     bars = data if isinstance(data, Table) else read_table("bars", data, workspace=workspace)

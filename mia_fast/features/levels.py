@@ -2,8 +2,8 @@
 
 Levels count from the instant they were known: never before their quotes, nor before the instant they were computed for.
 Price levels move by the basis, the future's last close at or before the chain's market time less the underlying
-(:func:`mia_fast.options.on_future`, which refuses a basis beyond the desk's limit). Measured from the market time, levels
-older than ``quality.max_chain_age_seconds`` of ``config/options.yaml`` are missing.
+(:func:`mia_fast.options.on_future`, which refuses a basis beyond the desk's limit). Levels lapse when their market time
+is further back than ``quality.max_chain_age_seconds`` of ``config/options.yaml``.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def _price_at(market: int, known: int, bars_known_at: Integers, close: Floats) -
     """The last close at or before the market time, as the first bar that sees the levels finds it; NaN if none."""
     seen = int(np.searchsorted(bars_known_at, known, side="left"))
     at = int(np.searchsorted(bars_known_at, market, side="right")) - 1
-    return float(close[at]) if 0 <= at and seen - at < CLOSES_KEPT and seen < len(close) else math.nan
+    return float(close[at]) if at >= 0 and seen < len(close) and seen - at < CLOSES_KEPT else math.nan
 
 
 class LevelsFeed:

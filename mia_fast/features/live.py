@@ -64,7 +64,7 @@ class Features:
         auxiliary: Sequence[str] = (),
         interval: str = "1m",
     ) -> None:
-        place = workspace or Workspace.current()
+        place = self._place = workspace or Workspace.current()
         catalogue = catalogues.read(place)
         self._interval = interval_of(interval)
         self._declared = {column.name: column.table for column in catalogue.inputs}
@@ -106,8 +106,8 @@ class Features:
         Parameters
         ----------
         bar
-            A mapping with open, high, low, close, volume, further inputs by name, and ``known_at`` (its close: ns UTC or
-            an aware datetime) or ``timestamp`` (its start); or an object with these as attributes, such as
+            A mapping with open, high, low, close, volume, further inputs by name, and ``known_at`` (its close: ns UTC
+            or an aware datetime) or ``timestamp`` (its start); or an object with these as attributes, such as
             :class:`mia_fast.live.engine.Bar`. Its ``symbol`` counts where the argument is not given. An input of a slow
             table that a mapping brings is held as by :meth:`hold`.
         symbol
@@ -170,6 +170,18 @@ class Features:
         """New option levels, on the underlying's scale: held from the first bar on whose close they are known."""
         for state in self._symbols.values() if symbol is None else [self._of(symbol)]:
             state.levels.take(levels)
+
+    def take_cross(self, cross: Any) -> None:
+        """Read the daily and minute closes anew, for instance when a day's close has come in.
+
+        Raises
+        ------
+        DataError
+            The closes cannot be used; those from before stay.
+        """
+        sources = market_sources(read_cross(cross, self._place).frame, self._place)
+        for state in self._symbols.values():
+            state.replace(sources)
 
     def save(self, symbol: str | None = None) -> bytes:
         """A symbol's state after its last bar; levels that no bar has seen must be taken again."""
@@ -245,7 +257,7 @@ class _Symbol:
 
     def __init__(self, engine: FeatureEngine, sources: Sequence[Steps], levels: LevelsFeed, interval_ns: int) -> None:
         self.engine, self.levels = engine, levels
-        self._feeds = [Feed(steps, engine) for steps in sources]
+        self._feeds = {steps.table: Feed(steps, engine) for steps in sources}
         self._interval = interval_ns
         self._closes: deque[tuple[int, float]] = deque(maxlen=CLOSES_KEPT)
         self._names = engine.plan.bar_inputs
@@ -264,12 +276,15 @@ class _Symbol:
                 then="the bar was not taken; the state is unchanged",
             )
         self._closes.append((known_at, c))
-        for feed in self._feeds:
+        for feed in self._feeds.values():
             feed.advance(known_at)
         self.levels.advance(known_at, self._closes)
         for name in self._slow.intersection(bar):  # what a bar brings itself comes before what is held
             self.engine.hold(self._table_of[name], {name: _number(bar[name])})
         return self.engine.update(known_at, [_number(get(name)) for name in self._names])
+
+    def replace(self, sources: Sequence[Steps]) -> None:
+        self._feeds |= {steps.table: Feed(steps, self.engine) for steps in sources}
 
     def save(self) -> bytes:
         head = json.dumps({"closes": list(self._closes), "lapse": self.levels.lapse}).encode()

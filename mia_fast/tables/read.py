@@ -146,7 +146,9 @@ def day_close(day: pl.Expr, close: maps.Close) -> pl.Expr:
     local = day.cast(pl.Datetime("ns")) + pl.lit(close.offset(), dtype=pl.Duration("ns"))
     # A close in the hour that occurs twice counts from the later one; one that never occurs, an hour later.
     zoned = local.dt.replace_time_zone(close.zone, ambiguous="latest", non_existent="null")
-    shifted = (local + pl.duration(hours=1)).dt.replace_time_zone(close.zone, ambiguous="latest", non_existent="null")
+    shifted = (local + pl.duration(hours=1, time_unit="ns")).dt.replace_time_zone(
+        close.zone, ambiguous="latest", non_existent="null"
+    )
     return zoned.fill_null(shifted).dt.convert_time_zone("UTC")
 
 
