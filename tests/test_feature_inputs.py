@@ -24,15 +24,20 @@ from mia_fast.features.catalogue import Catalogue, InputColumn
 from mia_fast.features.cross import DailyHistory, MinuteHistory
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.events import EventSchedule
-from mia_fast.features.frame import feature_availability, generate_features, market_sources, read_cross
+from mia_fast.features.frame import brought as brought_columns
+from mia_fast.features.frame import feature_availability, generate_features, market_sources, plan_for, read_cross
 from mia_fast.features.levels import LevelsHistory, level_inputs, read_levels
 from mia_fast.features.live import Features
 from mia_fast.features.plan import Plan, make_plan
 from mia_fast.journal import Journal
-from mia_fast.live.engine import Bar
+from mia_fast.live.broker import SimulatedBroker
+from mia_fast.live.engine import MINUTE as MINUTE_OF_DAY
+from mia_fast.live.engine import Bar, Engine
+from mia_fast.live.policy import Policy
 from mia_fast.live.replay import read_inputs, replay
 from mia_fast.options.config import options_config
 from mia_fast.options.levels import Levels, LevelsEngine, on_future
+from mia_fast.risk import Desk
 from mia_fast.risk.calendar import load_calendar
 from mia_fast.risk.config import risk
 from mia_fast.tables import read_table
@@ -230,7 +235,7 @@ def test_real_daily_series_agree_with_the_twin(real_data: Path) -> None:
 
 def test_a_series_that_never_closes_in_time_is_an_error() -> None:
     late = cross_frame([(close_at(dt.date(2024, 3, d), 17, 0), "SPX", 5000.0 + d, None) for d in (4, 5, 6)])
-    with pytest.raises(DataError, match="SPX are stamped after 16:00"):
+    with pytest.raises(DataError, match="SPX come after 16:00"):
         daily_of(late)
 
 
@@ -756,38 +761,58 @@ def mia_fast_query(desk: Workspace) -> pl.DataFrame:
 
 
 def test_a_spot_move_updates_the_levels_live(workspace: Workspace) -> None:
-    """The live engine's spot-only update gives levels that a batch reads to the same bits."""
-    from mia_fast.features.levels import LevelsFeed
-
+    """A chain and then a move of the underlying alone, through the live engine: the bits of a batch that knows both."""
     catalogue = wide(workspace)
     chain = read_table("chain", SAMPLE / "chain.parquet", workspace=workspace).frame
     first = chain.filter(pl.col("quote_time") == chain["quote_time"].min())
-    frame = pl.read_parquet(SAMPLE / "bars.parquet").tail(2800)
-    known = frame["timestamp"].dt.epoch("ns").to_numpy() + MINUTE
-    close = frame["close"].to_numpy()
-    solver = LevelsEngine(options_config(workspace))
     at = int(first["quote_time"].dt.epoch("ns")[0])
-    levels = [solver.update(first, at)]
-    later = at + 37 * MINUTE + 1
-    moved = solver.update_spot((levels[0].underlying_price or 0.0) * 1.004, later)
-    levels.append(dataclasses.replace(moved, timestamp_ns=later, market_time_ns=later))
-    want = LevelsHistory.build(levels, catalogue.inputs, options_config(workspace), known, close)
-    assert want is not None
-    names = [c.name for c in catalogue.inputs if c.table == "levels"]
-    plan = make_plan(catalogue, ["open", "high", "low", "close", "volume", *names], bar_minutes=1, tick_size=0.25)
-    engine = FeatureEngine(plan)
-    feed = LevelsFeed(engine, catalogue.inputs, options_config(workspace))
-    for one in levels:
-        feed.take(one)
-    past: list[tuple[int, float]] = []
+    frame = pl.read_parquet(SAMPLE / "bars.parquet").drop("symbol")
+    frame = frame.filter(pl.col("timestamp").dt.epoch("ns").is_between(at - 120 * MINUTE, at + 120 * MINUTE))
+    names = level_names()
+    table = read_table("bars", frame, workspace=workspace)
+    sources = (Steps.nothing("levels", names),)
+    plan = plan_for(table, workspace=workspace, sources=sources, auxiliary=(MINUTE_OF_DAY,))
+    levels: list[Levels] = []
     got = []
-    for now, price in zip(known.tolist(), close.tolist(), strict=True):
-        past.append((now, price))
-        feed.advance(now, past[-1440:])
-        got.append(engine._held.copy())
-    columns = want.columns(known)
-    same_bits(np.array(got).T.copy(), np.array([columns[name] for name in plan.held["levels"]]))
-    assert len(set(columns["ref_px"][np.isfinite(columns["ref_px"])])) == 2
+    with Journal.open(workspace) as journal:
+        desk = Desk(workspace, journal=journal, clock=lambda: at, events=SAMPLE / "events.parquet")
+        engine = Engine(
+            plan=plan,
+            inputs=catalogue.inputs,
+            sources=sources,
+            brought=brought_columns(table.frame),
+            model=None,
+            policy=Policy.open(workspace),
+            desk=desk,
+            gate=desk.gate(account="SIM", model_sha256=None),
+            journal=journal,
+            levels=LevelsEngine(options_config(workspace)),
+            account_name="test",
+            interval_ns=MINUTE,
+            run_id=None,
+            config_digest="0",
+        )
+        assert engine.extra == ("bid_volume", "ask_volume", "trade_count")
+        broker = SimulatedBroker(desk.market)
+        later = at + 37 * MINUTE + 1
+        for row in table.frame.rows(named=True):
+            now = int(row["known_at"].timestamp()) * 10**9
+            if not levels and at <= now:
+                levels.append(engine.on_chain(first, at))
+            if len(levels) == 1 and later <= now:
+                levels.append(engine.on_spot((levels[0].underlying_price or 0.0) * 1.004, later))
+            prices = [float(row[name]) for name in ("open", "high", "low", "close", "volume")]
+            extra = tuple(float(row[name]) for name in engine.extra)
+            engine.on_bar(Bar(now, *prices, extra), broker.account(prices[3], now), None)
+            got.append(engine.values.copy())
+        with pytest.raises(DataError, match="extra holds 0 numbers"):
+            engine.on_bar(Bar(now + MINUTE, *prices), broker.account(prices[3], now), None)
+    want = generate_features(frame, levels=levels, workspace=workspace)
+    live = np.array(got).T[: len(plan.features)].copy()
+    same_bits(live, want.select(plan.features).fill_null(np.nan).to_numpy().T.copy(), plan.features)
+    underlying = want["ref_px"].drop_nulls()
+    assert underlying.unique().len() == 2
+    assert want["levels_known_at"].drop_nulls().unique().sort().to_list() == [at / 1e9, later / 1e9]
 
 
 # --- holding ----------------------------------------------------------------------------------------

@@ -105,9 +105,10 @@ class Feed:
 
     def __init__(self, steps: Steps, engine: FeatureEngine, skip: Iterable[str] = ()) -> None:
         self._steps, self._engine = steps, engine
-        wanted = set(engine.plan.held.get(steps.table, ())) - set(skip)
-        self._rows = [k for k, name in enumerate(steps.names) if name in wanted]
-        self._names = [steps.names[k] for k in self._rows]
+        read = engine.plan.held.get(steps.table, ())
+        self._names = [name for name in read if name in steps.names and name not in set(skip)]
+        self._whole = len(self._names) == len(read)
+        self._rows = np.ascontiguousarray(steps.values[[steps.names.index(name) for name in self._names]].T)
         self._first, self._end = 0, 0  # of the stretch in which the held row stands; empty
 
     def advance(self, known_at: int) -> None:
@@ -115,6 +116,7 @@ class Feed:
         if self._first <= known_at < self._end:
             return
         row, self._first, self._end = self._steps.span(known_at)
-        if self._names:
-            values = self._steps.values[self._rows, row].tolist()
-            self._engine.hold(self._steps.table, dict(zip(self._names, values, strict=True)))
+        if self._whole and self._names:
+            self._engine.hold(self._steps.table, self._rows[row])
+        elif self._names:
+            self._engine.hold(self._steps.table, dict(zip(self._names, self._rows[row].tolist(), strict=True)))

@@ -162,7 +162,7 @@ class _Series:
             if rows.height and not daily.height:
                 close = close_of(symbol, self._closes)
                 raise DataError(
-                    f"all {rows.height} values of {symbol} are stamped after {close.time} {close.zone}, their day's close",
+                    f"all {rows.height} values of {symbol} come after {close.time} {close.zone}, the day's close",
                     where="cross",
                     hint=f"give the close of {symbol} under cross.daily.closes in config/inputs.yaml",
                     then="nothing was computed",
@@ -203,7 +203,7 @@ def _floats(series: pl.Series) -> Floats:
 
 
 def _windows(values: Floats, period: int) -> Floats:
-    """(m - period + 1, period): each stretch of ``period`` values, in its own memory so that sums add up in one order."""
+    """(m - period + 1, period): each stretch of ``period`` values, in its own memory, so that sums have one order."""
     if len(values) < period:
         return np.empty((0, period))
     return np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(values, period))

@@ -103,7 +103,7 @@ class FeatureEngine:
         self._held[:] = np.nan
         self._last_known_at = -(2**63)
 
-    def hold(self, table: str, values: Mapping[str, float] | Sequence[float]) -> None:
+    def hold(self, table: str, values: Mapping[str, float] | Sequence[float] | Floats) -> None:
         """Set inputs of a slow table: they stand from the next bar on, until they are set again.
 
         Parameters

@@ -279,8 +279,11 @@ class _Symbol:
         for feed in self._feeds.values():
             feed.advance(known_at)
         self.levels.advance(known_at, self._closes)
+        brought: dict[str, dict[str, float]] = {}
         for name in self._slow.intersection(bar):  # what a bar brings itself comes before what is held
-            self.engine.hold(self._table_of[name], {name: _number(bar[name])})
+            brought.setdefault(self._table_of[name], {})[name] = _number(bar[name])
+        for table, values in brought.items():
+            self.engine.hold(table, values)
         return self.engine.update(known_at, [_number(get(name)) for name in self._names])
 
     def replace(self, sources: Sequence[Steps]) -> None:

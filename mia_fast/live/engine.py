@@ -165,7 +165,10 @@ class Engine:
         order = [have.index(name) for name in plan.bar_inputs]
         self._inputs = None if order == list(range(len(have))) else order
         self._own = len(own)
-        self._brought = [(table, name, len(own) + k) for k, (table, name) in enumerate(slow)]
+        self._brought = [
+            (table, [(name, len(own) + k) for k, (of, name) in enumerate(slow) if of == table])
+            for table in dict.fromkeys(table for table, _ in slow)
+        ]
         self._feeds = [Feed(steps, self.features, skip=brought) for steps in sources if steps.table != "levels"]
         self._level_feed = LevelsFeed(self.features, inputs, levels.config, skip=brought)
         self._daily = next((steps for steps in sources if steps.table == "daily"), None)
@@ -213,8 +216,8 @@ class Engine:
         for feed in self._feeds:
             feed.advance(now)
         self._level_feed.advance(now, self._closes)
-        for table, name, at in self._brought:
-            self.features.hold(table, {name: extra[at]})
+        for table, places in self._brought:
+            self.features.hold(table, {name: extra[at] for name, at in places})
         values: Sequence[float] = bar[1:6] + extra[: self._own]
         row = self.features.update(now, values if self._inputs is None else [values[k] for k in self._inputs])
         self.values = row
