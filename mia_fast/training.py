@@ -16,7 +16,7 @@ from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.cross import daily_closes
 from mia_fast.features.engine import FeatureEngine
-from mia_fast.features.frame import input_arrays, market_sources, one_symbol, plan_for
+from mia_fast.features.frame import event_source, input_arrays, market_sources, one_symbol, plan_for, read_cross
 from mia_fast.predict import definitions
 from mia_fast.tables import Table, read_table
 from mia_fast.tables.mapping import day_closes
@@ -24,6 +24,7 @@ from mia_fast.workspace import Workspace
 
 if TYPE_CHECKING:
     from mia_models.manifest import Manifest
+    from mia_models.training.rows import Rows
     from mia_models.training.samples import Samples
 
 Floats = NDArray[np.float64]
@@ -127,6 +128,104 @@ def vix_samples(
     day, minute = _local(known_at)
     chosen = {name: matrix[plan.outputs.index(name)].copy() for name in names}
     return Samples(day, minute, chosen, target, target_day)
+
+
+def network_rows(
+    bars: Sequence[Path],
+    cross: Sequence[Path],
+    events: Path | None,
+    names: Sequence[str],
+    *,
+    workspace: Workspace,
+    progress: Progress = _quiet,
+) -> Rows:
+    """The named features of every bar with the targets of ``targets.md`` and what the baselines need.
+
+    Parameters
+    ----------
+    bars
+        Minute bars of one symbol.
+    cross
+        Daily closes, with the VIX among them.
+    events
+        The macro calendar, or None.
+    names
+        Stage-1 features of the catalogue.
+
+    Raises
+    ------
+    DataError
+        The files cannot be used, or a feature cannot be computed from them.
+    """
+    from mia_fast.selection.targets import Bars, make_target
+    from mia_models.training.response import INPUTS
+    from mia_models.training.rows import TARGETS, Rows
+
+    progress(f"reading {len(bars)} files of bars")
+    table = _one_table([read_table("bars", path, workspace=workspace) for path in bars])
+    one_symbol(table)
+    assert table.interval_ns is not None
+    closes = read_cross(list(cross), workspace)
+    sources = market_sources(closes.frame, workspace)
+    if events is not None:
+        sources = (*sources, *event_source(events, workspace, table.interval_ns))
+    catalogue = catalogues.read(workspace)
+    extra = [name for name in INPUTS if name not in catalogue.names]
+    plan = plan_for(table, workspace=workspace, sources=sources, auxiliary=extra)
+    bare = [name for name in (*names, *INPUTS) if name in plan.missing]
+    if bare:
+        raise DataError(
+            f"{', '.join(bare)} cannot be computed from these files",
+            where="features",
+            hint="give the files that the selection was made with (--bars, --cross, --events)",
+            then="nothing was trained",
+        )
+    known_at, columns = input_arrays(plan, table, sources)
+    progress(f"computing {len(plan.outputs)} features for {len(known_at):,} bars")
+    values = FeatureEngine(plan).batch(known_at, columns)
+    places = {name: k for k, name in enumerate(plan.outputs)}
+    matrix = np.empty((len(known_at), len(names)), dtype=np.float32)
+    for k, name in enumerate(names):
+        matrix[:, k] = values[places[name]]
+    prices = {name: _numbers(table.frame[name]) for name in ("open", "high", "low", "close", "volume")}
+    vix = daily_closes(closes.frame, "VIX", day_closes(workspace))
+    source = Bars(known_at, {**prices, "atr_14": values[places["atr_14"]].copy()}, vix)
+    progress("computing targets")
+    targets = {name: make_target(name, source) for name in TARGETS}
+    moves = np.diff(np.log(prices["close"]), prepend=np.log(prices["close"][0]))
+    others = {f"returns_{k}": _lagged(moves, k - 1) for k in range(1, 11)}
+    others["present_30"] = _realised(known_at, moves, 30)
+    others |= {name: values[places[name]].copy() for name in INPUTS}
+    session = np.cumsum(np.diff(known_at, prepend=known_at[:1]) > 30 * 60 * 10**9)
+    return Rows(
+        tuple(names),
+        matrix,
+        known_at,
+        session,
+        _local(known_at)[1],
+        {name: target.values for name, target in targets.items()},
+        {name: target.ends_at for name, target in targets.items()},
+        others,
+    )
+
+
+def _numbers(series: pl.Series) -> Floats:
+    values: Floats = series.cast(pl.Float64).to_numpy()
+    return values
+
+
+def _lagged(values: Floats, rows: int) -> Floats:
+    return np.concatenate([np.zeros(rows), values[: len(values) - rows]])
+
+
+def _realised(known_at: Integers, moves: Floats, minutes: int) -> Floats:
+    """Annualised realised volatility of the last minutes, in one-minute log returns; gaps are bridged."""
+    total = np.concatenate([[0.0], np.cumsum(moves**2)])
+    first = np.searchsorted(known_at, known_at - minutes * 60 * 10**9, side="right")
+    rows = np.arange(len(known_at))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        per_minute = (total[rows + 1] - total[first]) / (rows + 1 - first)
+    return np.sqrt(per_minute * 252 * 23 * 60)
 
 
 def vix_prior(vix: Path, index: Path, *, workspace: Workspace) -> Floats:

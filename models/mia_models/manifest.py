@@ -78,16 +78,29 @@ class Training(_Part):
 
 
 class Metric(_Part):
-    """Mean absolute errors in one period and view, out of sample, against the baselines."""
+    """Mean errors of one output in one period and view, out of sample, against the baselines."""
 
+    output: str
+    measure: str = Field(description="what an error is, with its unit")
+    model: str = Field(description="which of the methods is served")
     period: str
     view: str = Field(description="'all bars', a New York time of day, or a regime")
     sessions: int = Field(ge=1)
-    errors: dict[str, float] = Field(description="mean absolute error by method, unit of the output")
+    errors: dict[str, float] = Field(description="mean error by method")
     best_baseline: str
     gain: float = Field(description="1 - error of the model / error of the best baseline")
     gain_low: float = Field(description="2.5 % quantile of the gain, bootstrap by session")
     gain_high: float = Field(description="97.5 % quantile")
+
+
+class Calibration(_Part):
+    """How often what was given a probability came: ten bins of equal count, out of sample."""
+
+    output: str
+    period: str
+    predicted: tuple[float, ...]
+    observed: tuple[float, ...]
+    error: float = Field(description="mean absolute difference of the two")
 
 
 class SelfTest(_Part):

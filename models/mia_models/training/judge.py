@@ -1,0 +1,328 @@
+"""The networks against their baselines: walk-forward by year, then the hold-out; losses, intervals, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mia_models.manifest import Calibration, Metric
+from mia_models.training import networks, prepare, response
+from mia_models.training.rows import (
+    LONG,
+    PRESSURE,
+    REGIME,
+    REGIMES,
+    SHORT,
+    VIX,
+    VOLATILITY,
+    Floats,
+    Integers,
+    Mask,
+    Rows,
+    instant,
+)
+
+MEASURES = {
+    PRESSURE: "mean squared error",
+    VOLATILITY: "mean absolute log error",
+    REGIME: "log loss",
+    LONG: "log loss",
+    SHORT: "log loss",
+    VIX: "mean absolute error, index points",
+}
+BASELINES: dict[str, tuple[str, ...]] = {
+    PRESSURE: ("zero", "ridge on the last returns"),
+    VOLATILITY: ("present 30 minutes", "HAR-RV by half hour"),
+    REGIME: ("frequencies by time of day", "logistic regression"),
+    LONG: ("base rate", "logistic regression"),
+    SHORT: ("base rate", "logistic regression"),
+    VIX: ("persistence", "regression"),
+}
+"""By output. The heads called ``linear`` are themselves what is known as logistic regression."""
+CANDIDATES: dict[str, tuple[str, ...]] = {
+    PRESSURE: ("cnn", "linear"),
+    VOLATILITY: ("mlp", "lstm", "linear"),
+    REGIME: ("mlp", "lstm", "logistic regression"),
+    LONG: ("mlp", "logistic regression"),
+    SHORT: ("mlp", "logistic regression"),
+    VIX: ("lstm", "regression"),
+}
+"""What could be shipped, the network that the output is named for first."""
+PURGE = 86_400 * 10**9
+"""One day lies between the rows of a training and what follows: more than any target looks ahead within it; the VIX
+target, which looks to the next close, is purged by its own ``ends_at``."""
+HELD_SHARE = 0.12
+DRAWS = 1000
+_HALF_HOUR = 30
+_LEAST_PROBABILITY = 1e-6
+
+Progress = Callable[[str], None]
+Predictions = dict[str, dict[str, Floats]]
+"""By output, then by method: float64 (n,) or (n, 3)."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Rows to train on are known before ``first``; rows to judge lie in [first, last), ISO dates."""
+
+    period: str
+    first: str
+    last: str
+
+
+FOLDS = (
+    Fold("2020", "2020-01-01", "2021-01-01"),
+    Fold("2021", "2021-01-01", "2022-01-01"),
+    Fold("2022H1", "2022-01-01", "2022-07-01"),
+)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Everything fitted on the rows before a day."""
+
+    preparation: prepare.Preparation
+    networks: networks.Networks
+    regression: response.Response
+    rows: int
+    sessions: int
+    first: int
+    last: int
+
+
+def fit(
+    rows: Rows,
+    before: str,
+    prior: Floats,
+    optional: Mask,
+    settings: networks.Settings,
+    *,
+    checkpoint: Path | None = None,
+    progress: Progress = lambda _message: None,
+) -> tuple[Fitted, slice]:
+    """Fit preparation, networks and the VIX regression on the rows whose targets end before the day ``before``.
+
+    The last eighth of them, behind a purge, decides when to stop. Returns also the rows that the networks learned from.
+    """
+    end = instant(before)
+    usable = int(np.searchsorted(rows.known_at, end - PURGE))
+    held_from = rows.known_at[int(usable * (1 - HELD_SHARE))]
+    learn = slice(0, int(np.searchsorted(rows.known_at, held_from - PURGE)))
+    held = slice(int(np.searchsorted(rows.known_at, held_from)), usable)
+    preparation = prepare.fit(rows.names, rows.matrix[learn], rows.known_at[learn])
+    regression = _regression(rows, slice(0, usable), prior, end)
+    targets = {
+        name: np.where(rows.ends_at[name] < end, values, np.nan) for name, values in rows.targets.items()
+    }
+    targets[VIX] = np.where(rows.ends_at[VIX] < held_from, targets[VIX], np.nan)
+    held_targets = dict(targets) | {VIX: np.where(rows.ends_at[VIX] < end, rows.targets[VIX], np.nan)}
+    expected = regression.predict(rows.extra)
+    reference = preparation.reference(rows.extra[prepare.REFERENCE])
+    data = networks.Data(
+        preparation.apply(rows.matrix[learn]),
+        {k: v[learn] for k, v in networks.in_network_units(targets, expected, reference).items()},
+    )
+    behind = networks.Data(
+        preparation.apply(rows.matrix[held]),
+        {k: v[held] for k, v in networks.in_network_units(held_targets, expected, reference).items()},
+    )
+    trained = networks.train(data, behind, optional, settings, checkpoint=checkpoint, progress=progress)
+    sessions = len(np.unique(rows.session[:usable]))
+    found = Fitted(
+        preparation, trained, regression, usable, sessions, int(rows.known_at[0]), int(rows.known_at[usable - 1])
+    )
+    return found, learn
+
+
+def predictions(fitted: Fitted, rows: Rows, test: slice) -> Predictions:
+    """What every method says for the rows ``test``, all fitted on the rows before."""
+    warm = slice(max(0, test.start - 2000), test.stop)
+    skip = test.start - warm.start
+    raw = {
+        k: v[skip:].astype(np.float64)
+        for k, v in networks.predict(fitted.networks, fitted.preparation.apply(rows.matrix[warm])).items()
+    }
+    mlp, lstm, linear = raw["mlp"], raw["lstm"], raw["linear"]
+    regression = fitted.regression.predict({k: v[test] for k, v in rows.extra.items()})
+    reference = fitted.preparation.reference(rows.extra[prepare.REFERENCE][test])
+    past = slice(0, fitted.rows)
+    har, frequencies, ridge = _har(rows, past, test), _frequencies(rows, past, test), _ridge(rows, past, test)
+    count = test.stop - test.start
+    return {
+        PRESSURE: {"cnn": raw["cnn"], "linear": linear[:, 0], "zero": np.zeros(count), "ridge on the last returns": ridge},
+        VOLATILITY: {
+            "mlp": reference * np.exp(mlp[:, 0]),
+            "lstm": reference * np.exp(lstm[:, 0]),
+            "linear": reference * np.exp(linear[:, 1]),
+            "present 30 minutes": rows.extra["present_30"][test],
+            "HAR-RV by half hour": har,
+        },
+        REGIME: {
+            "mlp": _softmax(mlp[:, 1:4]),
+            "lstm": _softmax(lstm[:, 1:4]),
+            "logistic regression": _softmax(linear[:, 2:5]),
+            "frequencies by time of day": frequencies,
+        },
+        **{
+            name: {
+                "mlp": _sigmoid(mlp[:, 4 + k]),
+                "logistic regression": _sigmoid(linear[:, 5 + k]),
+                "base rate": np.full(count, np.nanmean(rows.targets[name][past])),
+            }
+            for k, name in enumerate((LONG, SHORT))
+        },
+        VIX: {
+            "lstm": regression * np.exp(lstm[:, 4] * networks.VIX_SCALE),
+            "regression": regression,
+            "persistence": rows.extra["vix_term_1m"][test],
+        },
+    }
+
+
+def loss(output: str, predicted: Floats, target: Floats) -> Floats:
+    """The loss of each row, in the measure of :data:`MEASURES`; NaN without a target."""
+    if output == PRESSURE:
+        return (predicted - target) ** 2
+    if output == VIX:
+        return np.abs(predicted - target)
+    if output == VOLATILITY:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.abs(np.log(np.maximum(predicted, 1e-3)) - np.log(np.maximum(target, 1e-3)))
+    known = np.isfinite(target)
+    if output == REGIME:
+        chosen = predicted[np.arange(len(target)), np.where(known, target, 0).astype(np.int64)]
+    else:
+        chosen = np.where(target == 1.0, predicted, 1.0 - predicted)
+    return np.where(known, -np.log(np.maximum(chosen, _LEAST_PROBABILITY)), np.nan)
+
+
+def metrics(output: str, model: str, period: str, rows: Rows, test: slice, found: Predictions, seed: int) -> list[Metric]:
+    """Mean losses over all bars and by the regime that came, with the gain over the best baseline."""
+    target = rows.targets[output][test]
+    losses = {name: loss(output, values, target) for name, values in found[output].items()}
+    whole = np.all([np.isfinite(values) for values in losses.values()], axis=0)
+    regime = rows.targets[REGIME][test]
+    views = [("all bars", whole)] + [(name, whole & (regime == k)) for k, name in enumerate(REGIMES)]
+    result = []
+    for view, chosen in views:
+        if not chosen.any():
+            continue
+        _, place = np.unique(rows.session[test][chosen], return_inverse=True)
+        sums = {name: np.bincount(place, values[chosen]) for name, values in losses.items()}
+        errors = {name: float(values[chosen].mean()) for name, values in losses.items()}
+        rivals = [name for name in BASELINES[output] if name != model]
+        best = min(rivals, key=errors.__getitem__)
+        draws = np.random.default_rng(seed).integers(0, place.max() + 1, (DRAWS, place.max() + 1))
+        ratio = sums[model][draws].sum(axis=1) / sums[best][draws].sum(axis=1)
+        low, high = np.quantile(1.0 - ratio, [0.025, 0.975])
+        result.append(
+            Metric(
+                output=output,
+                measure=MEASURES[output],
+                period=period,
+                view=view,
+                sessions=int(place.max()) + 1,
+                errors={name: round(value, 5) for name, value in errors.items()},
+                model=model,
+                best_baseline=best,
+                gain=round(1.0 - errors[model] / errors[best], 4),
+                gain_low=round(float(low), 4),
+                gain_high=round(float(high), 4),
+            )
+        )
+    return result
+
+
+def winner(output: str, losses: Mapping[str, list[float]]) -> str:
+    """The candidate with the least mean loss over the walk-forward periods; the hold-out has no say."""
+    return min(CANDIDATES[output], key=lambda name: float(np.mean(losses[name])))
+
+
+def calibration(output: str, name: str, period: str, predicted: Floats, happened: Floats) -> Calibration:
+    """How often what was given a probability came, in ten bins of equal count."""
+    known = np.isfinite(happened)
+    p, y = predicted[known], happened[known]
+    order = np.argsort(p, kind="stable")
+    bins = np.array_split(order, 10)
+    said = [float(p[part].mean()) for part in bins]
+    came = [float(y[part].mean()) for part in bins]
+    error = float(np.average(np.abs(np.subtract(said, came)), weights=[len(part) for part in bins]))
+    return Calibration(
+        output=name if output == REGIME else output,
+        period=period,
+        predicted=tuple(round(v, 4) for v in said),
+        observed=tuple(round(v, 4) for v in came),
+        error=round(error, 4),
+    )
+
+
+def _regression(rows: Rows, past: slice, prior: Floats, end: int) -> response.Response:
+    """The VIX regression on every 15th minute, as :mod:`mia_models.training.predicted_vix` fits it."""
+    target = rows.targets[VIX]
+    chosen = np.zeros(len(rows), dtype=np.bool_)
+    chosen[past] = True
+    chosen &= (rows.minute % 15 == 0) & np.isfinite(target) & (rows.ends_at[VIX] < end - PURGE)
+    for name in response.INPUTS:
+        chosen &= np.isfinite(rows.extra[name])
+    return response.fit({name: rows.extra[name][chosen] for name in response.INPUTS}, target[chosen], prior)
+
+
+def _har(rows: Rows, past: slice, test: slice) -> Floats:
+    """Corsi (2009) on logarithms: 30 minutes, 1 day and 5 days, with an intercept per half hour of the day."""
+    names = ("present_30", "vol_historical_1d", "vol_historical_5d")
+
+    def design(part: slice) -> tuple[Floats, Integers]:
+        columns = np.column_stack([np.log(np.maximum(rows.extra[name][part], 1e-3)) for name in names])
+        return columns, rows.minute[part] // _HALF_HOUR
+
+    x, slot = design(past)
+    y = np.log(np.maximum(rows.targets[VOLATILITY][past], 1e-3))
+    known = np.isfinite(x).all(axis=1) & np.isfinite(y)
+    x, slot, y = x[known], slot[known], y[known]
+    count = np.maximum(np.bincount(slot, minlength=48), 1)
+
+    def centred(values: Floats) -> tuple[Floats, Floats]:
+        means = np.bincount(slot, values, 48) / count
+        return values - means[slot], means
+
+    within = [centred(x[:, k]) for k in range(len(names))]
+    level, y_means = centred(y)
+    slopes = np.linalg.lstsq(np.column_stack([part for part, _ in within]), level, rcond=None)[0]
+    intercepts = y_means - np.column_stack([means for _, means in within]) @ slopes
+    now, now_slot = design(test)
+    return np.exp(now @ slopes + intercepts[now_slot])
+
+
+def _frequencies(rows: Rows, past: slice, test: slice) -> Floats:
+    target, slot = rows.targets[REGIME][past], rows.minute[past] // _HALF_HOUR
+    known = np.isfinite(target)
+    counts = np.ones((48, 3))
+    np.add.at(counts, (slot[known], target[known].astype(np.int64)), 1.0)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    return shares[rows.minute[test] // _HALF_HOUR]
+
+
+def _ridge(rows: Rows, past: slice, test: slice) -> Floats:
+    names = [f"returns_{k}" for k in range(1, 11)]
+
+    def design(part: slice) -> Floats:
+        columns = np.column_stack([rows.extra[name][part] for name in names])
+        size = np.sqrt((columns[:, :5] ** 2).sum(axis=1))
+        return np.clip(np.nan_to_num(columns / np.where(size > 0, size, np.nan)[:, None]), -3, 3)
+
+    x, y = design(past), rows.targets[PRESSURE][past]
+    known = np.isfinite(y)
+    gram = x[known].T @ x[known] + 1e-3 * known.sum() * np.eye(len(names))
+    return design(test) @ np.linalg.solve(gram, x[known].T @ y[known])
+
+
+def _softmax(logits: Floats) -> Floats:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return 1.0 / (1.0 + np.exp(-x))
