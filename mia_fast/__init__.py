@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mia_fast.journal import log_decision as log_decision
     from mia_fast.options import recalculate_levels as recalculate_levels
     from mia_fast.predict import NeuralPipeline as NeuralPipeline
+    from mia_fast.predict import encode_vol_regime as encode_vol_regime
     from mia_fast.risk import block_trade as block_trade
     from mia_fast.risk import stop_trading as stop_trading
 
@@ -27,6 +28,7 @@ _WHERE = {
     "Features": "mia_fast.features.live",
     "NeuralPipeline": "mia_fast.predict",
     "block_trade": "mia_fast.risk",
+    "encode_vol_regime": "mia_fast.predict",
     "feature_availability": "mia_fast.features.frame",
     "flush": "mia_fast.journal",
     "generate_features": "mia_fast.features.frame",

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import polars as pl
@@ -16,22 +16,29 @@ import mia_models
 from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.catalogue import Catalogue
+from mia_fast.files import replacing
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 from mia_models.errors import ModelError
 from mia_models.session import OnnxModel, Reason, missing_features
 
-MODEL = "predicted_vix"
+MODEL = "networks"
+VIX_MODEL = "predicted_vix"
 IMPUTED = "imputed"
+LATENT = ("latent_vol_regime_vec_1", "latent_vol_regime_vec_2", "cluster_id")
+LATENT_FILE = "latent_vectors.csv"
 
 Floats = NDArray[np.float64]
+Missing = Literal["error", "impute"]
 
 
 class NeuralPipeline:
     """The served models of a workspace, loaded once.
 
-    A model under ``data/models`` of the workspace is taken in place of the shipped one; if its files are damaged, that
-    is an error, not a reason to fall back.
+    The shipped model ``networks`` gives every output in one call. Models of the desk's own stand under ``data/models`` of
+    the workspace, ``NAME.onnx`` with ``NAME.manifest.json``: one called ``networks`` is taken in place of the shipped one;
+    the outputs of any other are added, or take the place of those of the same name. If the files of an own model are
+    damaged, that is an error, not a reason to fall back.
 
     Parameters
     ----------
@@ -41,48 +48,62 @@ class NeuralPipeline:
     Raises
     ------
     ModelError
-        The model's files are damaged or do not belong together, or the workspace's catalogue computes one of its inputs
+        A model's files are damaged or do not belong together, or the workspace's catalogue computes one of its inputs
         otherwise than in training.
 
     Attributes
     ----------
     model
-        The loaded model; a live engine calls its ``step`` for each bar.
+        What a live engine steps for each bar; its first output is ``predicted_vix``. An own model of that name, else
+        ``networks``.
+    networks, own
+        The model of all outputs, and the desk's further ones.
     auxiliary
-        The model's inputs that are not among the catalogue's features; ``generate_features`` and ``make_plan`` give
+        The models' inputs that are not among the catalogue's features; ``generate_features`` and ``make_plan`` give
         them when they are asked for by their argument ``auxiliary``.
     refusals
-        How many rows of the last call were refused, by reason.
+        How many rows of the last call lacked a prediction, by reason.
     """
 
     def __init__(self, workspace: Workspace | None = None) -> None:
         workspace = workspace or Workspace.current()
-        own = workspace.data / "models"
+        folder = workspace.data / "models"
         shipped = Path(mia_models.__file__).parent / "artifacts"
-        self.model = OnnxModel.load(own if any(own.glob(f"{MODEL}.*")) else shipped, MODEL)
+        names = sorted(
+            {path.name.removesuffix(".manifest.json").removesuffix(".onnx") for path in _model_files(folder)}
+        )
+        self.networks = OnnxModel.load(folder if MODEL in names else shipped, MODEL)
+        self.own = tuple(OnnxModel.load(folder, name) for name in names if name != MODEL)
+        self.model = next((model for model in self.own if model.manifest.name == VIX_MODEL), self.networks)
         self.refusals: dict[str, int] = {}
         catalogue = catalogues.read(workspace)
-        self.auxiliary = tuple(name for name in self.model.features if name not in catalogue.names)
-        _check_definitions(self.model, catalogue)
+        needed = dict.fromkeys(name for model in (self.networks, *self.own) for name in model.features)
+        self.auxiliary = tuple(name for name in needed if name not in catalogue.names)
+        for model in (self.networks, *self.own):
+            _check_definitions(model, catalogue)
 
     @operation("neural_pipeline", "generate_predictions")
-    def generate_predictions(self, data: Any, *, missing: Literal["error", "impute"] = "error") -> pl.DataFrame:
-        """Add ``predicted_vix`` to a frame of features.
+    def generate_predictions(self, data: Any, *, missing: Missing = "error") -> pl.DataFrame:
+        """Add the models' outputs to a frame of features.
+
+        The rows are one series of bars in the order of time: the networks carry their state from row to row, from the
+        frame's first row on.
 
         Parameters
         ----------
         data
-            Any table that speaks the Arrow PyCapsule interface, with the model's features among its columns.
+            Any table that speaks the Arrow PyCapsule interface, with the models' features among its columns.
         missing
-            ``"error"``: absent features are an error, and a row with a null or NaN among them has no prediction.
-            ``"impute"``: absent columns, nulls and NaN take the median of the training rows, and the column ``imputed``
-            says for which rows that was done. An infinity is not missing: it is refused either way.
+            ``"error"``: absent features are an error. A null or NaN in a row leaves those outputs null that cannot do
+            without the feature (the manifest says which); where an output can, the training median is read for it.
+            ``"impute"``: absent columns, nulls and NaN take the median of the training rows everywhere. An infinity is
+            not missing: it is refused either way.
 
         Returns
         -------
         polars.DataFrame
-            The frame with ``predicted_vix`` in index points (and ``imputed``); null where the prediction was refused.
-            A column of that name that was there is replaced.
+            The frame with the outputs, null where refused, and ``imputed``: in this row a median stands for a feature.
+            Columns of these names that were there are replaced.
 
         Raises
         ------
@@ -91,36 +112,104 @@ class NeuralPipeline:
         DataError
             ``data`` is no table, or a feature is not numeric.
         """
+        frame, outputs, imputed = self._outputs(data, missing, (self.networks, *self.own), "generate_predictions")
+        return frame.with_columns(*outputs.values(), imputed)
+
+    def encode(self, data: Any, *, missing: Missing = "error") -> pl.DataFrame:
+        """The place of each row on the map of volatility regimes, see :func:`encode_vol_regime`; writes nothing."""
+        frame, outputs, imputed = self._outputs(data, missing, (self.networks,), "encode_vol_regime")
+        stamp = frame["timestamp"] if "timestamp" in frame.columns else pl.Series("timestamp", [None] * frame.height)
+        label = outputs["cluster_id"].cast(pl.Int64)
+        return pl.DataFrame([stamp, outputs[LATENT[0]], outputs[LATENT[1]], label, imputed])
+
+    def _outputs(
+        self, data: Any, missing: Missing, models: Sequence[OnnxModel], where: str
+    ) -> tuple[pl.DataFrame, dict[str, pl.Series], pl.Series]:
         if missing not in ("error", "impute"):
-            raise DataError(
-                f"missing={missing!r} is not known", where="generate_predictions", hint="say 'error' or 'impute'"
-            )
-        frame = _frame(data)
-        model = self.model
-        absent = [name for name in model.features if name not in frame.columns]
-        if absent and missing == "error":
-            raise missing_features(
-                model.manifest,
-                absent,
-                frame.columns,
-                hint=f"compute them with generate_features(bars, cross=daily_vix, auxiliary={list(self.auxiliary)}), "
-                "or pass missing='impute' to take the training medians and flag the rows",
-            )
-        matrix = np.full((frame.height, len(model.features)), np.nan)
-        for k, name in enumerate(model.features):
-            if name in frame.columns:
-                matrix[:, k] = _numbers(frame[name])
-        added: list[pl.Series] = []
-        if missing == "impute":
+            raise DataError(f"missing={missing!r} is not known", where=where, hint="say 'error' or 'impute'")
+        frame = _frame(data, where)
+        counts: Counter[int] = Counter()
+        outputs: dict[str, pl.Series] = {}
+        imputed = np.zeros(frame.height, dtype=np.bool_)
+        for model in models:
+            absent = [name for name in model.features if name not in frame.columns]
+            if absent and missing == "error":
+                raise missing_features(
+                    model.manifest,
+                    absent,
+                    frame.columns,
+                    hint="compute them with generate_features(bars, cross=daily_closes, events=calendar, "
+                    f"auxiliary={list(self.auxiliary)}), or pass missing='impute' to take the training medians and flag "
+                    "the rows",
+                )
+            matrix = np.full((frame.height, len(model.features)), np.nan)
+            for k, name in enumerate(model.features):
+                if name in frame.columns:
+                    matrix[:, k] = _numbers(frame[name], where)
             gaps = np.isnan(matrix)
-            medians = np.array([part.median for part in model.manifest.inputs])
-            matrix = np.where(gaps, medians, matrix)
-            added.append(pl.Series(IMPUTED, gaps.any(axis=1)))
-        predictions, reasons = model.predict_with_reasons(matrix)
-        counts = Counter(reasons[reasons != Reason.NONE].tolist())
+            if missing == "impute":
+                medians = np.array([part.median for part in model.manifest.inputs])
+                matrix = np.where(gaps, medians, matrix)
+                imputed |= gaps.any(axis=1)
+            else:
+                imputed |= gaps[:, model.optional].any(axis=1)
+            predictions, reasons = model.predict_with_reasons(matrix)
+            counts.update(reasons[reasons != Reason.NONE].tolist())
+            outputs |= {
+                name: pl.Series(name, predictions[:, k], dtype=pl.Float64).fill_nan(None)
+                for k, name in enumerate(model.outputs)
+            }
         self.refusals = {Reason(code).name: count for code, count in sorted(counts.items())}
-        values = [pl.Series(name, predictions[:, k]).fill_nan(None) for k, name in enumerate(model.outputs)]
-        return frame.with_columns(*values, *added)
+        return frame, outputs, pl.Series(IMPUTED, imputed)
+
+
+@operation("contextual_state_encoder", "encode_vol_regime")
+def encode_vol_regime(data: Any, *, missing: Missing = "error", workspace: Workspace | None = None) -> pl.DataFrame:
+    """Place each row on the map of volatility regimes, and write ``data/latent_vectors.csv``.
+
+    Parameters
+    ----------
+    data, missing
+        As for :meth:`NeuralPipeline.generate_predictions`.
+    workspace
+        Whose models apply, and where the file goes; by default the current one.
+
+    Returns
+    -------
+    polars.DataFrame
+        ``timestamp`` (null if ``data`` has none), ``latent_vol_regime_vec_1``, ``latent_vol_regime_vec_2``,
+        ``cluster_id`` (KMeans label), ``imputed``. The file holds the first four.
+
+    Raises
+    ------
+    ModelError, DataError
+        As for :meth:`NeuralPipeline.generate_predictions`.
+    """
+    workspace = workspace or Workspace.current()
+    found = _pipeline(workspace).encode(data, missing=missing)
+    stamp = pl.col("timestamp")
+    if isinstance(found.schema["timestamp"], pl.Datetime):
+        stamp = stamp.dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ")
+    with replacing(workspace.data / LATENT_FILE) as temporary:
+        found.select(stamp, *LATENT).write_csv(temporary)
+    return found
+
+
+_PIPELINES: Final[dict[Path, tuple[Any, NeuralPipeline]]] = {}
+
+
+def _pipeline(workspace: Workspace) -> NeuralPipeline:
+    """The pipeline of a workspace, loaded once for as long as its models and its catalogue stay the same."""
+    files = (*_model_files(workspace.data / "models"), workspace.config("feature_sets.yaml"))
+    state = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    held = _PIPELINES.get(workspace.root)
+    if held is None or held[0] != state:
+        held = _PIPELINES[workspace.root] = (state, NeuralPipeline(workspace))
+    return held[1]
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("[a-z]*.onnx"), *folder.glob("[a-z]*.manifest.json")])
 
 
 def definitions(catalogue: Catalogue, names: Sequence[str]) -> dict[str, str]:
@@ -148,16 +237,16 @@ def definitions(catalogue: Catalogue, names: Sequence[str]) -> dict[str, str]:
                 continue
             column = columns.get(current)
             if column is None or (current in inputs and column.kernel == "column"):
-                seen[current] = f"input{inputs[current]}"
+                seen[current] = f"input{inputs.get(current, '')}"  # a calendar column is decided by its name
                 continue
             seen[current] = column.model_dump_json(include={"kernel", "inputs", "params", "output", "expression"})
-            stack += _reads(column.expression, columns.keys() | inputs.keys()) if column.expression else column.inputs
+            stack += reads(column.expression, columns.keys() | inputs.keys()) if column.expression else column.inputs
         text = "\n".join(f"{key} {seen[key]}" for key in sorted(seen))
         result[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
     return result
 
 
-def _reads(expression: str, known: set[str]) -> list[str]:
+def reads(expression: str, known: set[str]) -> list[str]:
     """The catalogue's columns that a formula reads."""
     from mia_fast.features.expression import parse
 
@@ -180,26 +269,26 @@ def _check_definitions(model: OnnxModel, catalogue: Catalogue) -> None:
         )
 
 
-def _frame(data: Any) -> pl.DataFrame:
+def _frame(data: Any, where: str) -> pl.DataFrame:
     """The caller's table as a Polars frame, without a copy where its memory allows."""
     if isinstance(data, pl.DataFrame):
         return data
     if not hasattr(data, "__arrow_c_stream__"):
         raise DataError(
             f"a {type(data).__name__} is not a table",
-            where="generate_predictions",
+            where=where,
             hint="pass a Polars or pandas frame, a pyarrow table or a DuckDB relation",
             then="nothing was predicted",
         )
     return pl.DataFrame(data)
 
 
-def _numbers(series: pl.Series) -> Floats:
+def _numbers(series: pl.Series, where: str) -> Floats:
     """Float64 values with NaN for null."""
     if not (series.dtype.is_numeric() or series.dtype == pl.Null):
         raise DataError(
             f"the feature {series.name!r} is {series.dtype}, not a number",
-            where="generate_predictions",
+            where=where,
             hint="cast the column to a float",
             then="nothing was predicted",
         )

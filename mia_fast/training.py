@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,18 +13,21 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mia_fast.errors import DataError
+import mia_models
+from mia_fast.errors import ConfigError, DataError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.cross import daily_closes
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.frame import event_source, input_arrays, market_sources, one_symbol, plan_for, read_cross
-from mia_fast.predict import definitions
+from mia_fast.predict import definitions, reads
 from mia_fast.tables import Table, read_table
 from mia_fast.tables.mapping import day_closes
 from mia_fast.workspace import Workspace
+from mia_models.errors import ModelError
 
 if TYPE_CHECKING:
-    from mia_models.manifest import Manifest
+    from mia_models.manifest import Chosen, Manifest
+    from mia_models.training.neural import Declared
     from mia_models.training.rows import Rows
     from mia_models.training.samples import Samples
 
@@ -128,6 +132,126 @@ def vix_samples(
     day, minute = _local(known_at)
     chosen = {name: matrix[plan.outputs.index(name)].copy() for name in names}
     return Samples(day, minute, chosen, target, target_day)
+
+
+def train_networks(
+    bars: Sequence[Path],
+    vix: Path,
+    index: Path,
+    out: Path,
+    *,
+    cross: Sequence[Path] = (),
+    events: Path | None = None,
+    workspace: Workspace | None = None,
+    progress: Progress = _quiet,
+) -> Manifest:
+    """Train the networks and write graph, manifest, model card and checkpoints.
+
+    The features are those of ``data/features/selection.json`` of the workspace, or of the shipped selection.
+
+    Parameters
+    ----------
+    bars, vix, index, out, workspace, progress
+        As for :func:`train_predicted_vix`.
+    cross
+        Further daily closes that chosen features need.
+    events
+        The macro calendar.
+
+    Raises
+    ------
+    DataError
+        The files cannot be used, or a chosen feature cannot be computed from them.
+    ModelError
+        They do not cover the periods, a checkpoint is of another training, or the extra ``train`` is not installed.
+    ConfigError
+        The selection cannot be used.
+    """
+    try:
+        from mia_models.training import neural
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"training needs {error.name}",
+            where=f"import {error.name}",
+            hint="pip install 'mia-fast[train]'",
+            then="nothing was trained",
+        ) from error
+    from mia_models.manifest import DataFile
+    from mia_models.training.response import INPUTS
+
+    workspace = workspace or Workspace.current()
+    names, chosen = chosen_features(workspace)
+    rows = network_rows(bars, (vix, index, *cross), events, names, workspace=workspace, progress=progress)
+    paths = (*bars, vix, index, *cross, *(() if events is None else (events,)))
+    return neural.train(
+        rows,
+        vix_prior(vix, index, workspace=workspace),
+        out,
+        declared=_declared((*names, *INPUTS), workspace),
+        chosen=chosen,
+        data=tuple(DataFile(name=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths),
+        progress=progress,
+    )
+
+
+def chosen_features(workspace: Workspace) -> tuple[tuple[str, ...], Chosen]:
+    """The selected features in their order, and how they were chosen: the workspace's selection, or the shipped one."""
+    from mia_models.manifest import Chosen
+
+    own = workspace.data / "features" / "selection.json"
+    path = own if own.exists() else Path(mia_models.__file__).parent / "artifacts" / "selection.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names = tuple(str(name) for name in content["names"])
+        keys = ("digest", "catalogue", "asked", "candidates", "features", "all_taken")
+        chosen = Chosen(**{key: content[key] for key in keys})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"the selection cannot be used ({error})",
+            where=str(path),
+            hint="choose the features again, or remove the file to train on the shipped selection",
+            then="nothing was trained",
+        ) from error
+    stages = {feature.name: feature.stage for feature in catalogues.read(workspace).features}
+    wrong = [name for name in names if stages.get(name) != 1]
+    if wrong:
+        raise ConfigError(
+            f"{', '.join(wrong)}: no stage-1 feature of this catalogue",
+            where=str(path),
+            hint="choose the features again with this catalogue",
+            then="nothing was trained",
+        )
+    return names, chosen
+
+
+def _declared(names: Sequence[str], workspace: Workspace) -> dict[str, Declared]:
+    """What the catalogue says of each column: unit, digest, and whether bars alone give it."""
+    from mia_models.training.neural import Declared
+
+    catalogue = catalogues.read(workspace)
+    digests = definitions(catalogue, names)
+    columns = {column.name: column for column in (*catalogue.auxiliary, *catalogue.features)}
+    units = {column.name: column.unit for column in (*catalogue.features, *catalogue.inputs)}
+    tables = {column.name: column.table for column in catalogue.inputs}
+
+    def from_bars(name: str) -> bool:
+        seen: set[str] = set()
+        stack = [name]
+        while stack:
+            current = stack.pop()
+            if current in seen:
+                continue
+            seen.add(current)
+            column = columns.get(current)
+            if column is None or (current in tables and column.kernel == "column"):
+                if tables.get(current, "bars") != "bars":
+                    return False
+                continue
+            known = columns.keys() | tables.keys()
+            stack += reads(column.expression, known) if column.expression else column.inputs
+        return True
+
+    return {name: Declared(units.get(name, "-"), digests.get(name, ""), from_bars(name)) for name in names}
 
 
 def network_rows(

@@ -135,7 +135,7 @@ def test_foreign_file_with_fitting_hash(folder, content):
 
 def test_foreign_graph_of_another_width(folder):
     put_graph(folder, tiny_graph(columns=3))
-    refused(folder, "expected ('features', 'tensor(double)', 7)")
+    refused(folder, "expected inputs ('features', 'tensor(double)', 7)")
 
 
 def test_foreign_graph_of_the_same_width(folder):
@@ -167,7 +167,7 @@ def test_manifest_is_not_one(folder, text):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": "mia-model/2"}, ("mia-model/2", "reads 'mia-model/1'")),
+        ({"format": "mia-model/1"}, ("mia-model/1", "reads 'mia-model/2'")),
         ({"format": None}, ("format None",)),
         ({"name": "other"}, ("describes 'other'",)),
         ({"surprise": 1}, ("surprise",)),

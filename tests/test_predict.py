@@ -29,13 +29,24 @@ def pipeline(workspace):
     return NeuralPipeline(workspace)
 
 
+SEVEN = (
+    "vix_term_1m", "vix_mean_5", "vix_rolling_mean", "vol_historical_1d", "vol_historical_5d",
+    "es_return_since_vix_close", "minutes_since_vix_close",
+)  # fmt: skip
+"""What predicted_vix cannot do without."""
+
+
 def features(count: int = 12, seed: int = 0) -> pl.DataFrame:
+    """Every input of the models around its training range, and a few columns besides."""
     g = np.random.default_rng(seed)
     vix = g.uniform(12, 40, count)
+    manifest = json.loads((ARTIFACTS / "networks.manifest.json").read_text())
+    columns = {p["name"]: g.uniform(p["low"], p["high"], count) for p in manifest["inputs"]}
     return pl.DataFrame(
         {
             "timestamp": np.arange(count),
-            "rsi_14": g.uniform(0, 100, count),
+            "extra": g.uniform(0, 100, count),
+            **columns,
             "vol_historical_5d": g.uniform(0.08, 0.5, count),
             "vol_historical_1d": g.uniform(0.08, 0.5, count),
             "minutes_since_vix_close": g.integers(0, 1440, count),
@@ -47,18 +58,23 @@ def features(count: int = 12, seed: int = 0) -> pl.DataFrame:
     )
 
 
-def test_adds_the_prediction_to_any_frame(pipeline):
+def test_adds_the_predictions_to_any_frame(pipeline):
     frame = features()
     result = pipeline.generate_predictions(frame)
-    assert result.columns == [*frame.columns, "predicted_vix"]
-    assert result.drop("predicted_vix").equals(frame)
+    added = [*pipeline.networks.outputs, "imputed"]
+    assert result.columns == [*frame.columns, *added]
+    assert result.drop(added).equals(frame)
     assert result["predicted_vix"].is_between(5, 100).all()
+    assert result.select(pipeline.networks.outputs).null_count().sum_horizontal()[0] == 0
+    total = result.select(pl.sum_horizontal("regime_prob_trend", "regime_prob_range", "regime_prob_defensive"))
+    assert total.to_series().to_list() == pytest.approx([1.0] * 12, abs=1e-6)
+    assert not result["imputed"].any()
     assert pipeline.refusals == {}
     arrow = pipeline.generate_predictions(frame.to_arrow())
-    assert arrow["predicted_vix"].equals(result["predicted_vix"])
+    assert arrow.select(added).equals(result.select(added))
     pd = pytest.importorskip("pandas")
     from_pandas = pipeline.generate_predictions(pd.DataFrame(frame.to_dict(as_series=False)))
-    assert from_pandas["predicted_vix"].equals(result["predicted_vix"])
+    assert from_pandas.select(added).equals(result.select(added))
 
 
 def test_a_rally_lowers_and_a_fall_lifts_the_prediction(pipeline):
@@ -67,41 +83,66 @@ def test_a_rally_lowers_and_a_fall_lifts_the_prediction(pipeline):
     assert low > middle > high
 
 
+def required(pipeline) -> str:
+    """A feature that the networks cannot do without, and predicted_vix can."""
+    model = pipeline.networks
+    parts = zip(model.manifest.inputs, model.optional, strict=True)
+    return next(part.name for part, optional in parts if not optional and part.name not in SEVEN)
+
+
 def test_batch_equals_the_live_step(pipeline):
+    bars_only = required(pipeline)
     frame = features(101, seed=1).with_columns(
-        vix_mean_5=pl.when(pl.col("timestamp") == 3).then(None).otherwise(pl.col("vix_mean_5")),
-        vol_historical_1d=pl.when(pl.col("timestamp") == 7).then(math.nan).otherwise(pl.col("vol_historical_1d")),
+        pl.when(pl.col("timestamp") == 3).then(None).otherwise(pl.col("vix_mean_5")).alias("vix_mean_5"),
+        pl.when(pl.col("timestamp") == 7).then(math.nan).otherwise(pl.col(bars_only)).alias(bars_only),
+        pl.when(pl.col("timestamp") == 9).then(math.inf).otherwise(pl.col("rsi_14")).alias("rsi_14"),
     )
-    batch = pipeline.generate_predictions(frame)["predicted_vix"].to_list()
     model = pipeline.model
-    offered = frame.columns
-    place = model.columns_in(offered)
+    batch = pipeline.generate_predictions(frame).select(model.outputs).fill_null(math.nan).to_numpy()
+    place = model.columns_in(frame.columns)
+    model.reset()
+    live = []
     for k, row in enumerate(frame.iter_rows()):
         values = np.array([math.nan if v is None else float(v) for v in row])[place]
-        live = float(model.step(values)[0])
-        if k in (3, 7):
-            assert batch[k] is None
-            assert math.isnan(live)
-            assert model.refusal is not None
-        else:
-            assert live == batch[k]
-    assert pipeline.refusals == {"INPUT_NOT_FINITE": 2}
+        live.append(model.step(values).copy())
+        assert (model.refusal is None) == (k not in (3, 7, 9))
+    np.testing.assert_allclose(np.array(live), batch, rtol=1e-6, atol=1e-6)
+    gone = np.isnan(batch)
+    assert gone[3].tolist() == [True] + [False] * 22  # without the VIX's mean: no VIX, all else
+    assert gone[7].tolist() == [False] + [True] * 22
+    assert gone[9].all()
+    assert gone.sum() == 1 + 22 + 23
+    assert pipeline.refusals == {"INPUT_NOT_FINITE": 3}
+    model.reset()
+
+
+def test_a_row_that_is_passed_over_leaves_the_state_alone(pipeline):
+    frame = features(60, seed=2)
+    name = required(pipeline)
+    holes = frame.with_columns(pl.when(pl.col("timestamp") % 7 == 5).then(None).otherwise(pl.col(name)).alias(name))
+    kept = pl.col("timestamp") % 7 != 5
+    with_holes = pipeline.generate_predictions(holes).filter(kept).select(pipeline.networks.outputs)
+    without = pipeline.generate_predictions(frame.filter(kept)).select(pipeline.networks.outputs)
+    np.testing.assert_allclose(with_holes.to_numpy(), without.to_numpy(), rtol=1e-6, atol=1e-7)
 
 
 def test_old_call_with_two_features(pipeline):
     old = pl.DataFrame({"rsi_14": [50.0], "ofi_score": [0.1]})
     with pytest.raises(ModelError) as caught:
         pipeline.generate_predictions(old)
-    for name in pipeline.model.features:
+    names = [name for name in pipeline.networks.features if name != "rsi_14"]
+    for name in names:
         assert name in str(caught.value)
-    assert "7 of the 7 features" in str(caught.value)
+    assert f"{len(names)} of the {len(names) + 1} features" in str(caught.value)
     assert "missing='impute'" in str(caught.value)
-    assert "auxiliary=['vix_mean_5', 'es_return_since_vix_close', 'minutes_since_vix_close']" in str(caught.value)
+    assert "auxiliary=['es_return_since_vix_close', 'vix_mean_5', 'minutes_since_vix_close']" in str(
+        caught.value
+    ) or "auxiliary=['vix_mean_5', 'es_return_since_vix_close', 'minutes_since_vix_close']" in str(caught.value)
     result = pipeline.generate_predictions(old, missing="impute")
-    assert result.columns == ["rsi_14", "ofi_score", "predicted_vix", "imputed"]
+    assert result.columns == ["rsi_14", "ofi_score", *pipeline.networks.outputs, "imputed"]
     assert result["imputed"].to_list() == [True]
-    medians = np.array([part.median for part in pipeline.model.manifest.inputs])
-    assert result["predicted_vix"].to_list() == pipeline.model.predict(medians[None])[:, 0].tolist()
+    row = np.array([50.0 if p.name == "rsi_14" else p.median for p in pipeline.networks.manifest.inputs])
+    assert result.select(pipeline.networks.outputs).to_numpy().tolist() == pipeline.networks.predict(row[None]).tolist()
 
 
 def test_imputation_fills_nulls_and_nan_but_not_infinities(pipeline):
@@ -113,16 +154,27 @@ def test_imputation_fills_nulls_and_nan_but_not_infinities(pipeline):
     assert result["imputed"].to_list() == [True, True, False, False]
     assert result["predicted_vix"].is_null().to_list() == [False, False, True, False]
     assert pipeline.refusals == {"INPUT_NOT_FINITE": 1}
-    median = next(p.median for p in pipeline.model.manifest.inputs if p.name == "vix_mean_5")
+    median = next(p.median for p in pipeline.networks.manifest.inputs if p.name == "vix_mean_5")
     filled = frame.with_columns(vix_mean_5=pl.Series([median, 20.0, 20.0, 20.0]))
     assert pipeline.generate_predictions(filled)["predicted_vix"][0] == result["predicted_vix"][0]
+
+
+def test_what_may_be_missing_is_said(pipeline):
+    """Without the yields and the calendar the networks go on, and the row says so."""
+    optional = [n for n, may in zip(pipeline.networks.features, pipeline.networks.optional, strict=True) if may]
+    assert {"treasury_10y_yield", "macro_event_severity"} <= set(optional)
+    frame = features(30).with_columns(pl.lit(None, dtype=pl.Float64).alias(name) for name in optional)
+    result = pipeline.generate_predictions(frame)
+    assert result["imputed"].all()
+    assert result.select(pipeline.networks.outputs).null_count().sum_horizontal()[0] == 0
+    assert pipeline.refusals == {}
 
 
 def test_null_column_of_the_catalogue_is_replaced(pipeline):
     """A feature frame may hold predicted_vix already, null until its producer exists."""
     frame = features(3).with_columns(pl.lit(None).alias("predicted_vix"), pl.lit(1).alias("after"))
     result = pipeline.generate_predictions(frame)
-    assert result.columns == frame.columns
+    assert result.columns[: len(frame.columns)] == frame.columns
     assert result["predicted_vix"].null_count() == 0
 
 
@@ -130,6 +182,34 @@ def test_no_rows(pipeline):
     result = pipeline.generate_predictions(features(3).clear(), missing="impute")
     assert result.height == 0
     assert result.schema["predicted_vix"] == pl.Float64
+
+
+def test_regimes_are_encoded_and_written(workspace, pipeline):
+    from mia_fast import encode_vol_regime
+
+    start = dt.datetime(2022, 6, 6, 13, 30, tzinfo=dt.UTC)
+    stamps = pl.Series("timestamp", [start + dt.timedelta(minutes=k) for k in range(12)])
+    frame = features().with_columns(stamps)
+    found = encode_vol_regime(frame, workspace=workspace)
+    assert found.columns == ["timestamp", "latent_vol_regime_vec_1", "latent_vol_regime_vec_2", "cluster_id", "imputed"]
+    whole = pipeline.generate_predictions(frame)
+    assert found["latent_vol_regime_vec_2"].equals(whole["latent_vol_regime_vec_2"])
+    assert found["cluster_id"].to_list() == [int(label) for label in whole["cluster_id"]]
+    written = (workspace.data / "latent_vectors.csv").read_text().splitlines()
+    assert written[0] == "timestamp,latent_vol_regime_vec_1,latent_vol_regime_vec_2,cluster_id"
+    first = written[1].split(",")
+    assert first[0] == "2022-06-06T13:30:00.000000Z"
+    assert float(first[1]) == found["latent_vol_regime_vec_1"][0]
+    assert first[3] == str(found["cluster_id"][0])
+    assert len(written) == 13
+    # One row in, one row out: a row's place does not depend on the others.
+    alone = encode_vol_regime(frame[5:6], workspace=workspace)
+    assert alone["cluster_id"][0] == found["cluster_id"][5]
+    assert alone["latent_vol_regime_vec_1"][0] == pytest.approx(found["latent_vol_regime_vec_1"][5], abs=1e-5)
+    old = pl.DataFrame({"rsi_14": [50.0], "ofi_score": [0.1]})
+    with pytest.raises(ModelError, match="features of 'networks' are missing"):
+        encode_vol_regime(old, workspace=workspace)
+    assert encode_vol_regime(old, missing="impute", workspace=workspace)["imputed"].to_list() == [True]
 
 
 @pytest.mark.parametrize("data", [[1, 2], {"a": [1]}, np.zeros((2, 7)), None])
@@ -144,7 +224,9 @@ def test_wrong_type_and_wrong_choice(pipeline):
     with pytest.raises(DataError, match="missing='guess' is not known"):
         pipeline.generate_predictions(features(), missing="guess")  # type: ignore[arg-type]
     null_type = features().with_columns(pl.lit(None).alias("vix_mean_5"))
-    assert pipeline.generate_predictions(null_type)["predicted_vix"].null_count() == 12
+    result = pipeline.generate_predictions(null_type)
+    assert result["predicted_vix"].null_count() == 12
+    assert result["cnn_pressure"].null_count() == 0
 
 
 # --- the workspace's own model and catalogue ---------------------------------------------------------------
@@ -158,7 +240,14 @@ def test_own_model_comes_first_and_is_not_silently_replaced(workspace):
     path = own / "predicted_vix.manifest.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"version": "9.9.9"}))
-    assert NeuralPipeline(workspace).model.manifest.version == "9.9.9"
+    pipeline = NeuralPipeline(workspace)
+    assert pipeline.model.manifest.version == "9.9.9"
+    frame = features(5)
+    place = pipeline.model.columns_in(frame.columns)
+    mine = pipeline.model.predict(frame.cast(pl.Float64).to_numpy()[:, place])[:, 0]
+    result = pipeline.generate_predictions(frame)
+    assert result["predicted_vix"].to_list() == mine.tolist()
+    assert result["predicted_volatility"].null_count() == 0
     graph = own / "predicted_vix.onnx"
     graph.write_bytes(graph.read_bytes()[:-1])
     with pytest.raises(ModelError, match="SHA-256"):
@@ -199,7 +288,7 @@ def test_definitions_follow_what_they_read():
 
 
 def test_manifest_knows_the_definitions(pipeline):
-    assert all(part.definition for part in pipeline.model.manifest.inputs)
+    assert all(part.definition for part in pipeline.networks.manifest.inputs)
 
 
 def test_predicting_imports_neither_torch_nor_onnx(tmp_path):

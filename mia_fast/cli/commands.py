@@ -417,10 +417,14 @@ def warmup() -> None:
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(help="Model to train: predicted_vix.")],
+    name: Annotated[str, typer.Argument(help="Model to train: networks, or predicted_vix.")],
     bars: Annotated[list[Path], typer.Option(help="Minute bars of ES, 2019 to 2022H1 (repeat the option).")],
     vix: Annotated[Path, typer.Option(help="Daily closes with the symbol VIX, from 2004 on.")],
     index: Annotated[Path, typer.Option(help="Daily closes with the symbol SPX, from 2004 on.")],
+    cross: Annotated[
+        list[Path] | None, typer.Option(help="Further daily closes that chosen features need (repeat the option).")
+    ] = None,
+    events: Annotated[Path | None, typer.Option(help="Macro events, for the networks.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for graph, manifest and card. Default: data/models.", show_default=False)
     ] = None,
@@ -434,13 +438,20 @@ def train(
     --bars es_2022h1.parquet --vix vix.parquet --index daily.parquet[/cyan]
     """
     from mia_fast.errors import ConfigError
-    from mia_fast.training import train_predicted_vix
+    from mia_fast.training import train_networks, train_predicted_vix
 
-    if name != "predicted_vix":
-        raise ConfigError(f"there is no model {name!r} to train", where="NAME", hint="predicted_vix", then="no change")
     place = Workspace.current(workspace)
     target = out if out is not None else place.data / "models"
-    manifest = train_predicted_vix(bars, vix, index, target, workspace=place, progress=show.say)
+    if name == "predicted_vix":
+        manifest = train_predicted_vix(bars, vix, index, target, workspace=place, progress=show.say)
+    elif name == "networks":
+        manifest = train_networks(
+            bars, vix, index, target, cross=cross or (), events=events, workspace=place, progress=show.say
+        )
+    else:
+        raise ConfigError(
+            f"there is no model {name!r} to train", where="NAME", hint="networks, or predicted_vix", then="no change"
+        )
     show.trained(manifest, target)
 
 

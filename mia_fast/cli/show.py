@@ -317,16 +317,19 @@ def warm(seconds: Mapping[str, float], where: Path) -> None:
 
 def trained(manifest: Manifest, folder: Path) -> None:
     """Errors out of sample against the best baseline of each row."""
-    table = Table(title=f"{manifest.name} {manifest.version}: mean absolute error out of sample", title_justify="left")
-    for name in ("period", "view", "model", "best baseline", "its error", "gain", "95 %"):
-        table.add_column(name, justify="left" if name in ("period", "view", "best baseline") else "right")
+    table = Table(title=f"{manifest.name} {manifest.version}: mean error out of sample", title_justify="left")
+    words = ("output", "period", "view", "served", "best baseline")
+    for name in (*words, "error", "baseline's", "gain", "95 %"):
+        table.add_column(name, justify="left" if name in words else "right")
     for row in manifest.metrics:
         table.add_row(
+            row.output,
             row.period,
             row.view,
-            f"{row.errors['model']:.3f}",
+            row.model,
             row.best_baseline,
-            f"{row.errors[row.best_baseline]:.3f}",
+            f"{row.errors[row.model]:.4g}",
+            f"{row.errors[row.best_baseline]:.4g}",
             f"{row.gain:+.1%}",
             f"{row.gain_low:+.1%} to {row.gain_high:+.1%}",
             style="" if row.gain > 0 else "yellow",

@@ -1,5 +1,6 @@
 """The manifest of a served model: what goes in, what comes out, and the proof that the graph is the one described.
 
+A model may carry a state from row to row (:class:`Memory`), and some outputs may do without some inputs (``groups``).
 One model is two files in one folder, ``NAME.onnx`` and ``NAME.manifest.json``, and for a shipped one a model card
 ``NAME.md``. The manifest is written last, so a graph without a fitting manifest is an unfinished export.
 """
@@ -17,11 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mia_models.errors import ModelError
 
-FORMAT: Final = "mia-model/1"
+FORMAT: Final = "mia-model/2"
 INPUT_NAME = "features"
-"""The graph's only input: float64 (n, number of features)."""
+"""The graph's input: float64 (n, number of features). A model with a state reads that as well, see :class:`State`."""
 OUTPUT_NAME = "predictions"
-"""The graph's only output: float64 (n, number of outputs)."""
+"""The graph's output: float64 (n, number of outputs), and the state behind the last row."""
+STATE_PREFIX, NEXT_PREFIX = "state_", "next_"
+"""A state called ``x`` enters the graph as ``state_x`` and leaves it as ``next_x``."""
 SCHEMA_KEY = "mia_schema_sha256"
 """Metadata entry of the graph that ties it to its manifest."""
 THEN = "the model was not loaded; nothing is predicted without it"
@@ -43,6 +46,10 @@ class Input(_Part):
     high: float = Field(description="99th percentile of the training rows")
     minimum: float
     maximum: float
+    groups: tuple[str, ...] | None = Field(
+        default=None,
+        description="the groups of outputs that have no value without it; empty: it may be missing; null: all need it",
+    )
     definition: str = Field(
         default="", description="digest of the catalogue rows that compute it at training time; empty: not recorded"
     )
@@ -56,6 +63,43 @@ class Output(_Part):
     minimum: float = Field(description="a prediction below is refused")
     maximum: float = Field(description="a prediction above is refused")
     meaning: str
+    group: str = Field(default="", description="which inputs it cannot do without: those that name this group, or all")
+
+
+class State(_Part):
+    """What the graph carries from row to row, float32, zeros before the first."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    shape: tuple[int, ...] = Field(min_length=1)
+
+
+class Memory(_Part):
+    """A recurrent model: the rows of a block are one after the other in time."""
+
+    states: tuple[State, ...] = Field(min_length=1)
+    group: str = Field(description="a row without the inputs of this group is passed over: the state stays as it was")
+    settle_rows: int = Field(ge=0, description="so many rows after a start from zeros the outputs are as in training")
+
+
+class Chosen(_Part):
+    """How the features came to be chosen."""
+
+    digest: str
+    catalogue: str
+    asked: int
+    candidates: int
+    features: int
+    all_taken: bool
+
+
+class MapQuality(_Part):
+    """How well a map of the regimes keeps neighbourhoods, on rows behind the training."""
+
+    method: str
+    trustworthiness: float
+    continuity: float
+    rand_index: float = Field(description="adjusted, of three clusters with the regime that came")
+    stability: float | None = Field(description="adjusted Rand index of clusters from two halves of the training")
 
 
 class DataFile(_Part):
@@ -109,12 +153,13 @@ class SelfTest(_Part):
     inputs: tuple[tuple[float, ...], ...]
     outputs: tuple[tuple[float, ...], ...]
     relative_tolerance: float = Field(gt=0)
+    absolute_tolerance: float = Field(default=0.0, ge=0)
 
 
 class Manifest(_Part):
     """``NAME.manifest.json``."""
 
-    format: Literal["mia-model/1"]
+    format: Literal["mia-model/2"]
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     version: str
     target: str
@@ -127,6 +172,10 @@ class Manifest(_Part):
     training: Training
     self_test: SelfTest
     metrics: tuple[Metric, ...]
+    memory: Memory | None = None
+    chosen: Chosen | None = None
+    calibration: tuple[Calibration, ...] = ()
+    maps: tuple[MapQuality, ...] = ()
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Manifest:
@@ -134,6 +183,13 @@ class Manifest(_Part):
             raise ValueError("an input is listed twice")
         if self.schema_sha256 != schema_sha256(self.features, self.output_names):
             raise ValueError("schema_sha256 is not the hash of the listed inputs and outputs: the list was edited")
+        known = {part.group for part in self.outputs} | ({self.memory.group} if self.memory else set())
+        for part in self.inputs:
+            unknown = [name for name in part.groups or () if name not in known]
+            if unknown:
+                raise ValueError(f"the input {part.name!r} names a group that no output has: {unknown[0]!r}")
+        if self.memory and len({state.name for state in self.memory.states}) != len(self.memory.states):
+            raise ValueError("a state is listed twice")
         rows, answers = self.self_test.inputs, self.self_test.outputs
         if (
             not rows

@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from mia_models import manifest as manifests
 from mia_models import weights
 from mia_models.errors import ModelError
-from mia_models.manifest import INPUT_NAME, OUTPUT_NAME, SCHEMA_KEY, THEN, Manifest
+from mia_models.manifest import (
+    INPUT_NAME,
+    NEXT_PREFIX,
+    OUTPUT_NAME,
+    SCHEMA_KEY,
+    STATE_PREFIX,
+    THEN,
+    Input,
+    Manifest,
+)
 
 Floats = NDArray[np.float64]
 
@@ -52,6 +61,10 @@ class Refusal:
 class OnnxModel:
     """One loaded model. Make it with :meth:`load`, keep it, and call :meth:`step` for each bar.
 
+    A model with a memory carries a state from step to step: rows must come in the order of time, each once. A row that is
+    passed over, because the memory's inputs are not all there, leaves the state as it was, and the next row goes on from
+    the last one taken.
+
     Not safe for two threads at once: :meth:`step` writes into buffers of its own.
 
     Attributes
@@ -61,7 +74,7 @@ class OnnxModel:
     features, outputs
         Ordered names of the columns of inputs and predictions.
     refusal
-        Why the last :meth:`step` gave no number; None when it gave one.
+        Why the last :meth:`step` gave no number for an output, the first such output; None when it gave all.
     """
 
     def __init__(self, manifest: Manifest, session: Any) -> None:
@@ -72,21 +85,41 @@ class OnnxModel:
         self.outputs = manifest.output_names
         self.refusal: Refusal | None = None
         self._session = session
-        self._low = [part.minimum for part in manifest.outputs]
-        self._high = [part.maximum for part in manifest.outputs]
+        self._low = np.array([part.minimum for part in manifest.outputs])
+        self._high = np.array([part.maximum for part in manifest.outputs])
         self._lowest = np.array([part.minimum for part in manifest.inputs])
         self._highest = np.array([part.maximum for part in manifest.inputs])
+        self._needs = np.array([[_needed(part, out.group) for part in manifest.inputs] for out in manifest.outputs])
+        self.optional: NDArray[np.bool_] = ~self._needs.any(axis=0)
+        """Inputs (features,) that may be NaN: no output is refused for want of them."""
+        memory = manifest.memory
+        group = None if memory is None else memory.group
+        self._recalls = np.array([_needed(part, group or "") for part in manifest.inputs])
+        self._remembered = np.array([memory is not None and out.group == group for out in manifest.outputs])
         # The rows after the first only fill the vector lanes; they hold the training medians.
-        self._filler = np.tile([part.median for part in manifest.inputs], (_LANES, 1))
+        lanes = _LANES if memory is None else 1
+        self._filler = np.tile([part.median for part in manifest.inputs], (lanes, 1))
         self._input = self._filler.copy()
-        self._output = np.zeros((_LANES, len(self.outputs)))
+        self._output = np.zeros((lanes, len(self.outputs)))
         self._row: Floats = self._input[0]
         self._answer: Floats = self._output[0]
+        states = () if memory is None else memory.states
+        self._names = tuple(state.name for state in states)
+        # Two sets of states that take turns: what one step writes the next one reads, without a copy.
+        self._states = tuple([np.zeros(state.shape, dtype=np.float32) for state in states] for _ in range(2))
+        self._now = 0
         # On the CPU an OrtValue made from an array is the array's own memory: writing the row is binding it.
-        self._values = (ort.OrtValue.ortvalue_from_numpy(self._input), ort.OrtValue.ortvalue_from_numpy(self._output))
-        self._binding = session.io_binding()
-        self._binding.bind_ortvalue_input(INPUT_NAME, self._values[0])
-        self._binding.bind_ortvalue_output(OUTPUT_NAME, self._values[1])
+        wrap = ort.OrtValue.ortvalue_from_numpy
+        self._values = (wrap(self._input), wrap(self._output), [[wrap(x) for x in part] for part in self._states])
+        self._bindings = []
+        for turn in range(2 if states else 1):
+            binding = session.io_binding()
+            binding.bind_ortvalue_input(INPUT_NAME, self._values[0])
+            binding.bind_ortvalue_output(OUTPUT_NAME, self._values[1])
+            for k, name in enumerate(self._names):
+                binding.bind_ortvalue_input(STATE_PREFIX + name, self._values[2][turn][k])
+                binding.bind_ortvalue_output(NEXT_PREFIX + name, self._values[2][1 - turn][k])
+            self._bindings.append(binding)
 
     @classmethod
     def load(cls, directory: str | Path, name: str, *, features: Sequence[str] | None = None) -> OnnxModel:
@@ -132,42 +165,58 @@ class OnnxModel:
         return np.array([place[name] for name in self.features], dtype=np.intp)
 
     def step(self, row: Floats) -> Floats:
-        """Predict one row.
+        """Predict one row, and carry the state on.
 
         Parameters
         ----------
         row
-            float64 (number of features,), in the order of :attr:`features`.
+            float64 (number of features,), in the order of :attr:`features`; NaN where an optional one is missing.
 
         Returns
         -------
         float64 (number of outputs,)
-            A view of this object's buffer, overwritten by the next call. All NaN when the prediction is refused;
+            A view of this object's buffer, overwritten by the next call. NaN where a prediction is refused;
             :attr:`refusal` then says why.
         """
         if row.shape != self._row.shape:
             raise self._wrong_width(row.shape)
         self._row[:] = row
         answer = self._answer
-        if not np.isfinite(self._row).all():
-            self.refusal = self._refuse_input()
-            answer.fill(math.nan)
-            return answer
-        self._session.run_with_iobinding(self._binding)
-        for low, value, high in zip(self._low, answer.tolist(), self._high, strict=True):
-            if not low <= value <= high:
-                self.refusal = self._refuse_output()
+        finite = np.isfinite(self._row)
+        refused = None
+        if not finite.all():
+            refused = self._refused(finite, bool(np.isinf(self._row).any()))
+            if refused.all():
+                self.refusal = self._why(refused, finite)
                 answer.fill(math.nan)
                 return answer
-        self.refusal = None
+        self._session.run_with_iobinding(self._bindings[self._now])
+        fine = (answer >= self._low) & (answer <= self._high)
+        if refused is None and fine.all():
+            self.refusal = None
+            if self._names:
+                self._now = 1 - self._now
+            return answer
+        if self._names and finite[self._recalls].all() and np.isfinite(answer[self._remembered]).all():
+            self._now = 1 - self._now
+        if refused is None:
+            refused = np.zeros(len(answer), dtype=np.bool_)
+        if refused.any() or not fine.all():
+            self.refusal = self._why(refused, finite)
+            answer[refused | ~fine] = math.nan
+        else:
+            self.refusal = None
         return answer
 
     def predict(self, matrix: Floats) -> Floats:
-        """Predict many rows: float64 (n, features) in, float64 (n, outputs) out; a refused row is NaN."""
+        """Predict many rows: float64 (n, features) in, float64 (n, outputs) out; what is refused is NaN."""
         return self.predict_with_reasons(matrix)[0]
 
     def predict_with_reasons(self, matrix: Floats) -> tuple[Floats, NDArray[np.uint8]]:
         """Predict many rows and say why some have no prediction.
+
+        The rows of a model with a memory are one series in the order of time, from its first row on; the state of
+        :meth:`step` is left alone.
 
         Parameters
         ----------
@@ -177,26 +226,126 @@ class OnnxModel:
         Returns
         -------
         predictions
-            float64 (n, number of outputs); refused rows are NaN.
+            float64 (n, number of outputs); what is refused is NaN.
         reasons
-            uint8 (n,), the values of :class:`Reason`.
+            uint8 (n,), the values of :class:`Reason`, of the first output that was refused in the row.
         """
+        start = [np.zeros_like(part) for part in self._states[0]]
+        out, reasons, _ = self._walk(matrix, start)
+        return out, reasons
+
+    def catch_up(self, matrix: Floats) -> None:
+        """Start anew and take the rows of a history, as :meth:`step` would have, so that the next step goes on from there.
+
+        A model with a memory has settled after ``manifest.memory.settle_rows`` of them.
+        """
+        _, _, states = self._walk(matrix, [np.zeros_like(part) for part in self._states[0]])
+        for part, found in zip(self._states[self._now], states, strict=True):
+            part[:] = found
+
+    def reset(self) -> None:
+        """Forget the rows taken so far."""
+        for part in self._states[self._now]:
+            part[:] = 0.0
+
+    def save(self) -> bytes:
+        """The state as bytes, bound to this graph."""
+        content = self.manifest.graph_sha256.encode() + b"".join(part.tobytes() for part in self._states[self._now])
+        return hashlib.sha256(content).digest() + content
+
+    def restore(self, saved: bytes) -> None:
+        """Go on from a saved state.
+
+        Raises
+        ------
+        ModelError
+            The bytes are damaged, or were saved by another graph. The model keeps the state it had.
+        """
+        mark = self.manifest.graph_sha256.encode()
+        digest, content = saved[:32], saved[32:]
+        sizes = [part.nbytes for part in self._states[0]]
+        if (
+            hashlib.sha256(content).digest() != digest
+            or not content.startswith(mark)
+            or len(content) != len(mark) + sum(sizes)
+        ):
+            raise ModelError(
+                "the saved state is damaged, or of another graph",
+                where=f"model {self.manifest.name}",
+                hint="start from history again: catch_up(rows)",
+                then="the model keeps the state it had",
+            )
+        at = len(mark)
+        for part, size in zip(self._states[self._now], sizes, strict=True):
+            part[:] = np.frombuffer(content[at : at + size], dtype=np.float32).reshape(part.shape)
+            at += size
+
+    def _walk(
+        self, matrix: Floats, states: list[NDArray[np.float32]]
+    ) -> tuple[Floats, NDArray[np.uint8], list[NDArray[np.float32]]]:
         if matrix.ndim != 2 or matrix.shape[1] != len(self.features):
             raise self._wrong_width(matrix.shape)
         rows = np.ascontiguousarray(matrix, dtype=np.float64)
+        finite = np.isfinite(rows)
         out = np.empty((len(rows), len(self.outputs)))
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            count = len(block)
-            if count % _LANES:
-                block = np.concatenate([block, self._filler[count % _LANES :]])
-            out[start : start + count] = self._session.run([OUTPUT_NAME], {INPUT_NAME: block})[0][:count]
-        reasons = np.zeros(len(rows), dtype=np.uint8)
-        reasons[~((out >= self._low) & (out <= self._high)).all(axis=1)] = Reason.OUTPUT_OUT_OF_RANGE
-        reasons[~np.isfinite(out).all(axis=1)] = Reason.OUTPUT_NOT_FINITE
-        reasons[~np.isfinite(rows).all(axis=1)] = Reason.INPUT_NOT_FINITE
-        out[reasons != Reason.NONE] = np.nan
-        return out, reasons
+        if not self._names:
+            for start in range(0, len(rows), _BLOCK):
+                block = rows[start : start + _BLOCK]
+                count = len(block)
+                if count % _LANES:
+                    block = np.concatenate([block, self._filler[count % _LANES :]])
+                out[start : start + count] = self._session.run([OUTPUT_NAME], {INPUT_NAME: block})[0][:count]
+        else:
+            taken = finite[:, self._recalls].all(axis=1) & ~np.isinf(rows).any(axis=1)
+            whole = bool(taken.all())
+            for chosen, carried in ((taken, True), (~taken, False)):
+                places = slice(None) if whole else np.flatnonzero(chosen)
+                part = rows[places]
+                if not chosen.any():
+                    continue
+                answers = np.empty((len(part), len(self.outputs)))
+                inner = states if carried else [np.zeros_like(state) for state in states]
+                wanted = [OUTPUT_NAME, *(NEXT_PREFIX + name for name in self._names)]
+                for start in range(0, len(part), _BLOCK):
+                    feeds = {STATE_PREFIX + name: state for name, state in zip(self._names, inner, strict=True)}
+                    answers[start : start + _BLOCK], *inner = self._session.run(
+                        wanted, {INPUT_NAME: part[start : start + _BLOCK], **feeds}
+                    )
+                out[places] = answers
+                states = inner if carried else states
+        refused = np.zeros(out.shape, dtype=np.bool_)
+        gaps = np.flatnonzero(~finite.all(axis=1))
+        if len(gaps):
+            refused[gaps] = ((~finite[gaps]).astype(np.float32) @ self._needs.T.astype(np.float32)) > 0
+            refused[np.isinf(rows).any(axis=1)] = True
+        reason = np.zeros(out.shape, dtype=np.uint8)
+        reason[~((out >= self._low) & (out <= self._high))] = Reason.OUTPUT_OUT_OF_RANGE
+        reason[~np.isfinite(out)] = Reason.OUTPUT_NOT_FINITE
+        reason[refused] = Reason.INPUT_NOT_FINITE
+        out[reason != Reason.NONE] = np.nan
+        first = (reason != Reason.NONE).argmax(axis=1)
+        return out, reason[np.arange(len(out)), first], states
+
+    def _refused(self, finite: NDArray[np.bool_], infinite: bool) -> NDArray[np.bool_]:
+        """Which outputs have no value for want of an input; an infinity is a fault of the row, not a gap."""
+        if infinite:
+            return np.ones(len(self.outputs), dtype=np.bool_)
+        refused: NDArray[np.bool_] = self._needs[:, ~finite].any(axis=1)
+        return refused
+
+    def _why(self, refused: NDArray[np.bool_], finite: NDArray[np.bool_]) -> Refusal:
+        """The reason of the first output that is refused; the answers are still in the buffer."""
+        for k, name in enumerate(self.outputs):
+            if refused[k]:
+                bad = ~finite & (self._needs[k] | np.isinf(self._row))
+                at = int(np.flatnonzero(bad)[0])
+                return Refusal(Reason.INPUT_NOT_FINITE, self.features[at], float(self._row[at]))
+            value = float(self._answer[k])
+            if not math.isfinite(value):
+                return Refusal(Reason.OUTPUT_NOT_FINITE, name, value)
+            if not self._low[k] <= value <= self._high[k]:
+                return Refusal(Reason.OUTPUT_OUT_OF_RANGE, name, value)
+        raise AssertionError("no output was refused")
 
     def outside_training(self, matrix: Floats) -> NDArray[np.bool_]:
         """Which inputs lie outside what training saw (its minimum and maximum): bool, the shape of ``matrix``.
@@ -204,18 +353,6 @@ class OnnxModel:
         Such a prediction is an extrapolation. NaN counts as outside.
         """
         return ~((matrix >= self._lowest) & (matrix <= self._highest))
-
-    def _refuse_input(self) -> Refusal:
-        at = int(np.flatnonzero(~np.isfinite(self._row))[0])
-        return Refusal(Reason.INPUT_NOT_FINITE, self.features[at], float(self._row[at]))
-
-    def _refuse_output(self) -> Refusal:
-        values = list(zip(self.outputs, self._low, self._answer.tolist(), self._high, strict=True))
-        for name, _, value, _ in values:
-            if not math.isfinite(value):
-                return Refusal(Reason.OUTPUT_NOT_FINITE, name, value)
-        name, value = next((name, value) for name, low, value, high in values if not low <= value <= high)
-        return Refusal(Reason.OUTPUT_OUT_OF_RANGE, name, value)
 
     def _wrong_width(self, shape: tuple[int, ...]) -> ModelError:
         return ModelError(
@@ -230,10 +367,9 @@ class OnnxModel:
         given = np.array(test.inputs)
         expected = np.array(test.outputs)
         found, _ = self.predict_with_reasons(given)
-        if not np.allclose(found, expected, rtol=test.relative_tolerance, atol=0.0):
-            row = int(
-                np.flatnonzero(~np.isclose(found, expected, rtol=test.relative_tolerance, atol=0.0).all(axis=1))[0]
-            )
+        same = np.isclose(found, expected, rtol=test.relative_tolerance, atol=test.absolute_tolerance).all(axis=1)
+        if not same.all():
+            row = int(np.flatnonzero(~same)[0])
             raise ModelError(
                 f"the graph answers test row {row} with {found[row].tolist()}, the manifest expects "
                 f"{expected[row].tolist()}",
@@ -279,6 +415,11 @@ def missing_features(
         hint=f"is it a matter of names? {', '.join(similar)}; else {hint}" if similar else hint,
         then="nothing was predicted",
     )
+
+
+def _needed(part: Input, group: str) -> bool:
+    """Whether outputs of the group have no value without the input."""
+    return part.groups is None or group in part.groups
 
 
 def _checked_bytes(path: Path, manifest: Manifest) -> bytes:
@@ -329,20 +470,34 @@ def _session(content: bytes, path: Path, manifest: Manifest) -> Any:
             hint="export it with opset 21 or lower and standard operators",
             then=THEN,
         ) from error
-    expected = (
-        (INPUT_NAME, "tensor(double)", len(manifest.inputs)),
-        (OUTPUT_NAME, "tensor(double)", len(manifest.outputs)),
+    states = () if manifest.memory is None else manifest.memory.states
+    expected = tuple(
+        ((name, "tensor(double)", width), *((prefix + s.name, "tensor(float)", s.shape) for s in states))
+        for name, width, prefix in (
+            (INPUT_NAME, len(manifest.inputs), STATE_PREFIX),
+            (OUTPUT_NAME, len(manifest.outputs), NEXT_PREFIX),
+        )
     )
     found = tuple(
-        tuple((node.name, node.type, node.shape[1] if len(node.shape) == 2 else None) for node in nodes)
+        tuple(
+            (node.name, node.type, (node.shape[1] if len(node.shape) == 2 else None) if k == 0 else tuple(node.shape))
+            for k, node in enumerate(nodes)
+        )
         for nodes in (session.get_inputs(), session.get_outputs())
     )
-    if found != tuple((part,) for part in expected):
+    if found != expected:
+        told, wanted = (
+            " and ".join(
+                "inputs" * (k == 0) + "outputs" * (k == 1) + " " + ", ".join(map(str, part))
+                for k, part in enumerate(parts)
+            )
+            for parts in (found, expected)
+        )
         raise ModelError(
-            f"the graph has inputs {found[0]} and outputs {found[1]}; expected {expected[0]} and {expected[1]} "
-            "(name, type, columns)",
+            f"the graph has {told}; expected {wanted} (name, type, columns or shape)",
             where=str(path),
-            hint=f"export it with one input {INPUT_NAME!r} (n, features) and one output {OUTPUT_NAME!r} (n, outputs)",
+            hint=f"export it with the input {INPUT_NAME!r} (n, features), the output {OUTPUT_NAME!r} (n, outputs) and the "
+            "states of the manifest's memory",
             then=THEN,
         )
     schema = session.get_modelmeta().custom_metadata_map.get(SCHEMA_KEY)

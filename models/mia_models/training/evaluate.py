@@ -105,6 +105,9 @@ def metric(
     ratio = sums[model][draws].sum(axis=1) / sums[best][draws].sum(axis=1)
     low, high = np.quantile(1.0 - ratio, [0.025, 0.975])
     return Metric(
+        output="predicted_vix",
+        measure="mean absolute error, index points",
+        model=model,
         period=period,
         view=view,
         sessions=len(days),

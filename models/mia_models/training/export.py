@@ -218,8 +218,8 @@ def write(
         metrics=metrics,
     )
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(graph_path(directory, NAME), content)
-    _replace(manifest_path(directory, NAME), (manifest.model_dump_json(indent=2) + "\n").encode())
+    replace(graph_path(directory, NAME), content)
+    replace(manifest_path(directory, NAME), (manifest.model_dump_json(indent=2) + "\n").encode())
     return manifest
 
 
@@ -231,7 +231,8 @@ def _answers(content: bytes, matrix: Floats) -> Floats:
     return answers
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace(path: Path, content: bytes) -> None:
+    """Write a file so that nobody ever sees half of it."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(content)
     temporary.replace(path)

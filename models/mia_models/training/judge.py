@@ -43,12 +43,12 @@ BASELINES: dict[str, tuple[str, ...]] = {
 }
 """By output. The heads called ``linear`` are themselves what is known as logistic regression."""
 CANDIDATES: dict[str, tuple[str, ...]] = {
-    PRESSURE: ("cnn", "linear"),
+    PRESSURE: ("cnn", "linear", "zero"),
     VOLATILITY: ("mlp", "lstm", "linear"),
     REGIME: ("mlp", "lstm", "logistic regression"),
-    LONG: ("mlp", "logistic regression"),
-    SHORT: ("mlp", "logistic regression"),
-    VIX: ("lstm", "regression"),
+    LONG: ("mlp", "logistic regression", "base rate"),
+    SHORT: ("mlp", "logistic regression", "base rate"),
+    VIX: ("regression",),
 }
 """What could be shipped, the network that the output is named for first."""
 PURGE = 86_400 * 10**9
@@ -114,9 +114,7 @@ def fit(
     held = slice(int(np.searchsorted(rows.known_at, held_from)), usable)
     preparation = prepare.fit(rows.names, rows.matrix[learn], rows.known_at[learn])
     regression = _regression(rows, slice(0, usable), prior, end)
-    targets = {
-        name: np.where(rows.ends_at[name] < end, values, np.nan) for name, values in rows.targets.items()
-    }
+    targets = {name: np.where(rows.ends_at[name] < end, values, np.nan) for name, values in rows.targets.items()}
     targets[VIX] = np.where(rows.ends_at[VIX] < held_from, targets[VIX], np.nan)
     held_targets = dict(targets) | {VIX: np.where(rows.ends_at[VIX] < end, rows.targets[VIX], np.nan)}
     expected = regression.predict(rows.extra)
@@ -152,7 +150,12 @@ def predictions(fitted: Fitted, rows: Rows, test: slice) -> Predictions:
     har, frequencies, ridge = _har(rows, past, test), _frequencies(rows, past, test), _ridge(rows, past, test)
     count = test.stop - test.start
     return {
-        PRESSURE: {"cnn": raw["cnn"], "linear": linear[:, 0], "zero": np.zeros(count), "ridge on the last returns": ridge},
+        PRESSURE: {
+            "cnn": raw["cnn"],
+            "linear": linear[:, 0],
+            "zero": np.zeros(count),
+            "ridge on the last returns": ridge,
+        },
         VOLATILITY: {
             "mlp": reference * np.exp(mlp[:, 0]),
             "lstm": reference * np.exp(lstm[:, 0]),
@@ -199,7 +202,9 @@ def loss(output: str, predicted: Floats, target: Floats) -> Floats:
     return np.where(known, -np.log(np.maximum(chosen, _LEAST_PROBABILITY)), np.nan)
 
 
-def metrics(output: str, model: str, period: str, rows: Rows, test: slice, found: Predictions, seed: int) -> list[Metric]:
+def metrics(
+    output: str, model: str, period: str, rows: Rows, test: slice, found: Predictions, seed: int
+) -> list[Metric]:
     """Mean losses over all bars and by the regime that came, with the gain over the best baseline."""
     target = rows.targets[output][test]
     losses = {name: loss(output, values, target) for name, values in found[output].items()}

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mia_models.errors import ModelError
-from mia_models.training.rows import LONG, PRESSURE, REGIME, SHORT, VIX, VOLATILITY, Floats, Singles
+from mia_models.training.rows import LONG, PRESSURE, REGIME, SHORT, VIX, VOLATILITY, Floats, Mask, Singles
 
 DILATIONS, TAPS = (1, 4, 16), 4
 PARTS = ("cnn", "lstm", "mlp")
@@ -178,7 +178,7 @@ class Data:
 def train(
     train_data: Data,
     held: Data,
-    optional: NDArrayBool,
+    optional: Mask,
     settings: Settings,
     *,
     checkpoint: Path | None = None,
@@ -200,13 +200,17 @@ def train(
     networks = Networks(train_data.z.shape[1], settings)
     fit_linear(networks.linear["head"], train_data, settings)
     parameters = {part: list(networks.get_submodule(part).parameters()) for part in PARTS}
-    optimiser = torch.optim.AdamW([p for group in parameters.values() for p in group], lr=settings.rate, weight_decay=settings.decay)
+    optimiser = torch.optim.AdamW(
+        [p for group in parameters.values() for p in group], lr=settings.rate, weight_decay=settings.decay
+    )
     run = _Run(networks, optimiser)
     mark = fingerprint(train_data, held, settings)
     if checkpoint is not None and checkpoint.exists():
         run.restore(checkpoint, mark)
         progress(f"going on behind epoch {run.epoch}")
-    blank = torch.from_numpy(np.concatenate([optional, np.zeros(train_data.z.shape[1] - len(optional), dtype=np.bool_)]))
+    blank = torch.from_numpy(
+        np.concatenate([optional, np.zeros(train_data.z.shape[1] - len(optional), dtype=np.bool_)])
+    )
     while run.epoch < settings.epochs and not run.finished(settings.patience):
         generator = torch.Generator().manual_seed(settings.seed + 1000 * (run.epoch + 1))
         torch.manual_seed(settings.seed + run.epoch)
@@ -226,7 +230,9 @@ def train(
         run.note(found)
         progress(
             f"epoch {run.epoch} of {settings.epochs}: "
-            + ", ".join(f"{part} {value:.4f}{'*' if run.best_epoch[part] == run.epoch else ''}" for part, value in found.items())
+            + ", ".join(
+                f"{part} {value:.4f}{'*' if run.best_epoch[part] == run.epoch else ''}" for part, value in found.items()
+            )
         )
         if checkpoint is not None:
             run.save(checkpoint, mark)
@@ -456,9 +462,6 @@ class _Run:
                 _, index, key = name.split(".")
                 entries.setdefault(int(index), {})[key] = value
         self.optimiser.load_state_dict({"state": entries, "param_groups": content["param_groups"]})
-
-
-NDArrayBool = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
 def in_network_units(targets: Mapping[str, Floats], regression: Floats, reference: Floats) -> dict[str, Singles]:

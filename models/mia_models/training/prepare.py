@@ -81,13 +81,16 @@ class Preparation:
         """Ratios and logarithms, before standardisation; works in place."""
         close = x[:, self.names.index(CLOSE), None].copy()
         reference = np.log(self.reference(x[:, self.names.index(REFERENCE)]))[:, None]
-        levels, logs, relative = self.kind == LEVEL, (self.kind == LOG) | (self.kind == VOLATILITY), self.kind == VOLATILITY
+        levels, logs, relative = (
+            self.kind == LEVEL,
+            (self.kind == LOG) | (self.kind == VOLATILITY),
+            self.kind == VOLATILITY,
+        )
         with np.errstate(invalid="ignore"):
             x[:, levels] = np.log(np.maximum(x[:, levels] / close, LEAST_RATIO))
             x[:, logs] = np.log(np.maximum(x[:, logs], self.floor[logs]))
             x[:, relative] -= reference
         return x
-
 
     def reference(self, values: Floats) -> Floats:
         """:data:`REFERENCE` with its median where it is missing, and floored."""

@@ -1,0 +1,234 @@
+"""The map of volatility regimes: parametric t-SNE, its clusters, and what it is compared with.
+
+A network places each row in five dimensions, the first two of which are a map by themselves: the loss is the divergence
+of t-SNE (van der Maaten 2009, "Learning a Parametric Embedding by Preserving Local Structure") in two dimensions plus
+the one in five. Unlike t-SNE itself it can place a new row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mia_models.manifest import MapQuality
+from mia_models.training.rows import Floats, Integers, Singles
+
+DIMENSIONS = 5
+_RELATED = 0.3
+_PERPLEXITY = 30.0
+_NEIGHBOURS = 10
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Map:
+    """The encoder and its clusters.
+
+    ``columns`` int64 (inputs,) of the networks' inputs that it reads; ``centres`` float64 (k, 2) on the map.
+    """
+
+    columns: Integers
+    encoder: nn.Sequential
+    centres: Floats
+
+    def place(self, z: Singles) -> Floats:
+        """float64 (n, 5) for rows of the networks' inputs."""
+        with torch.inference_mode():
+            placed: Floats = self.encoder(torch.from_numpy(z[:, self.columns])).double().numpy()
+        return placed
+
+    def clusters(self, placed: Floats) -> Integers:
+        """The nearest centre on the map, int64 (n,)."""
+        return nearest(placed[:, :2], self.centres)
+
+
+def nearest(points: Floats, centres: Floats) -> Integers:
+    """Index of the nearest centre, int64 (n,)."""
+    distance = ((points[:, None, :] - centres) ** 2).sum(axis=2)
+    return distance.argmin(axis=1)
+
+
+def related(z: Singles, anchor: int) -> Integers:
+    """The columns that go with the present volatility: correlation with column ``anchor`` above 0.3 in size."""
+    x = z.astype(np.float64)
+    x = x - x.mean(axis=0)
+    size = np.sqrt((x**2).sum(axis=0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        correlation = np.nan_to_num(x.T @ x[:, anchor] / (size * size[anchor]))
+    return np.flatnonzero(np.abs(correlation) > _RELATED)
+
+
+def fit(z: Singles, columns: Integers, *, steps: int, batch: int, seed: int, progress: Progress) -> Map:
+    """Train the encoder on rows (n, inputs) in order, then find the clusters of the map."""
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder = _encoder(len(columns))
+        optimiser = torch.optim.Adam(encoder.parameters(), lr=2e-3)
+        generator = torch.Generator().manual_seed(seed)
+        source = torch.from_numpy(z[:, columns])
+        for step in range(steps):
+            rows = torch.randint(0, len(source), (batch,), generator=generator)
+            x = source[rows]
+            wanted = _affinities(x)
+            y = encoder(x)
+            loss = _divergence(wanted, y[:, :2], 1.0) + _divergence(wanted, y, DIMENSIONS - 1.0)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
+            optimiser.step()
+            if (step + 1) % max(1, steps // 5) == 0:
+                progress(f"map: step {step + 1} of {steps}, divergence {float(loss.detach()):.3f}")
+    encoder.eval()
+    with torch.no_grad():
+        placed = encoder(source[:: max(1, len(source) // 20_000)])
+        centre, scale = placed.mean(dim=0), placed.std(dim=0).clamp(min=1e-6)
+        last = encoder[-1]
+        last.weight /= scale[:, None]
+        last.bias -= centre
+        last.bias /= scale
+    draft = Map(columns, encoder, np.zeros((1, 2)))
+    points = draft.place(z[:: max(1, len(z) // 20_000)])[:, :2]
+    return Map(columns, encoder, _most_stable(points, seed))
+
+
+def compare(found: Map, before: Singles, after: Singles, regime: Floats, *, seed: int) -> tuple[MapQuality, ...]:
+    """The map beside PCA, an autoencoder and scikit-learn's TSNE, on rows ``after`` that none of the first three saw.
+
+    Parameters
+    ----------
+    before, after
+        Rows of the networks' inputs: of the training, in order, and behind it.
+    regime
+        float64 of the rows ``after``: the regime that came, NaN where unknown.
+
+    Returns
+    -------
+    tuple of MapQuality
+        Trustworthiness and continuity at 10 neighbours; adjusted Rand index of three clusters with the regime that
+        came; and the index of the clusters found in the first and in the second half of the training, both applied to
+        the rows ``after``. TSNE cannot place a row, so its map is fitted on ``after`` itself and has no such index.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE, trustworthiness
+    from sklearn.metrics import adjusted_rand_score
+
+    x, new = before[:, found.columns], after[:, found.columns]
+    pca = PCA(2, random_state=seed).fit(x)
+    coder = _autoencoder(x, seed)
+    maps: list[tuple[str, Floats | None, Floats]] = [
+        ("parametric t-SNE, 2 of 5", found.place(before)[:, :2], found.place(after)[:, :2]),
+        ("parametric t-SNE, all 5", found.place(before), found.place(after)),
+        ("PCA, 2", pca.transform(x), pca.transform(new)),
+        ("autoencoder, 2", coder(x), coder(new)),
+        (
+            "scikit-learn TSNE, 2 (fitted on these rows)",
+            None,
+            TSNE(2, perplexity=30, random_state=seed).fit_transform(new),
+        ),
+    ]
+    known = np.isfinite(regime)
+    result = []
+    for name, learned, placed in maps:
+        labels = KMeans(3, n_init=4, random_state=seed).fit_predict(placed)
+        stability = None
+        if learned is not None:
+            half = len(learned) // 2
+            count = len(found.centres)
+            parts = [
+                KMeans(count, n_init=4, random_state=seed)
+                .fit(learned[cut])
+                .predict(np.ascontiguousarray(placed, dtype=learned.dtype))
+                for cut in (slice(0, half), slice(half, None))
+            ]
+            stability = round(float(adjusted_rand_score(*parts)), 4)
+        result.append(
+            MapQuality(
+                method=name,
+                trustworthiness=round(float(trustworthiness(new, placed, n_neighbors=_NEIGHBOURS)), 4),
+                continuity=round(float(trustworthiness(placed, new, n_neighbors=_NEIGHBOURS)), 4),
+                rand_index=round(float(adjusted_rand_score(regime[known], labels[known])), 4),
+                stability=stability,
+            )
+        )
+    return tuple(result)
+
+
+def _encoder(inputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, DIMENSIONS))
+
+
+def _affinities(x: Tensor) -> Tensor:
+    """Symmetric neighbour probabilities of t-SNE, (n, n); the widths by bisection for perplexity 30."""
+    squared = torch.cdist(x, x) ** 2
+    squared.fill_diagonal_(float("inf"))
+    low, high = torch.full((len(x), 1), 1e-4), torch.full((len(x), 1), 1e4)
+    wanted = float(np.log(min(_PERPLEXITY, len(x) / 4)))
+    nearest_distance = squared.min(dim=1, keepdim=True).values
+    shifted = squared - nearest_distance
+    for _ in range(24):
+        beta = (low * high).sqrt()
+        weight = torch.exp(-shifted * beta)
+        total = weight.sum(dim=1, keepdim=True)
+        entropy = (
+            torch.log(total) + beta * (torch.where(weight > 0, shifted, 0.0) * weight).sum(dim=1, keepdim=True) / total
+        )
+        wide = entropy > wanted
+        low, high = torch.where(wide, beta, low), torch.where(wide, high, beta)
+    weight = torch.exp(-shifted * (low * high).sqrt())
+    conditional = weight / weight.sum(dim=1, keepdim=True)
+    return ((conditional + conditional.T) / (2 * len(x))).clamp(min=1e-12)
+
+
+def _divergence(wanted: Tensor, y: Tensor, freedom: float) -> Tensor:
+    """Kullback-Leibler divergence of Student-t affinities from the wanted ones."""
+    size = (y**2).sum(dim=1)
+    squared = (size[:, None] + size[None, :] - 2.0 * y @ y.T).clamp(min=0.0)
+    kernel = (1.0 + squared / freedom) ** (-(freedom + 1.0) / 2.0)
+    kernel = kernel * (1.0 - torch.eye(len(y)))
+    found = (kernel / kernel.sum()).clamp(min=1e-12)
+    return (wanted * (wanted.log() - found.log())).sum()
+
+
+def _most_stable(points: Floats, seed: int) -> Floats:
+    """KMeans centres, with as many clusters (4 to 7) as two halves of the rows agree on best."""
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import adjusted_rand_score
+
+    def centres(rows: Floats, count: int) -> Floats:
+        found: Floats = KMeans(count, n_init=4, random_state=seed).fit(rows).cluster_centers_
+        return found
+
+    half = len(points) // 2
+    scores = {
+        count: adjusted_rand_score(*(nearest(points, centres(part, count)) for part in (points[:half], points[half:])))
+        for count in range(4, 8)
+    }
+    return centres(points, max(scores, key=scores.__getitem__))
+
+
+def _autoencoder(x: Singles, seed: int) -> Callable[[Singles], Floats]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inner = nn.Sequential(nn.Linear(x.shape[1], 64), nn.ReLU(), nn.Linear(64, 2))
+        outer = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, x.shape[1]))
+        optimiser = torch.optim.Adam([*inner.parameters(), *outer.parameters()], lr=2e-3)
+        source = torch.from_numpy(x)
+        for _ in range(600):
+            batch = source[torch.randint(0, len(source), (512,))]
+            loss = ((outer(inner(batch)) - batch) ** 2).mean()
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
+            optimiser.step()
+
+    def place(rows: Singles) -> Floats:
+        with torch.inference_mode():
+            placed: Floats = inner(torch.from_numpy(rows)).double().numpy()
+        return placed
+
+    return place
