@@ -20,6 +20,7 @@ from mia_fast.features import catalogue as catalogues
 from mia_fast.predict import NeuralPipeline, definitions
 from mia_fast.workspace import Workspace, shipped
 from mia_models.errors import ModelError
+from mia_models.session import OnnxModel
 
 ARTIFACTS = Path(mia_models.__file__).parent / "artifacts"
 
@@ -37,11 +38,13 @@ SEVEN = (
 
 
 def features(count: int = 12, seed: int = 0) -> pl.DataFrame:
-    """Every input of the models around its training range, and a few columns besides."""
+    """Every input of the models, between real rows so that they fit each other, and a few columns besides."""
     g = np.random.default_rng(seed)
     vix = g.uniform(12, 40, count)
     manifest = json.loads((ARTIFACTS / "networks.manifest.json").read_text())
-    columns = {p["name"]: g.uniform(p["low"], p["high"], count) for p in manifest["inputs"]}
+    shares = g.dirichlet(np.ones(len(manifest["self_test"]["inputs"])), count)
+    rows = shares @ np.array(manifest["self_test"]["inputs"])
+    columns = {p["name"]: rows[:, k] for k, p in enumerate(manifest["inputs"])}
     return pl.DataFrame(
         {
             "timestamp": np.arange(count),
@@ -162,7 +165,7 @@ def test_imputation_fills_nulls_and_nan_but_not_infinities(pipeline):
 def test_what_may_be_missing_is_said(pipeline):
     """Without the yields and the calendar the networks go on, and the row says so."""
     optional = [n for n, may in zip(pipeline.networks.features, pipeline.networks.optional, strict=True) if may]
-    assert {"treasury_10y_yield", "macro_event_severity"} <= set(optional)
+    assert {"treasury_10y_yield", "event_timing_proximity"} <= set(optional)
     frame = features(30).with_columns(pl.lit(None, dtype=pl.Float64).alias(name) for name in optional)
     result = pipeline.generate_predictions(frame)
     assert result["imputed"].all()
@@ -318,7 +321,7 @@ def test_card_figures_on_the_hold_out(real_data, workspace, pipeline):
 
     bars = [real_data / "bars" / f"es_1m_{year}.parquet" for year in ("2021", "2022h1")]
     vix = real_data / "vol" / "vix_family_daily_to_202206.parquet"
-    model = pipeline.model
+    model = OnnxModel.load(ARTIFACTS, "predicted_vix")
     samples = vix_samples(bars, vix, model.features, workspace=workspace)
     rows = samples.take(samples.target_day >= np.datetime64("2022-01-01").astype(np.int64))
     predicted = model.predict(np.column_stack([rows.columns[name] for name in model.features]))[:, 0]
