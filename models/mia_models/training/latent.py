@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mia_models.errors import ModelError
 from mia_models.manifest import MapQuality
 from mia_models.training.rows import Floats, Integers, Singles
 
@@ -60,7 +61,15 @@ def related(z: Singles, anchor: int) -> Integers:
     size = np.sqrt((x**2).sum(axis=0))
     with np.errstate(divide="ignore", invalid="ignore"):
         correlation = np.nan_to_num(x.T @ x[:, anchor] / (size * size[anchor]))
-    return np.flatnonzero(np.abs(correlation) > _RELATED)
+    found = np.flatnonzero(np.abs(correlation) > _RELATED)
+    if len(found) < DIMENSIONS // 2:
+        raise ModelError(
+            f"{len(found)} features go with the present volatility: too few for a map",
+            where="features",
+            hint="choose more features of volatility",
+            then="nothing was written",
+        )
+    return found
 
 
 def fit(z: Singles, columns: Integers, *, steps: int, batch: int, seed: int, progress: Progress) -> Map:

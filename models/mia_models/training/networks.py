@@ -249,7 +249,7 @@ def fit_linear(head: nn.Linear, data: Data, settings: Settings) -> None:
     targets = {name: torch.from_numpy(values[::stride]).double() for name, values in data.targets.items()}
     head.requires_grad_(requires_grad=False)
     one = torch.cat([z, torch.ones(len(z), 1, dtype=torch.float64)], dim=1)
-    for row, name, penalty in ((0, PRESSURE, 1e-1), (1, VOLATILITY, 1e-3)):
+    for row, name, penalty in ((0, PRESSURE, 1e-1), (1, VOLATILITY, 1e-2)):
         known = torch.isfinite(targets[name])
         x, y = one[known], targets[name][known]
         weight = torch.full((one.shape[1],), penalty * len(x), dtype=torch.float64)

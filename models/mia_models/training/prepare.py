@@ -4,8 +4,8 @@ What a network must not learn is at which level the market stood in a year. So t
 training rows alone:
 
 * ``level``: a price (always within a factor 2 of the close): log of its ratio to the close;
-* ``volatility``: positive, and its logarithm varies less from month to month once that of :data:`REFERENCE`, the
-  volatility of the last five sessions, is taken off: log of the ratio of the two;
+* ``volatility``: positive, and its logarithm varies less, in all and from month to month, once that of
+  :data:`REFERENCE`, the volatility of the last five sessions, is taken off: log of the ratio of the two;
 * ``log``: another positive and skewed one (the 99.9 % quantile above 8 medians): its logarithm;
 * ``plain``: as it is;
 * ``slow``: whatever of these still has most of its variance between months: three years hold some 36 values of it, by
@@ -136,7 +136,9 @@ def fit(names: Sequence[str], matrix: Singles, known_at: Integers) -> Preparatio
                 continue
             floor[k] = np.quantile(column[column > 0], 0.002)
             logs = np.log(np.maximum(x[:, k], floor[k]))
-            if name != REFERENCE and _between(logs - slow_part, month) < _between(logs, month):
+            ratio = logs - slow_part
+            steadier = _between(ratio, month) < _between(logs, month) and np.nanvar(ratio) < np.nanvar(logs)
+            if name != REFERENCE and steadier:
                 kind[k] = VOLATILITY
             elif np.quantile(column, 0.999) > _SKEWED * np.median(column):
                 kind[k] = LOG
