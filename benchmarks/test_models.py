@@ -114,7 +114,7 @@ def test_one_call_against_five_windowed_sessions():
     names = [f"neural_feature_{k}" for k in range(8)]
     found = dict(zip(model.outputs, stream[-1], strict=True))
     _, components, chances, vix, cluster = sessions()
-    np.testing.assert_allclose(components, [found[name] for name in names], atol=0.1)  # restarted: not quite the same model
+    np.testing.assert_allclose(components, [found[name] for name in names], atol=0.1)  # restarted: nearly it
     np.testing.assert_allclose(chances, [found[f"regime_prob_{k}"] for k in ("trend", "range", "defensive")], atol=1e-6)
     np.testing.assert_allclose(vix, found["predicted_vix"], rtol=1e-9)
     assert cluster == found["cluster_id"]

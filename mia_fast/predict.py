@@ -35,10 +35,10 @@ Missing = Literal["error", "impute"]
 class NeuralPipeline:
     """The served models of a workspace, loaded once.
 
-    The shipped model ``networks`` gives every output in one call. Models of the desk's own stand under ``data/models`` of
-    the workspace, ``NAME.onnx`` with ``NAME.manifest.json``: one called ``networks`` is taken in place of the shipped one;
-    the outputs of any other are added, or take the place of those of the same name. If the files of an own model are
-    damaged, that is an error, not a reason to fall back.
+    The shipped model ``networks`` gives every output in one call. Models of the desk's own stand under ``data/models``
+    of the workspace, ``NAME.onnx`` with ``NAME.manifest.json``: one called ``networks`` is taken in place of the
+    shipped one; the outputs of any other are added, or take the place of those of the same name. If the files of an own
+    model are damaged, that is an error, not a reason to fall back.
 
     Parameters
     ----------
@@ -139,8 +139,8 @@ class NeuralPipeline:
                     absent,
                     frame.columns,
                     hint="compute them with generate_features(bars, cross=daily_closes, events=calendar, "
-                    f"auxiliary={list(self.auxiliary)}), or pass missing='impute' to take the training medians and flag "
-                    "the rows",
+                    f"auxiliary={list(self.auxiliary)}), or pass missing='impute' to take the training medians and "
+                    "flag the rows",
                 )
             matrix = np.full((frame.height, len(model.features)), np.nan)
             for k, name in enumerate(model.features):

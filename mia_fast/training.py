@@ -231,7 +231,8 @@ def _declared(names: Sequence[str], workspace: Workspace) -> dict[str, Declared]
     catalogue = catalogues.read(workspace)
     digests = definitions(catalogue, names)
     columns = {column.name: column for column in (*catalogue.auxiliary, *catalogue.features)}
-    units = {column.name: column.unit for column in (*catalogue.features, *catalogue.inputs)}
+    units = {column.name: column.unit for column in catalogue.inputs}
+    units |= {column.name: column.unit for column in catalogue.features}
     tables = {column.name: column.table for column in catalogue.inputs}
 
     def from_bars(name: str) -> bool:
@@ -320,7 +321,7 @@ def network_rows(
     others = {f"returns_{k}": _lagged(moves, k - 1) for k in range(1, 11)}
     others["present_30"] = _realised(known_at, moves, 30)
     others |= {name: values[places[name]].copy() for name in INPUTS}
-    session = np.cumsum(np.diff(known_at, prepend=known_at[:1]) > 30 * 60 * 10**9)
+    session = np.cumsum(np.diff(known_at, prepend=known_at[:1]) > 30 * 60 * 10**9, dtype=np.int64)
     return Rows(
         tuple(names),
         matrix,
@@ -349,7 +350,8 @@ def _realised(known_at: Integers, moves: Floats, minutes: int) -> Floats:
     rows = np.arange(len(known_at))
     with np.errstate(divide="ignore", invalid="ignore"):
         per_minute = (total[rows + 1] - total[first]) / (rows + 1 - first)
-    return np.sqrt(per_minute * 252 * 23 * 60)
+    annual: Floats = np.sqrt(per_minute * 252 * 23 * 60)
+    return annual
 
 
 def vix_prior(vix: Path, index: Path, *, workspace: Workspace) -> Floats:

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN_EVERYWHERE = {"pandas", "matplotlib", "pickle", "joblib", "cloudpickle"}
-TRAINING_ONLY = {"torch", "onnx", "onnxscript", "safetensors", "stable_baselines3"}
+TRAINING_ONLY = {"torch", "onnx", "onnxscript", "safetensors", "sklearn", "stable_baselines3"}
 
 
 def _imports(path: Path) -> Iterator[tuple[str, int, bool]]:

@@ -59,7 +59,7 @@ def simulated(seed: int = 1) -> Rows:
     wave = g.normal(size=count)
     close = 4000 * np.exp(np.cumsum(g.normal(size=count) * 1e-4))
     vix = np.repeat(np.exp(np.log(20) + np.cumsum(g.normal(0, 0.03, len(days) + 1))), per)
-    slow = 1.5 + known / (90 * DAY) - instant("2021-01-01") / (90 * DAY) + g.normal(0, 0.01, count)
+    slow = -5.0 + known / (90 * DAY) - instant("2021-01-01") / (90 * DAY) + g.normal(0, 0.01, count)
     ahead = np.minimum(np.arange(count) + 30, count - 1)
     coming = vol[ahead] * np.exp(g.normal(0, 0.1, count))
     regime = np.where(level[ahead] > 0.8, 2.0, np.where(wave > 0.7, 0.0, 1.0))
@@ -86,7 +86,7 @@ def simulated(seed: int = 1) -> Rows:
         SHORT: (wave + g.normal(0, 1, count) < 0).astype(float),
         VIX: vix[per:],
     }
-    ends = {name: known + 60 * MINUTE for name in TARGETS} | {VIX: np.repeat(start + 8 * 60 * MINUTE, per)}
+    ends = dict.fromkeys(TARGETS, known + 60 * MINUTE) | {VIX: np.repeat(start + 8 * 60 * MINUTE, per)}
     now = vix[:-per]
     extra = {f"returns_{k}": g.normal(0, 1e-4, count) for k in range(1, 11)}
     extra |= {
@@ -97,7 +97,8 @@ def simulated(seed: int = 1) -> Rows:
         "vol_historical_1d": vol,
         "vol_historical_5d": columns["vol_historical_5d"],
         "es_return_since_vix_close": g.normal(0, 0.005, count),
-        "minutes_since_vix_close": np.tile(np.arange(per) + 1000.0, len(days)) + 1440.0 * np.repeat(days % 7 == 4, per),
+        "minutes_since_vix_close": np.tile(np.arange(per) + 1000.0, len(days))
+        + 1440.0 * np.repeat(days % 7 == 4, per),
     }
     matrix = np.column_stack([columns[name] for name in NAMES]).astype(np.float32)
     session = np.repeat(np.arange(len(days)), per)
@@ -113,8 +114,8 @@ CHOSEN = neural.Chosen(digest="x", catalogue="y", asked=150, candidates=12, feat
 
 def train(rows: Rows, out: Path, settings: networks.Settings = TINY, progress=lambda _: None):
     return neural.train(
-        rows, np.zeros(9), out, declared=declared(), chosen=CHOSEN, settings=settings, folds=FOLDS, latent_steps=40, compared=250,
-        progress=progress,
+        rows, np.zeros(9), out, declared=declared(), chosen=CHOSEN, settings=settings, folds=FOLDS,
+        latent_steps=40, compared=250, progress=progress,
     )  # fmt: skip
 
 
@@ -434,7 +435,7 @@ def test_drift_goes_on_from_a_saved_state():
 
 def test_drift_without_forecasts_stays_unknown():
     found = Drift(1.4, 0.2)
-    for k in range(300):
+    for _ in range(300):
         found.update(4000.0, math.nan, math.nan, math.nan, math.nan)
     assert np.isnan(found.values).all()
     assert Drift.of(OnnxModel.load(ARTIFACTS, "networks").manifest).values.shape == (3,)

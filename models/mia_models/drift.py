@@ -1,16 +1,16 @@
 """How well the forecasts have done so far: errors as they become known, and what they say of the model.
 
-Fed bar by bar with what was predicted and what is seen, it keeps only what it needs: the forecasts whose outcome is still
-ahead, and two windows of errors. Plain NumPy; its state can be saved.
+Fed bar by bar with what was predicted and what is seen, it keeps only what it needs: the forecasts whose outcome is
+still ahead, and two windows of errors. Plain NumPy; its state can be saved.
 
 * ``error_rolling_std``: standard deviation of the errors of ``predicted_vix`` over the last :data:`SESSIONS` closes,
   index points. An error is the close less the last forecast made before it became known.
 * ``model_drift_score``: 0..1. r is the mean absolute log error of ``predicted_volatility`` over the last
-  :data:`WINDOW` matured forecasts, over that of the hold-out; the score is ``clip(r - 1, 0, 1)``: 0 while the errors are
-  no larger than when the model was judged, 1 when they are twice as large.
-* ``prediction_confidence``: 0..1. ``1 / (1 + (e / m)^2)`` with e the root mean square of the last VIX errors and m what
-  the hold-out's mean absolute error stands for, ``m = sqrt(pi / 2) * error``: one half while the forecasts are as good as
-  on the card.
+  :data:`WINDOW` matured forecasts, over that of the hold-out; the score is ``clip(r - 1, 0, 1)``: 0 while the errors
+  are no larger than when the model was judged, 1 when they are twice as large.
+* ``prediction_confidence``: 0..1. ``1 / (1 + (e / m)^2)`` with e the root mean square of the last VIX errors and m
+  what the hold-out's mean absolute error stands for, ``m = sqrt(pi / 2) * error``: one half while the forecasts are as
+  good as on the card.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Drift:
     def reset(self) -> None:
         """Forget all errors."""
         self._state[:] = 0.0
-        # bars seen, last log close, when the VIX in force became known, last forecast of it, VIX errors, volatility errors
+        # Bars seen; last log close; when the VIX in force became known; last forecast of it; counts of both errors.
         self._head[1:4] = np.nan
         self._forecasts[:] = np.nan
         self._moves[:] = np.nan

@@ -61,9 +61,9 @@ class Refusal:
 class OnnxModel:
     """One loaded model. Make it with :meth:`load`, keep it, and call :meth:`step` for each bar.
 
-    A model with a memory carries a state from step to step: rows must come in the order of time, each once. A row that is
-    passed over, because the memory's inputs are not all there, leaves the state as it was, and the next row goes on from
-    the last one taken.
+    A model with a memory carries a state from step to step: rows must come in the order of time, each once. A row that
+    is passed over, because the memory's inputs are not all there, leaves the state as it was, and the next row goes on
+    from the last one taken.
 
     Not safe for two threads at once: :meth:`step` writes into buffers of its own.
 
@@ -90,7 +90,7 @@ class OnnxModel:
         self._lowest = np.array([part.minimum for part in manifest.inputs])
         self._highest = np.array([part.maximum for part in manifest.inputs])
         self._needs = np.array([[_needed(part, out.group) for part in manifest.inputs] for out in manifest.outputs])
-        self.optional: NDArray[np.bool_] = ~self._needs.any(axis=0)
+        self.optional: NDArray[np.bool_] = np.logical_not(self._needs.any(axis=0))
         """Inputs (features,) that may be NaN: no output is refused for want of them."""
         memory = manifest.memory
         group = None if memory is None else memory.group
@@ -235,7 +235,7 @@ class OnnxModel:
         return out, reasons
 
     def catch_up(self, matrix: Floats) -> None:
-        """Start anew and take the rows of a history, as :meth:`step` would have, so that the next step goes on from there.
+        """Start anew and take the rows of a history, as :meth:`step` would have: the next step goes on from there.
 
         A model with a memory has settled after ``manifest.memory.settle_rows`` of them.
         """
@@ -330,8 +330,7 @@ class OnnxModel:
         """Which outputs have no value for want of an input; an infinity is a fault of the row, not a gap."""
         if infinite:
             return np.ones(len(self.outputs), dtype=np.bool_)
-        refused: NDArray[np.bool_] = self._needs[:, ~finite].any(axis=1)
-        return refused
+        return np.array(self._needs[:, ~finite].any(axis=1))
 
     def _why(self, refused: NDArray[np.bool_], finite: NDArray[np.bool_]) -> Refusal:
         """The reason of the first output that is refused; the answers are still in the buffer."""
@@ -496,8 +495,8 @@ def _session(content: bytes, path: Path, manifest: Manifest) -> Any:
         raise ModelError(
             f"the graph has {told}; expected {wanted} (name, type, columns or shape)",
             where=str(path),
-            hint=f"export it with the input {INPUT_NAME!r} (n, features), the output {OUTPUT_NAME!r} (n, outputs) and the "
-            "states of the manifest's memory",
+            hint=f"export it with the input {INPUT_NAME!r} (n, features), the output {OUTPUT_NAME!r} (n, outputs) and "
+            "the states of the manifest's memory",
             then=THEN,
         )
     schema = session.get_modelmeta().custom_metadata_map.get(SCHEMA_KEY)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from mia_models.manifest import INPUT_NAME, NEXT_PREFIX, OUTPUT_NAME, SCHEMA_KEY, STATE_PREFIX, State, schema_sha256
 from mia_models.training import export, networks, prepare
@@ -180,11 +181,11 @@ def build(
         success.append(b.node("Sigmoid", [logit]))
 
     place = {column: k for k, column in enumerate(order)}
-    layers = [found.encoder[k] for k in (0, 2, 4)]
+    layers = [layer for layer in found.encoder if isinstance(layer, nn.Linear)]
     placed = b.columns(z, [place[int(k)] for k in found.columns])
     for k, layer in enumerate(layers):
         placed = b.dense(placed, layer.weight.detach().numpy(), layer.bias.detach().numpy())
-        if k < 2:
+        if k < len(layers) - 1:
             placed = b.node("Relu", [placed])
     placed = b.cast(placed, TensorProto.DOUBLE)
     on_map = b.node("Unsqueeze", [b.columns(placed, [0, 1]), b.whole(1)])

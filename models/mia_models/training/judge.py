@@ -193,7 +193,8 @@ def loss(output: str, predicted: Floats, target: Floats) -> Floats:
         return np.abs(predicted - target)
     if output == VOLATILITY:
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.abs(np.log(np.maximum(predicted, 1e-3)) - np.log(np.maximum(target, 1e-3)))
+            apart: Floats = np.abs(np.log(np.maximum(predicted, 1e-3)) - np.log(np.maximum(target, 1e-3)))
+            return apart
     known = np.isfinite(target)
     if output == REGIME:
         chosen = predicted[np.arange(len(target)), np.where(known, target, 0).astype(np.int64)]
@@ -298,7 +299,8 @@ def _har(rows: Rows, past: slice, test: slice) -> Floats:
     slopes = np.linalg.lstsq(np.column_stack([part for part, _ in within]), level, rcond=None)[0]
     intercepts = y_means - np.column_stack([means for _, means in within]) @ slopes
     now, now_slot = design(test)
-    return np.exp(now @ slopes + intercepts[now_slot])
+    expected: Floats = np.exp(now @ slopes + intercepts[now_slot])
+    return expected
 
 
 def _frequencies(rows: Rows, past: slice, test: slice) -> Floats:
@@ -307,7 +309,8 @@ def _frequencies(rows: Rows, past: slice, test: slice) -> Floats:
     counts = np.ones((48, 3))
     np.add.at(counts, (slot[known], target[known].astype(np.int64)), 1.0)
     shares = counts / counts.sum(axis=1, keepdims=True)
-    return shares[rows.minute[test] // _HALF_HOUR]
+    found: Floats = shares[rows.minute[test] // _HALF_HOUR]
+    return found
 
 
 def _ridge(rows: Rows, past: slice, test: slice) -> Floats:
@@ -321,12 +324,14 @@ def _ridge(rows: Rows, past: slice, test: slice) -> Floats:
     x, y = design(past), rows.targets[PRESSURE][past]
     known = np.isfinite(y)
     gram = x[known].T @ x[known] + 1e-3 * known.sum() * np.eye(len(names))
-    return design(test) @ np.linalg.solve(gram, x[known].T @ y[known])
+    expected: Floats = design(test) @ np.linalg.solve(gram, x[known].T @ y[known])
+    return expected
 
 
 def _softmax(logits: Floats) -> Floats:
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+    shares: Floats = shifted / shifted.sum(axis=1, keepdims=True)
+    return shares
 
 
 def _sigmoid(x: Floats) -> Floats:

@@ -51,7 +51,8 @@ class Map:
 def nearest(points: Floats, centres: Floats) -> Integers:
     """Index of the nearest centre, int64 (n,)."""
     distance = ((points[:, None, :] - centres) ** 2).sum(axis=2)
-    return distance.argmin(axis=1)
+    closest: Integers = distance.argmin(axis=1)
+    return closest
 
 
 def related(z: Singles, anchor: int) -> Integers:

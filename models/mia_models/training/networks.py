@@ -65,6 +65,13 @@ class Settings:
     seed: int = 20220630
 
 
+def dense(part: nn.ModuleDict, name: str) -> nn.Linear:
+    """A linear layer of one of the networks."""
+    layer = part[name]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
 class Networks(nn.Module):
     """The four parts over standardised rows, float32 (time, streams, inputs)."""
 
@@ -95,7 +102,7 @@ class Networks(nn.Module):
             }
         )
         self.linear = nn.ModuleDict({"head": nn.Linear(inputs, 1 + len(MLP_OUTPUTS))})
-        nn.init.zeros_(self.linear["head"].weight)
+        nn.init.zeros_(dense(self.linear, "head").weight)
         self.dropout = nn.Dropout(s.dropout)
 
     def start(self, streams: int) -> list[Tensor]:
@@ -198,7 +205,7 @@ def train(
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
     networks = Networks(train_data.z.shape[1], settings)
-    fit_linear(networks.linear["head"], train_data, settings)
+    fit_linear(dense(networks.linear, "head"), train_data)
     parameters = {part: list(networks.get_submodule(part).parameters()) for part in PARTS}
     optimiser = torch.optim.AdamW(
         [p for group in parameters.values() for p in group], lr=settings.rate, weight_decay=settings.decay
@@ -219,7 +226,7 @@ def train(
             gone = torch.rand(z.shape[1], generator=generator) < settings.blank
             z[:, gone] = z[:, gone] * ~blank
             outputs, following = networks(z, state)
-            total = torch.stack([value for value in losses(outputs, targets).values()]).sum()
+            total = torch.stack(list(losses(outputs, targets).values())).sum()
             optimiser.zero_grad()
             total.backward()  # type: ignore[no-untyped-call, unused-ignore]
             for group in parameters.values():
@@ -242,14 +249,14 @@ def train(
     return networks
 
 
-def fit_linear(head: nn.Linear, data: Data, settings: Settings) -> None:
+def fit_linear(head: nn.Linear, data: Data) -> None:
     """Fit the linear heads on evenly spaced rows: pressure and volatility by ridge, the classes by L-BFGS."""
     stride = max(1, len(data.z) // LINEAR_ROWS)
     z = torch.from_numpy(data.z[::stride]).double()
     targets = {name: torch.from_numpy(values[::stride]).double() for name, values in data.targets.items()}
     head.requires_grad_(requires_grad=False)
     one = torch.cat([z, torch.ones(len(z), 1, dtype=torch.float64)], dim=1)
-    for row, name, penalty in ((0, PRESSURE, 1e-1), (1, VOLATILITY, 1e-2)):
+    for row, name, penalty in ((0, PRESSURE, 1e-1), (1, VOLATILITY, 1e-3)):
         known = torch.isfinite(targets[name])
         x, y = one[known], targets[name][known]
         weight = torch.full((one.shape[1],), penalty * len(x), dtype=torch.float64)
@@ -278,7 +285,7 @@ def fit_linear(head: nn.Linear, data: Data, settings: Settings) -> None:
             total.backward()  # type: ignore[no-untyped-call, unused-ignore]
             return total
 
-        solver.step(closure)
+        solver.step(closure)  # type: ignore[no-untyped-call, unused-ignore]
         with torch.no_grad():
             head.weight[rows], head.bias[rows] = weights.float(), bias.float()
 
@@ -311,15 +318,15 @@ def calibrate(networks: Networks, held: Data) -> None:
     targets = held.targets
     beyond = targets[VOLATILITY] - outputs["linear"][:, 1]
     with torch.no_grad():
-        head = networks.cnn["head"]
+        head = dense(networks.cnn, "head")
         scale = factor(np.arctanh(np.clip(outputs["cnn"], -0.999, 0.999)), targets[PRESSURE])
-        head.weight *= scale
-        head.bias *= scale
-        linear = networks.linear["head"]
+        head.weight.mul_(scale)
+        head.bias.mul_(scale)
+        linear = dense(networks.linear, "head")
         scale = factor(outputs["linear"][:, 0], targets[PRESSURE])
         linear.weight[0] *= scale
         linear.bias[0] *= scale
-        for part, columns in (("mlp", networks.mlp["head"]), ("lstm", networks.lstm["head"])):
+        for part, columns in (("mlp", dense(networks.mlp, "head")), ("lstm", dense(networks.lstm, "head"))):
             scales = [factor(outputs[part][:, 0] - outputs["linear"][:, 1], beyond)]
             scales += [platt(outputs[part][:, 1:4], REGIME)] * 3
             if part == "mlp":
@@ -327,13 +334,13 @@ def calibrate(networks: Networks, held: Data) -> None:
             else:
                 scales += [factor(outputs[part][:, 4], targets[VIX])]
             by = torch.tensor(scales, dtype=torch.float32)
-            columns.weight *= by[:, None]
-            columns.bias *= by
+            columns.weight.mul_(by[:, None])
+            columns.bias.mul_(by)
         scales = [1.0, 1.0, *[platt(outputs["linear"][:, 2:5], REGIME)] * 3]
         scales += [platt(outputs["linear"][:, 5 + k], name) for k, name in enumerate((LONG, SHORT))]
         by = torch.tensor(scales, dtype=torch.float32)
-        linear.weight *= by[:, None]
-        linear.bias *= by
+        linear.weight.mul_(by[:, None])
+        linear.bias.mul_(by)
 
 
 def evaluate(networks: Networks, data: Data) -> dict[str, float]:

@@ -46,7 +46,7 @@ REQUIRED_COVERAGE = 0.999
 """A feature of bars alone that is there in so many of the training rows is required; the others may be missing."""
 PARITY = 1e-5
 """The graph against PyTorch, in units of each output's scale."""
-_LATENT_STEPS, _LATENT_BATCH = 400, 640
+_LATENT_STEPS, _LATENT_BATCH = 600, 768
 _COMPARED = 2000
 
 Progress = Callable[[str], None]

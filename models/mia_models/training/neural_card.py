@@ -9,14 +9,14 @@ from mia_models.manifest import Manifest, Metric
 _CARD = """\
 # Model card: {name} {version}
 
-One graph for every model output; a bar costs one step, the state goes in and comes out. Inputs: {count} numbers, {features}
-of them stage-1 features. {candidates} of the catalogue's {all_features} features had values in {asked_share} of the period's
-rows; {taken}
+One graph for every model output; a bar costs one step, the state goes in and comes out. Inputs: {count} numbers,
+{features} of them stage-1 features. {candidates} of the catalogue's {all_features} features had values in
+{asked_share} of the period's rows; {taken}
 
 ## What is served, and what it was measured against
 
-Chosen by the mean loss of the walk-forward years; the hold-out ({hold_out}) had no say. *Gain* is over the best baseline of
-that row, chosen in hindsight, with a 95 % bootstrap interval that draws whole sessions.
+Chosen by the mean loss of the walk-forward years; the hold-out ({hold_out}) had no say. *Gain* is over the best
+baseline of that row, chosen in hindsight, with a 95 % bootstrap interval that draws whole sessions.
 
 | output | served by | measure | loss in {hold_out} | best baseline | gain | 95 % interval |
 |---|---|---|---|---|---|---|
@@ -24,15 +24,16 @@ that row, chosen in hindsight, with a 95 % bootstrap interval that draws whole s
 
 {verdict}
 
-`trade_success_prob` is the long side's, `trade_success_prob_short` the short side's. `neural_feature_0..7` are the LSTM's last
-layer; they have no target of their own: it was trained to read the next half hour's volatility, the next hour's regime and the VIX
-from them. A *linear* method is ridge or logistic regression on the same inputs.
+`trade_success_prob` is the long side's, `trade_success_prob_short` the short side's. `neural_feature_0..7` are the
+LSTM's last layer; they have no target of their own: it was trained to read the next half hour's volatility, the
+next hour's regime and the VIX from them. A *linear* method is ridge or logistic regression on the same inputs.
 
 ## Data
 
-Trained on {rows:,} bars of {first} to {last}, {sessions} sessions; the hold-out lies behind. A day is purged between the
-rows of a training and what follows. The last eighth of each training decides when to stop and calibrates the heads.
-No statistic has seen the hold-out. Bars are continuous ES minutes, back-adjusted by absolute roll gaps.
+Trained on {rows:,} bars of {first} to {last}, {sessions} sessions; the hold-out lies behind. A day is purged
+between the rows of a training and what follows. The last eighth of each training decides when to stop and
+calibrates the heads. No statistic has seen the hold-out. Bars are continuous ES minutes, back-adjusted by absolute
+roll gaps.
 
 | file | SHA-256 |
 |---|---|
@@ -52,34 +53,38 @@ Ten bins of equal count: what was said on average, how often it came.
 
 ## The map
 
-`latent_vol_regime_vec_1..5`; the first two are the map, `cluster_id` is the nearest KMeans centre on it. 2,000 rows of the
-hold-out, 10 neighbours. *Rand index*: adjusted, of three clusters with the regime that came. *Stability*: of the clusters found in the
-first and in the second half of the training, applied to these rows.
+`latent_vol_regime_vec_1..5`; the first two are the map, `cluster_id` is the nearest KMeans centre on it. 2,000
+rows of the hold-out, 10 neighbours. *Rand index*: adjusted, of three clusters with the regime that came.
+*Stability*: of the clusters found in the first and in the second half of the training, applied to these rows.
 
 | method | trustworthiness | continuity | Rand index | stability |
 |---|---|---|---|---|
 {maps}
 
+{map_verdict}
+
 ## What it needs
 
-{required} features are required: they come from bars alone. The other {optional} (daily closes, the calendar, sessions of history) may be
-missing: a NaN there is read as the training median, as in a quarter of the training's stretches. `predicted_vix` needs its
-own seven inputs and nothing else. Infinities, and NaN in what is required, are refused and the state stays as it was. In the
-first {settle} rows after a start from zeros the outputs that use the state have not settled.
+{required} inputs are required: those that bars alone give in nearly every row, and the seven of `predicted_vix`, which that
+output alone needs. The other {optional} (daily closes, the calendar, sessions of history) may be missing: a NaN there is
+read as the training median, as in a quarter of the training's stretches. Infinities, and NaN in what is required, are
+refused and the state stays as it was. In the first {settle} rows after a start from zeros the outputs that use the
+state have not settled.
 
 ## Limits
 
-- Three years with one crash. Features that mostly vary from month to month (yields, levels of the VIX) get no weight: by some 36
-  values of them a network would tell dates.
-- Five minutes ahead the return can hardly be told from chance: take `cnn_pressure` as a weak prior, if at all. The same holds
-  for the probabilities of success.
-- Regimes are those of the next hour, against the last 60 sessions of before; around halts and week-ends they have no label.
+- Three years with one crash. Features that mostly vary from month to month (yields, levels of the VIX) get no
+  weight: by some 36 values of them a network would tell dates.
+- Five minutes ahead the return can hardly be told from chance: take `cnn_pressure` as a weak prior, if at all. The
+  same holds for the probabilities of success.
+- Regimes are those of the next hour, against the last 60 sessions of before; around halts and week-ends they have
+  no label.
 - No order flow and no options were at hand for these years: features of them are not candidates.
 
 ## Train again
 
-`pip install 'mia-fast[train]'`, then `mia-fast train networks` with the bars, the daily closes and the calendar. Seed {seed}. A stopped
-training goes on from `checkpoints/`.
+`pip install 'mia-fast[train]'`, then `mia-fast train networks` with the bars, the daily closes and the calendar.
+Seed {seed}. A stopped training goes on from `checkpoints/`.
 """
 
 
@@ -136,9 +141,21 @@ def render(manifest: Manifest, served: Mapping[str, str]) -> str:
             + " |"
             for m in manifest.maps
         ),
+        map_verdict=_map_verdict(manifest),
         required=required,
         optional=len(manifest.inputs) - required,
         settle=manifest.memory.settle_rows,
+    )
+
+
+def _map_verdict(manifest: Manifest) -> str:
+    ours, *others = (m for m in manifest.maps if m.stability is not None and "all 5" not in m.method)
+    better = [m.method for m in others if m.trustworthiness > ours.trustworthiness]
+    if not better:
+        return "Of the maps that can place a new row, this one keeps neighbourhoods best."
+    return (
+        f"**Not reached**: by trustworthiness in two dimensions, {' and '.join(better)} keep neighbourhoods better. All "
+        "five dimensions together do so best of what can place a new row."
     )
 
 

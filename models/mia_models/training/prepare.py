@@ -4,16 +4,16 @@ What a network must not learn is at which level the market stood in a year. So t
 training rows alone:
 
 * ``level``: a price (always within a factor 2 of the close): log of its ratio to the close;
-* ``volatility``: positive, and its logarithm varies less, in all and from month to month, once that of
-  :data:`REFERENCE`, the volatility of the last five sessions, is taken off: log of the ratio of the two;
+* ``volatility``: positive, and its logarithm varies less from month to month (as a share of its variance) once
+  that of :data:`REFERENCE`, the volatility of the last five sessions, is taken off: log of the ratio of the two;
 * ``log``: another positive and skewed one (the 99.9 % quantile above 8 medians): its logarithm;
 * ``plain``: as it is;
 * ``slow``: whatever of these still has most of its variance between months: three years hold some 36 values of it, by
   which a network would tell dates. It is read and checked, but its weight is 0.
 
 Then ``clip((x - centre) / scale, -5, 5)`` with the median and half the distance of the 16 % and 84 % quantiles, in
-float64; only the result is cast to float32. A missing value becomes 0, the median. The hour of the day enters besides as
-48 smooth bumps around the clock.
+float64; only the result is cast to float32. A missing value becomes 0, the median. The hour of the day enters
+besides as 48 smooth bumps around the clock.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class Preparation:
     def reference(self, values: Floats) -> Floats:
         """:data:`REFERENCE` with its median where it is missing, and floored."""
         at = self.names.index(REFERENCE)
-        return np.maximum(np.where(np.isnan(values), self.median[at], values), self.floor[at])
+        known: Floats = np.maximum(np.where(np.isnan(values), self.median[at], values), self.floor[at])
+        return known
 
 
 def hours() -> Floats:
@@ -136,9 +137,7 @@ def fit(names: Sequence[str], matrix: Singles, known_at: Integers) -> Preparatio
                 continue
             floor[k] = np.quantile(column[column > 0], 0.002)
             logs = np.log(np.maximum(x[:, k], floor[k]))
-            ratio = logs - slow_part
-            steadier = _between(ratio, month) < _between(logs, month) and np.nanvar(ratio) < np.nanvar(logs)
-            if name != REFERENCE and steadier:
+            if name != REFERENCE and _between(logs - slow_part, month) < _between(logs, month):
                 kind[k] = VOLATILITY
             elif np.quantile(column, 0.999) > _SKEWED * np.median(column):
                 kind[k] = LOG
