@@ -27,6 +27,8 @@ baseline of that row, chosen in hindsight, with a 95 % bootstrap interval that d
 `trade_success_prob` is the long side's, `trade_success_prob_short` the short side's. `neural_feature_0..7` are the
 LSTM's last layer; they have no target of their own: it was trained to read the next half hour's volatility, the
 next hour's regime and the VIX from them. A *linear* method is ridge or logistic regression on the same inputs.
+For `predicted_vix`, what is served is the regression of `predicted_vix.md`, whose card has the stronger baselines
+(linear response, HAR); here it is the mark that the LSTM had to beat.
 
 ## Data
 
@@ -65,9 +67,9 @@ rows of the hold-out, 10 neighbours. *Rand index*: adjusted, of three clusters w
 
 ## What it needs
 
-{required} inputs are required: those that bars alone give in nearly every row, and the seven of `predicted_vix`, which that
-output alone needs. The other {optional} (daily closes, the calendar, sessions of history) may be missing: a NaN there is
-read as the training median, as in a quarter of the training's stretches. Infinities, and NaN in what is required, are
+{required} inputs are required: those that bars alone give in nearly every row, and the seven of `predicted_vix`,
+which that output alone needs. The other {optional} (daily closes, the calendar, sessions of history) may be missing: a
+NaN there is read as the training median, as in a quarter of the training's stretches. Infinities, and NaN in what is required, are
 refused and the state stays as it was. In the first {settle} rows after a start from zeros the outputs that use the
 state have not settled.
 
@@ -154,8 +156,8 @@ def _map_verdict(manifest: Manifest) -> str:
     if not better:
         return "Of the maps that can place a new row, this one keeps neighbourhoods best."
     return (
-        f"**Not reached**: by trustworthiness in two dimensions, {' and '.join(better)} keep neighbourhoods better. All "
-        "five dimensions together do so best of what can place a new row."
+        f"**Not reached**: by trustworthiness in two dimensions, {' and '.join(better)} keep neighbourhoods better. "
+        "All five dimensions together do so best of what can place a new row."
     )
 
 
