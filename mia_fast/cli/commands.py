@@ -194,20 +194,19 @@ def check_features(
     """
     from mia_fast.features import catalogue as catalogues
     from mia_fast.features.checks import check_features as check
-    from mia_fast.features.frame import one_symbol, sample_of
+    from mia_fast.features.frame import market_sources, one_symbol, read_cross, sample_of
 
     place = Workspace.current(workspace)
     declared = catalogues.read(place) if catalogue is None else catalogues.read_file(catalogue)
     data = None
     if bars is not None:
-        from mia_fast.features.cross import VixHistory
         from mia_fast.tables import read_table
 
         table = read_table("bars", bars, workspace=place)
         show.table_report(table)
         one_symbol(table)
-        vix = None if cross is None else VixHistory.from_cross(read_table("cross", cross, workspace=place).frame)
-        data = sample_of(declared, table, vix, workspace=place)
+        sources = () if cross is None else market_sources(read_cross(cross, place).frame, place)
+        data = sample_of(declared, table, sources, workspace=place)
     with show.progress("checks") as advance:
         report = check(declared, data=data, only=feature, seed=seed, progress=advance)
     show.feature_checks(report)
