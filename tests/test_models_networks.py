@@ -97,8 +97,7 @@ def simulated(seed: int = 1) -> Rows:
         "vol_historical_1d": vol,
         "vol_historical_5d": columns["vol_historical_5d"],
         "es_return_since_vix_close": g.normal(0, 0.005, count),
-        "minutes_since_vix_close": np.tile(np.arange(per) + 1000.0, len(days))
-        + 1440.0 * np.repeat(days % 7 == 4, per),
+        "minutes_since_vix_close": np.tile(np.arange(per) + 1000.0, len(days)) + 1440.0 * np.repeat(days % 7 == 4, per),
     }
     matrix = np.column_stack([columns[name] for name in NAMES]).astype(np.float32)
     session = np.repeat(np.arange(len(days)), per)

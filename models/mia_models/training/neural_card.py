@@ -67,11 +67,11 @@ rows of the hold-out, 10 neighbours. *Rand index*: adjusted, of three clusters w
 
 ## What it needs
 
-{required} inputs are required: those that bars alone give in nearly every row, and the seven of `predicted_vix`,
-which that output alone needs. The other {optional} (daily closes, the calendar, sessions of history) may be missing: a
-NaN there is read as the training median, as in a quarter of the training's stretches. Infinities, and NaN in what is required, are
-refused and the state stays as it was. In the first {settle} rows after a start from zeros the outputs that use the
-state have not settled.
+{required} inputs are required: those that bars alone give in nearly every row, and the seven of
+`predicted_vix`, which that output alone needs. The other {optional} (daily closes, the calendar, sessions of
+history) may be missing: a NaN there is read as the training median, as in a quarter of the training's
+stretches. Infinities, and NaN in what is required, are refused and the state stays as it was. In the first
+{settle} rows after a start from zeros the outputs that use the state have not settled.
 
 ## Limits
 
