@@ -12,6 +12,10 @@ BLOCK = 256
 HISTORY = 128
 """Rows of history kept before the block in every working column: the longest look-back."""
 CAPACITY = HISTORY + BLOCK
+"""Rows of a working column: history, then room for a block."""
+STRIDE = CAPACITY + 8
+"""Numbers from one working column to the next: an odd number of cache lines, so that the same row of many
+columns does not fall into the same few sets of the cache."""
 LANES = 8
 """Recurrences that advance together in one pass over an input."""
 
@@ -44,7 +48,6 @@ CODE, SOURCE_A, SOURCE_B, SOURCE_C, SOURCE_D, COUNT, STATE, INTEGERS, FLOATS, TA
 FIELDS = 10
 
 # --- instructions ---------------------------------------------------------------------------------
-COPY = 1
 AVERAGE = 2
 RSI = 3
 ADX = 4
@@ -59,13 +62,18 @@ MAXIMUM_WINDOW = 12
 MINIMUM_WINDOW = 13
 STOCHASTIC = 14
 TIME_DEVIATION = 15
-FORMULA = 16
 VWAP = 17
 PROFILE = 18
 SESSION_VARIANCE = 19
 RETURN_SINCE = 20
+ARITHMETIC = 36
+AGO = 37
+PUT = 38
+AVERAGE_EACH = 39
 COMOMENT_TABLE = 40
 CORRELATION = 41
+SLOPE_TABLE = 42
+SLOPE_WINDOW = 43
 
 # --- what a moment window gives -------------------------------------------------------------------
 MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION, SUM = range(4)
@@ -94,9 +102,12 @@ MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION, SUM = range(4)
     IS_MORE_OR_EQUAL,
     CHOOSE,
     FLOOR,
-) = range(22)
+    CHECK,
+) = range(23)
 STACK = 12
-"""Deepest stack a formula may need."""
+"""Deepest a formula may nest its values."""
+OPERATION_FIELDS = 4
+"""Places that an operation of a formula names: its result and up to three operands."""
 
 # --- scratch rows ---------------------------------------------------------------------------------
 SCRATCH = 64
