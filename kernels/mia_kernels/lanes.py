@@ -60,7 +60,7 @@ Where each lane has an input of its own, the first is the address of eight addre
 
 
 def _advance(vectors: int, each: bool) -> Any:
-    def typed(typing: Any, jobs: Any, fours: Any) -> Any:
+    def typed(_typing: Any, _jobs: Any, _fours: Any) -> Any:
         def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
             table, fours = args
             chains = []

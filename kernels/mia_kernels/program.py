@@ -216,14 +216,14 @@ def _step(
         elif code == op.PUT:
             _put(integers_at_ + 8 * i0, count, base, out_at, stride, n)
         elif code == op.AGO:
-            for k in range(count):
+            for lane in range(count):
                 ago(
-                    floats[f0 + k],
-                    integers[i0 + 3 * k],
+                    floats[f0 + lane],
+                    integers[i0 + 3 * lane],
                     base,
                     8 * op.STRIDE * op.TIME,
-                    integers[i0 + 3 * k + 1],
-                    integers[i0 + 3 * k + 2],
+                    integers[i0 + 3 * lane + 1],
+                    integers[i0 + 3 * lane + 2],
                     n,
                 )
         elif code == op.AVERAGE:
@@ -324,7 +324,7 @@ def _step(
             for lane in range(count):
                 length, kind = integers[i0 + 2 * lane], integers[i0 + 2 * lane + 1]
                 place = _place(integers[targets + lane], base, out_at, stride)
-                if kind == op.POPULATION_DEVIATION or kind == op.SAMPLE_DEVIATION:
+                if kind in (op.POPULATION_DEVIATION, op.SAMPLE_DEVIATION):
                     if length != window or not squares:  # lanes of one window share its sums
                         window_moments(a, b, length, base, n, work_at)
                     squares = True

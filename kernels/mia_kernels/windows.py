@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mia_kernels.compile import inlined, kernel
-from mia_kernels.memory import floats_at
+from mia_kernels.memory import floats_at, get, put
 from mia_kernels.opcodes import MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION, STRIDE
 
 Floats = NDArray[np.float64]
@@ -87,6 +87,19 @@ def _begins_in_main(window: int) -> bool:
 def window_sum(source: int, first: int, window: int, base: int, n: int, work: int) -> None:
     """Sum of the last ``window`` >= 2 rows into the first of three rows at ``work``: as :func:`window_moments`."""
     level, width = _cover(window)
+    if n == 1:
+        sum_now = get(base + 8 * STRIDE * (first + 2 * (level - 1)))
+        have, rest = width, window - width
+        while rest > 0:
+            while width > rest:
+                width //= 2
+                level -= 1
+            column = source if level == 0 else first + 2 * (level - 1)
+            sum_now += get(base + 8 * (STRIDE * column - have))
+            have += width
+            rest -= width
+        put(work, sum_now)
+        return
     main, other = floats_at(work, n), floats_at(work + 16 * n, n)
     s = rows(base, first + 2 * (level - 1), 0, n)
     have, rest = width, window - width
@@ -114,6 +127,9 @@ def window_moments(source: int, first: int, window: int, base: int, n: int, work
     """Sum and squared deviations of the last ``window`` >= 2 rows, into the first two of four rows at ``work``."""
     level, width = _cover(window)
     at = first + 2 * (level - 1)
+    if n == 1:
+        _moments_now(source, first, window, base, work)
+        return
     s, q = rows(base, at, 0, n), rows(base, at + 1, 0, n)
     have, rest = width, window - width
     total, square = floats_at(work, n), floats_at(work + 8 * n, n)
@@ -148,6 +164,35 @@ def window_moments(source: int, first: int, window: int, base: int, n: int, work
         to_main = not to_main
         have += width
         rest -= width
+
+
+@kernel
+def _moments_now(source: int, first: int, window: int, base: int, work: int) -> None:
+    """:func:`window_moments` for one row: the same operations, in registers."""
+    level, width = _cover(window)
+    at = base + 8 * STRIDE * (first + 2 * (level - 1))
+    total, square = get(at), get(at + 8 * STRIDE)
+    have, rest = width, window - width
+    while rest > 0:
+        while width > rest:
+            width //= 2
+            level -= 1
+        grow, part = 1.0 / have, 1.0 / width
+        scale = have * width / (have + width)
+        if level == 0:
+            a = get(base + 8 * (STRIDE * source - have))
+            d = total * grow - a
+            square += d * d * scale
+        else:
+            at = base + 8 * (STRIDE * (first + 2 * (level - 1)) - have)
+            a = get(at)
+            d = total * grow - a * part
+            square += get(at + 8 * STRIDE) + d * d * scale
+        total += a
+        have += width
+        rest -= width
+    put(work, total)
+    put(work + 8, square)
 
 
 @kernel
@@ -194,7 +239,7 @@ def slope_table(source: int, moments: int, first: int, levels: int, base: int, n
 
 @kernel
 def window_slope(source: int, moments: int, first: int, window: int, base: int, n: int, work: int, out_at: int) -> None:
-    """Least-squares slope of the last ``window`` >= 2 rows against time, per bar; three rows at ``work`` are scratch."""
+    """Least-squares slope of the last ``window`` >= 2 rows against time, per bar; ``work`` has three rows of scratch."""
     level, width = _cover(window)
     product = floats_at(out_at, n)
     s, c = rows(base, moments + 2 * (level - 1), 0, n), rows(base, first + level - 1, 0, n)

@@ -206,18 +206,21 @@ class Places:
         return self._first + self.count
 
     def assign(
-        self, groups: list[list[int]], kept: set[int], write: Callable[[list[int], Places], list[int]]
+        self, groups: list[list[int]], put: dict[int, int], write: Callable[[list[int], Places], list[int]]
     ) -> list[list[int]]:
-        """Give every value of the groups a column, to be used again after its last reader; what ``write`` makes of each.
+        """Give every value of the groups a column, to be used again after its last reader; what ``write`` makes.
 
-        ``kept`` values are read after the last group. The result of an operation never shares a column with an
+        ``put`` says after which group a value is put out. The result of an operation never shares a column with an
         operand of its group: a loop that might write what it reads would not be vectorised.
         """
-        last: dict[int, int] = {}
+        last = dict(put)
         for k, values in enumerate(groups):
             for v in values:
                 for operand in self._graph.nodes[v].operands:
-                    last[operand] = k
+                    last[operand] = max(k, last.get(operand, k))
+        ending: dict[int, list[int]] = {}
+        for v, k in last.items():
+            ending.setdefault(k, []).append(v)
         written = []
         for k, values in enumerate(groups):
             for v in values:
@@ -227,8 +230,7 @@ class Places:
                         self.count += 1
                     self._scratch[v] = self._free.pop()
             written.append(write(values, self))
-            ended = {o for v in values for o in self._graph.nodes[v].operands if last[o] == k and o not in kept}
-            self._free += [self._scratch[o] for o in sorted(ended) if o in self._scratch]
+            self._free += [self._scratch[v] for v in sorted(ending.get(k, ())) if v in self._scratch]
         return written
 
     def of(self, value: int) -> int:

@@ -25,6 +25,7 @@ CALENDAR = {
 }
 """Columns that every program has, made from the bar's close (New York wall clock)."""
 
+_PUT_TOGETHER = 32
 FIRST, SECOND, BOTH = 1, 2, 3
 """Which halves of a program need something, as bits."""
 
@@ -287,13 +288,12 @@ class Builder:
     def _program(self, halves: int) -> tuple[list[int], int]:
         graph = self.arithmetic
         operands = {o for node in graph.nodes for o in node.operands}
-        puts: list[tuple[int, int]] = []
-        for value, output, needed in self._copies:
-            node = graph.nodes[value]
-            if node.code == op.CHECK and value not in graph.home and value not in operands:
-                value = node.operands[0]  # what is put out is checked there
-            if needed & halves:
-                puts.append((value, output))
+        puts: dict[int, list[int]] = {}
+        for copied, output, needed in self._copies:
+            node = graph.nodes[copied]
+            bare = node.code == op.CHECK and copied not in graph.home and copied not in operands
+            if needed & halves:  # what is put out is checked there
+                puts.setdefault(node.operands[0] if bare else copied, []).append(output)
         done: set[int] = set()
         steps: list[_Instruction | tuple[int, list[int]]] = []
         for item in self._items:
@@ -301,18 +301,43 @@ class Builder:
                 steps += graph.groups([v for v, needed in item.wanted.items() if needed & halves], done)
             elif item.halves & halves:
                 steps.append(item)
-        steps += graph.groups([v for v, _ in puts], done)
+        steps += graph.groups(puts, done)
         groups = [step[1] for step in steps if isinstance(step, tuple)]
+        # Values go out some at a time, soon after they are made: their columns are warm then, and free again.
+        put_after: dict[int, int] = {}
+        waiting: list[int] = []
+        for k, values in enumerate(groups):
+            waiting += [v for v in values if v in puts]
+            if len(waiting) >= _PUT_TOGETHER:
+                put_after |= dict.fromkeys(waiting, k)
+                waiting = []
+        put_after |= dict.fromkeys(waiting, len(groups) - 1)
+        going: dict[int, list[int]] = {}
+        for v, k in put_after.items():
+            going.setdefault(k, []).append(v)
+
         places = Places(graph, self.slots)
-        results = iter(places.assign(groups, {v for v, _ in puts}, self._write_group))
+        numbered = iter(range(len(groups)))
+
+        def write(values: list[int], places: Places) -> list[int]:
+            k = next(numbered)
+            return self._write_group(values, places) + self._write_puts(going.get(k, []), puts, places)
+
+        written = iter(places.assign(groups, put_after, write))
         program: list[int] = []
         for step in steps:
-            program += step.fields if isinstance(step, _Instruction) else next(results)
-        if puts:
-            fields = self._fields(op.PUT, [n for v, output in puts for n in (output, places.of(v))], (), ())
-            fields[op.COUNT] = len(puts)
-            program += fields
+            program += step.fields if isinstance(step, _Instruction) else next(written)
+        program += self._write_puts([v for v in puts if v not in put_after], puts, places)
         return program, places.columns
+
+    def _write_puts(self, values: list[int], puts: dict[int, list[int]], places: Places) -> list[int]:
+        """The instruction that puts values out, each to its rows."""
+        named = [n for v in values for output in puts[v] for n in (output, places.of(v))]
+        if not named:
+            return []
+        fields = self._fields(op.PUT, named, (), ())
+        fields[op.COUNT] = len(named) // 2
+        return fields
 
     def _write_group(self, values: list[int], places: Places) -> list[int]:
         """The instruction of a group, while all that it names has its place."""

@@ -41,7 +41,14 @@ class FeatureEngine:
     Parameters
     ----------
     plan
-        What to compute, from :func:`mia_fast.features.plan.make_plan`.
+        What to compute, from :func:`mia_fast.features.plan.make_plan`. Engines may share one: each has a state of
+        its own, and nothing is planned or compiled again.
+
+    Attributes
+    ----------
+    bar : numpy.ndarray
+        (inputs,) float64, what :meth:`update` reads when it is given this very array: inputs that change seldom
+        are written there when they do.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -51,6 +58,8 @@ class FeatureEngine:
         self._second: tuple[Floats, Floats] | None = None
         # A live bar: its close (int64 ns), then the inputs (float64), packed in one go.
         self._bar = np.zeros(1 + len(plan.inputs))
+        self._bar_time = self._bar[:1].view(np.int64)
+        self.bar = self._bar[1:]
         self._pack = struct.Struct(f"=q{len(plan.inputs)}d").pack_into
         self._bar_bytes = self._bar.data
         self._bar_inputs = self._bar.ctypes.data + 8 * np.arange(1, 1 + len(plan.inputs), dtype=np.int64)
@@ -105,7 +114,7 @@ class FeatureEngine:
         self._state[op.POSITION] = op.HISTORY
         self._last_known_at = -(2**63)
 
-    def update(self, known_at: int, values: Sequence[float]) -> Floats:
+    def update(self, known_at: int, values: Sequence[float] | Floats) -> Floats:
         """Take one bar; return its features.
 
         Parameters
@@ -113,7 +122,8 @@ class FeatureEngine:
         known_at
             The bar's close, ns UTC, later than the last one.
         values
-            The plan's inputs in their order; NaN where one is missing.
+            The plan's inputs in their order; NaN where one is missing. A float64 array costs the least, and
+            :attr:`bar` itself nothing.
 
         Returns
         -------
@@ -129,8 +139,13 @@ class FeatureEngine:
                 then="the bar was not taken; the state is unchanged",
             )
         try:
-            self._pack(self._bar_bytes, 0, known_at, *values)
-        except struct.error as error:
+            if type(values) is np.ndarray and values.shape == self.bar.shape:
+                if values is not self.bar:
+                    self.bar[:] = values
+                self._bar_time[0] = known_at
+            else:
+                self._pack(self._bar_bytes, 0, known_at, *values)
+        except (struct.error, TypeError, ValueError) as error:
             raise DataError(
                 f"takes an int and {len(self.plan.inputs)} numbers, got {known_at!r} and {len(values)} ({error})",
                 where="FeatureEngine.update",

@@ -144,9 +144,8 @@ def _average_lanes(rows: Rows) -> tuple[list[int], list[float]]:
     integers: list[int] = []
     floats: list[float] = []
     for chunk in _chunks(rows):
-        lanes = [
-            (n, 0, 1, 1 / n if row.kernel == "wilder" else 2 / (n + 1), 1 / n) for row in chunk for n in [period(row)]
-        ]
+        alphas = [1 / period(row) if row.kernel == "wilder" else 2 / (period(row) + 1) for row in chunk]
+        lanes = [(period(row), 0, 1, alpha, 1 / period(row)) for row, alpha in zip(chunk, alphas, strict=True)]
         more_integers, more_floats = _lanes(lanes)
         integers += more_integers
         floats += more_floats

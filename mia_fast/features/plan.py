@@ -211,16 +211,17 @@ def _lower(
         for row in ready:
             halves = builder.halves_of(row.name)
             average = row.kernel in ("ema", "wilder")
-            key = ("average", (), halves) if average else (row.kernel, row.inputs, halves)
+            key = ("average", ()) if average else (row.kernel, row.inputs)
             groups.setdefault(key, []).append(row)
             for source in row.inputs:
                 if source in columns and _pointwise(columns[source]):
                     read[source] = read.get(source, 0) | halves
         if read:
             builder.need(read)
-        for (_, _, halves), group in groups.items():
-            builder.halves = halves
-            kernels[group[0].name].lower(builder, group)
+        for group in groups.values():
+            for halves, part in _parts(builder, group).items():
+                builder.halves = halves
+                kernels[part[0].name].lower(builder, part)
         builder.halves = BOTH
         defined |= {row.name for row in ready}
         rows = [row for row in rows if row.name not in defined]
@@ -231,12 +232,32 @@ def _lower(
             builder.copy(name, name)
 
 
+_WORTH_PARTING = 16
+
+
+def _parts(builder: Builder, group: list[Column]) -> dict[int, list[Column]]:
+    """Rows that one instruction computes, by the halves that need them; few rows are not worth parting."""
+    if len(group) < _WORTH_PARTING or group[0].kernel in _WHOLE:
+        halves = 0
+        for row in group:
+            halves |= builder.halves_of(row.name)
+        return {halves: group}
+    parts: dict[int, list[Column]] = {}
+    for row in group:
+        parts.setdefault(builder.halves_of(row.name), []).append(row)
+    return parts
+
+
+_WHOLE = ("profile", "session_variance")
+"""Kernels that compute all their outputs at once."""
+
+
 def _pointwise(column: Column) -> bool:
     """A formula, or a column as it is: part of the builder's graph."""
     return column.kernel in ("formula", "column")
 
 
-_COSTS = {"profile": 200.0, "adx": 12.0, "macd": 9.0, "correlation": 16.0, "stochastic": 8.0, "rsi": 5.0, "window": 4.0}
+_COSTS = {"profile": 300.0, "adx": 12.0, "macd": 9.0, "correlation": 16.0, "stochastic": 8.0, "rsi": 5.0, "window": 4.0}
 """Rough costs of a row of a kernel, in operations of a formula; others count as three."""
 
 
