@@ -71,7 +71,7 @@ def _advance(vectors: int, each: bool) -> Any:
                 outs = [_word(builder, places, k) for k in range(LANES)]
                 for first in range(0, LANES, WIDTH):
                     alpha = builder.load(_at(builder, alphas, _VECTOR), align=8)
-                    value = cgutils.alloca_once(builder, _VECTOR)
+                    value = cgutils.alloca_once(builder, _VECTOR)  # type: ignore[no-untyped-call, unused-ignore]
                     builder.store(builder.load(_at(builder, state, _VECTOR), align=8), value)
                     part = slice(first, first + WIDTH)
                     chains.append((sources[part] if each else sources, state, outs[part], alpha, value))

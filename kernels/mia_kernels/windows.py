@@ -15,6 +15,7 @@ Columns are named by their number; ``base`` is the address of row p of column 0,
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ _SMALLEST_PRODUCT = 1e-290
 
 
 @inlined
-def rows(base: int, column: int, back: int, n: int) -> Floats:
+def rows(base: int, column: int, back: int, n: int) -> Any:
     """(n,) view of a column from ``back`` rows before row p on."""
     return floats_at(base + 8 * (column * STRIDE - back), n)
 
@@ -239,7 +240,7 @@ def slope_table(source: int, moments: int, first: int, levels: int, base: int, n
 
 @kernel
 def window_slope(source: int, moments: int, first: int, window: int, base: int, n: int, work: int, out_at: int) -> None:
-    """Least-squares slope of the last ``window`` >= 2 rows against time, per bar; ``work`` has three rows of scratch."""
+    """Least-squares slope of the last ``window`` >= 2 rows against time, per bar; ``work``: three scratch rows."""
     level, width = _cover(window)
     product = floats_at(out_at, n)
     s, c = rows(base, moments + 2 * (level - 1), 0, n), rows(base, first + level - 1, 0, n)
