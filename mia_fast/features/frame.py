@@ -144,6 +144,7 @@ def generate_features(
     cross: Any = None,
     auxiliary: Sequence[str] = (),
     workspace: Workspace | None = None,
+    threads: int = 1,
     progress: Progress | None = None,
 ) -> pl.DataFrame:
     """Compute the catalogue's features for a frame of bars of one symbol.
@@ -160,6 +161,8 @@ def generate_features(
         Auxiliary columns of the catalogue to put after the features.
     workspace
         Where configuration is read and ``data/features/features_latest.csv`` is written.
+    threads
+        1 or 2; the values are the same.
     progress
         Called with (rows done, rows) along the way.
 
@@ -187,7 +190,7 @@ def generate_features(
         plan = engine.plan
         known_at, columns = input_arrays(plan, bars, vix)
         engine.reset()
-        matrix = engine.batch(known_at, columns, progress=progress)
+        matrix = engine.batch(known_at, columns, threads=threads, progress=progress)
     frame = feature_frame(bars.frame["timestamp"], plan.outputs, matrix)
     try:
         write_latest(frame.select("timestamp", *plan.features), workspace)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mia_fast.errors import ConfigError
 from mia_fast.features import expression as expressions
-from mia_fast.features.builder import CALENDAR, Builder
+from mia_fast.features.builder import BOTH, CALENDAR, FIRST, SECOND, Builder
 from mia_fast.features.catalogue import Catalogue, Column, Warmup
 from mia_fast.features.kernels import (
     BY_KEY,
@@ -55,7 +55,17 @@ class Plan:
     program: NDArray[np.int64]
     integers: NDArray[np.int64]
     floats: NDArray[np.float64]
+    halves: tuple[NDArray[np.int64], NDArray[np.int64]]
+    """The program as two, for two threads; together they compute what it computes."""
+    second_state: NDArray[np.int64]
+    second_columns: NDArray[np.int64]
+    """What only the second half advances: numbers of the state, and working columns."""
     state_size: int
+    """Numbers of the state: header, recurrences, and working columns with their history."""
+    memory_size: int
+    """Numbers of the state with the columns after it that are not saved: numbers of formulas, then scratch."""
+    numbers: NDArray[np.float64]
+    """What the first of those columns hold, one number each."""
     columns_at: int
     bar_minutes: float
     digest: str
@@ -160,8 +170,11 @@ def make_plan(
     wanted = [name for name in (*catalogue.names, *auxiliary) if name not in lacking]
     present = [c.name for c in catalogue.inputs if c.name in available]
     outputs = {name: k for k, name in enumerate((*catalogue.names, *auxiliary))}
-    builder = Builder(columns, parsed, present, outputs, bar_minutes, tick_size)
+    halves = _halves(columns, parsed, wanted)
+    builder = Builder(columns, parsed, present, outputs, bar_minutes, tick_size, halves)
     _lower(builder, kernels, order, wanted, raw_copies)
+    made = builder.finish()
+    second = [stretch for stretch in builder.marked if stretch.halves == SECOND]
     identity = f"{catalogue.digest}|{present}|{auxiliary}|{bar_minutes}|{tick_size}"
     return Plan(
         features=catalogue.names,
@@ -170,15 +183,24 @@ def make_plan(
         warmups={name: warmups[name] for name in (*catalogue.names, *auxiliary)},
         policies={name: policies[name] for name in (*catalogue.names, *auxiliary)},
         auxiliary=tuple(auxiliary),
-        program=np.array(builder.program, dtype=np.int64).reshape(-1, op.FIELDS),
+        program=_table(made.programs[BOTH]),
+        halves=(_table(made.programs[FIRST]), _table(made.programs[SECOND])),
+        second_state=np.array([k for m in second for k in range(m.first, m.first + m.size)], dtype=np.int64),
+        second_columns=np.array([k for k, half in enumerate(builder.slot_halves) if half == SECOND], dtype=np.int64),
         integers=np.array(builder.integers or [0], dtype=np.int64),
         floats=np.array(builder.floats or [0.0], dtype=np.float64),
-        state_size=builder.state + builder.slots * op.CAPACITY,
+        state_size=builder.state + builder.slots * op.STRIDE,
+        memory_size=builder.state + made.columns * op.STRIDE,
+        numbers=np.array(builder.arithmetic.numbers, dtype=np.float64),
         columns_at=builder.state,
         bar_minutes=bar_minutes,
         digest=hashlib.sha256(identity.encode()).hexdigest()[:16],
         externals=tuple(builder.externals),
     )
+
+
+def _table(program: list[int]) -> NDArray[np.int64]:
+    return np.array(program, dtype=np.int64).reshape(-1, op.FIELDS)
 
 
 def _lower(
@@ -188,33 +210,121 @@ def _lower(
     wanted: Sequence[str],
     raw_copies: dict[str, str],
 ) -> None:
-    """Emit everything that ``wanted`` needs, rows of one kernel and inputs together."""
+    """Emit everything that ``wanted`` needs, rows of one kernel and inputs together.
+
+    Formulas only enter the builder's graph; they are computed when a kernel reads them, or at the end.
+    """
     columns = builder.columns
-    inputs = builder.held
     needed = _needed(columns, wanted)
     rows = [columns[name] for name in order if name in needed]
     for column in rows:
         for source in column.inputs:
-            if source in columns:
+            if source in columns and not (_pointwise(column) and _pointwise(columns[source])):
                 builder.give_slot(source)
+        if column.kernel == "formula":
+            for token in builder.parsed[column.name].tokens:
+                if token.column in columns and token.code in (op.PUSH_LAG, op.PUSH_AGO):
+                    builder.give_slot(token.column)
         _ask_tables(builder, column)
-    defined = set(inputs)
+    defined = set(builder.inputs)
     while rows:
-        ready = [row for row in rows if all(source in defined for source in row.inputs)]
+        formulas = [row for row in rows if _pointwise(row)]
+        for row in formulas:  # in topological order: one pass finds all that can be defined
+            if defined.issuperset(row.inputs):
+                builder.define(row)
+                defined.add(row.name)
+        ready = [row for row in rows if not _pointwise(row) and defined.issuperset(row.inputs)]
         groups: dict[tuple[Any, ...], list[Column]] = {}
+        read: dict[str, int] = {}
         for row in ready:
-            alone = row.name if row.kernel in ("formula", "column") else ""
-            groups.setdefault((row.kernel, row.inputs, alone), []).append(row)
+            halves = builder.halves_of(row.name)
+            average = row.kernel in ("ema", "wilder")
+            key = ("average", ()) if average else (row.kernel, row.inputs)
+            groups.setdefault(key, []).append(row)
+            for source in row.inputs:
+                if source in columns and _pointwise(columns[source]):
+                    read[source] = read.get(source, 0) | halves
+        if read:
+            builder.need(read)
         for group in groups.values():
-            kernels[group[0].name].lower(builder, group)
+            for halves, part in _parts(builder, group).items():
+                builder.halves = halves
+                kernels[part[0].name].lower(builder, part)
+        builder.halves = BOTH
         defined |= {row.name for row in ready}
         rows = [row for row in rows if row.name not in defined]
     for name in wanted:
         if name in raw_copies:
             builder.copy(raw_copies[name], name)
-        elif name in builder.held:
+        elif name in builder.held or _pointwise(columns[name]):
             builder.copy(name, name)
-    builder.emit_copies()
+
+
+_WORTH_PARTING = 16
+
+
+def _parts(builder: Builder, group: list[Column]) -> dict[int, list[Column]]:
+    """Rows that one instruction computes, by the halves that need them; few rows are not worth parting."""
+    if len(group) < _WORTH_PARTING or group[0].kernel in _WHOLE:
+        halves = 0
+        for row in group:
+            halves |= builder.halves_of(row.name)
+        return {halves: group}
+    parts: dict[int, list[Column]] = {}
+    for row in group:
+        parts.setdefault(builder.halves_of(row.name), []).append(row)
+    return parts
+
+
+_WHOLE = ("profile", "session_variance")
+"""Kernels that compute all their outputs at once."""
+
+
+def _pointwise(column: Column) -> bool:
+    """A formula, or a column as it is: part of the builder's graph."""
+    return column.kernel in ("formula", "column")
+
+
+_COSTS = {"profile": 300.0, "adx": 12.0, "macd": 9.0, "correlation": 16.0, "stochastic": 8.0, "rsi": 5.0, "window": 4.0}
+"""Rough costs of a row of a kernel, in operations of a formula; others count as three."""
+
+
+def _halves(
+    columns: dict[str, Column], parsed: dict[str, expressions.Expression], wanted: Sequence[str]
+) -> dict[str, int]:
+    """Which half of the program needs each column, so that both halves cost about the same.
+
+    Outputs of one kernel over the same inputs stay together. The dearest go first, each to the half that then
+    costs less; a column that both need is computed by both, and counts in both.
+    """
+    units: dict[tuple[Any, ...], list[str]] = {}
+    for name in wanted:
+        row = columns.get(name)
+        key = ("raw", name) if row is None or _pointwise(row) else (row.kernel, row.inputs)
+        units.setdefault(key, []).append(name)
+    needs = {key: _needed(columns, names) for key, names in units.items()}
+
+    def cost(names: set[str]) -> float:
+        total = 0.0
+        for name in names:
+            row = columns[name]
+            total += len(parsed[name].tokens) if row.kernel == "formula" else _COSTS.get(row.kernel, 3.0)
+        return total
+
+    held: dict[int, set[str]] = {FIRST: set(), SECOND: set()}
+    load = {FIRST: 0.0, SECOND: 0.0}
+    halves: dict[str, int] = dict.fromkeys(wanted, 0)
+    for key in sorted(units, key=lambda k: (-cost(needs[k]), str(k))):
+        after = {half: load[half] + cost(needs[key] - held[half]) + 0.5 * len(units[key]) for half in held}
+        half = min(after, key=lambda h: after[h])
+        load[half] = after[half]
+        held[half] |= needs[key]
+        for name in units[key]:
+            halves[name] |= half
+    for half, names in held.items():
+        for name in names:
+            halves[name] = halves.get(name, 0) | half
+    return halves
 
 
 def _needed(columns: dict[str, Column], wanted: Sequence[str]) -> set[str]:
@@ -235,6 +345,9 @@ def _ask_tables(builder: Builder, row: Column) -> None:
         builder.ask_table(op.MOMENT_TABLE, row.inputs[0], length)
     elif row.kernel == "time_deviation":
         builder.ask_table(op.MOMENT_TABLE, row.inputs[0], builder.rows_in(int(row.params["minutes"])))
+    elif row.kernel == "slope":
+        builder.ask_table(op.MOMENT_TABLE, row.inputs[0], length)
+        builder.ask_table(op.SLOPE_TABLE, row.inputs[0], length)
     elif row.kernel == "highest":
         builder.ask_table(op.MAXIMUM_TABLE, row.inputs[0], length)
     elif row.kernel == "lowest":
