@@ -224,7 +224,7 @@ def test_one_missing_value_that_empties_a_feature_for_ever_is_caught() -> None:
     row = {"name": "mine", "kernel": "poisoned", "inputs": ["close"], "unit": "index points"}
     finding = one(check_features(rows(row)), "mine", "missing")
     assert "its policy is to keep its value" in finding.saw
-    assert "'close' missing" in finding.where
+    assert "close missing" in finding.where
 
 
 def test_a_session_s_sum_that_one_missing_value_empties_for_ever_is_caught() -> None:
@@ -486,8 +486,8 @@ def test_the_command_checks_a_user_s_catalogue_and_bars(workspace: Workspace) ->
     text = Workspace(workspace.root).config("feature_sets.yaml").read_text(encoding="utf-8")
     own = workspace.root / "mine.yaml"
     row = (
-        '  - {name: my_gap, family: mine, kernel: formula, expression: "(open - lag(close, 1)) / 100", unit: fraction,\n'
-        "     range: [0, 1], warmup: 1, definition: open less the close before, source: this desk}\n"
+        '  - {name: my_gap, family: mine, kernel: formula, expression: "(open - lag(close, 1)) / 100",\n'
+        "     unit: fraction, range: [0, 1], warmup: 1, definition: open less the close before, source: this desk}\n"
     )
     own.write_text(text.rstrip() + "\n" + row, encoding="utf-8")
     sample = package() / "data" / "sample"

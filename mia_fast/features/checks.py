@@ -25,7 +25,7 @@ from mia_fast.features import kernels
 from mia_fast.features.builder import CALENDAR
 from mia_fast.features.catalogue import Catalogue, Column, Feature
 from mia_fast.features.engine import FeatureEngine
-from mia_fast.features.expression import parse
+from mia_fast.features.expression import Expression, parse
 from mia_fast.features.kernels import FORGETS, HOLDS, KEEPS, POINTWISE, SKIPS
 from mia_fast.features.plan import Plan, make_plan
 from mia_fast.features.sample import SESSION_ROWS, Sample, is_foreign, simulate
@@ -182,6 +182,8 @@ class Bench:
         longest = max((warmup.sessions for warmup in self.plan.warmups.values()), default=0)
         self.sessions = longest + 7
         self._ancestors: dict[str, frozenset[str]] = {}
+        self._parsed: dict[str, Expression] = {}
+        self._reaches: dict[str, frozenset[str]] = {}
 
     def plan_for(self, available: Sequence[str], tick_size: float = 0.25) -> Plan:
         """The plan of this catalogue over these inputs."""
@@ -231,7 +233,13 @@ class Bench:
     def sources(self, name: str) -> tuple[str, ...]:
         """The columns that a computed column reads."""
         row = self.columns[name]
-        return row.inputs if row.expression is None else parse(row.expression, name).columns
+        return row.inputs if row.expression is None else self.formula(name).columns
+
+    def formula(self, name: str) -> Expression:
+        """The parsed formula of a column that has one."""
+        if name not in self._parsed:
+            self._parsed[name] = parse(str(self.columns[name].expression), name)
+        return self._parsed[name]
 
     def ancestors(self, name: str) -> frozenset[str]:
         """Every column that a column rests on, itself included: computed, declared and calendar."""
@@ -261,11 +269,16 @@ class Bench:
     def _own_minutes(self, name: str) -> bool:
         row = self.columns[name]
         if row.expression is not None:
-            return any(token.minutes for token in parse(row.expression, name).tokens)
+            return any(token.minutes for token in self.formula(name).tokens)
         return "minutes" in row.params
 
     def reaches(self, name: str) -> frozenset[str]:
         """How a column looks back: ``bars``, ``clock``, ``session``; ``calendar`` if it reads the clock itself."""
+        if name not in self._reaches:
+            self._reaches[name] = self._looks_back(name)
+        return self._reaches[name]
+
+    def _looks_back(self, name: str) -> frozenset[str]:
         if name in CALENDAR:
             return frozenset({"calendar"})
         if name not in self.columns:
@@ -275,7 +288,7 @@ class Bench:
         for source in self.sources(name):
             found |= self.reaches(source)
         if row.expression is not None:
-            tokens = parse(row.expression, name).tokens
+            tokens = self.formula(name).tokens
             found |= {"bars"} if any(token.bars for token in tokens) else frozenset()
             return found | ({"clock"} if any(token.minutes for token in tokens) else frozenset())
         if row.kernel == "column":
@@ -461,14 +474,17 @@ def missing(bench: Bench) -> Iterator[Finding]:
     clean = bench.run(data)
     n, fault = len(data), SESSION_ROWS + 500
     repair = "give its kernel the policy that it keeps, or let it keep the one it has"
-    for raw in bench.inputs:
-        values = data.columns[raw].copy()
-        values[fault] = math.nan
-        bad = bench.run(data.altered({raw: values}))
+    for group in _apart(bench):
+        changed = {raw: data.columns[raw].copy() for raw in group}
+        for values in changed.values():
+            values[fault] = math.nan
+        bad = bench.run(data.altered(changed))
         different = _differ(bad, clean)
         empty = np.isnan(bad)
-        where = f"{data.what}, {raw!r} missing at row {fault:,}"
         for k, name in enumerate(bench.names):
+            raw = next((raw for raw in group if raw in bench.raw(name)), None)
+            if raw is None and not different[k].any():
+                continue
             policy, rows = bench.plan.policies[name], bench.plan.warmups[name].rows
             felt, null = different[k], empty[k] & ~np.isnan(clean[k])
             after = min(n, fault + rows + 2)
@@ -477,8 +493,8 @@ def missing(bench: Bench) -> Iterator[Finding]:
             saw = None
             if np.isinf(bad[k]).any():
                 saw = f"it is infinite at row {int(np.argmax(np.isinf(bad[k]))):,}"
-            elif raw not in bench.raw(name):
-                saw = "it does not rest on that input, yet it changes" if felt.any() else None
+            elif raw is None:
+                saw = "it rests on none of these inputs, yet it changes"
             elif felt[:fault].any():
                 saw = f"it changes already at row {int(np.argmax(felt)):,}"
             elif policy in (POINTWISE, FORGETS) and felt[after:].any() and not _since(bench, name):
@@ -492,7 +508,23 @@ def missing(bench: Bench) -> Iterator[Finding]:
             elif null[end:].any():
                 saw = f"one missing value still empties it at row {end + int(np.argmax(null[end:])):,}"
             if saw is not None:
+                where = f"{data.what}, {raw or ', '.join(group)} missing at row {fault:,}"
                 yield Finding(name, "missing", f"{saw} (its policy: {policy})", where, repair)
+
+
+def _apart(bench: Bench) -> list[list[str]]:
+    """The inputs in groups of which no feature rests on two: one run serves a whole group."""
+    resting = {raw: {name for name in bench.names if raw in bench.raw(name)} for raw in bench.inputs}
+    groups: list[tuple[list[str], set[str]]] = []
+    for raw in sorted(resting, key=lambda raw: -len(resting[raw])):
+        for members, taken in groups:
+            if not taken & resting[raw]:
+                members.append(raw)
+                taken.update(resting[raw])
+                break
+        else:
+            groups.append(([raw], set(resting[raw])))
+    return [members for members, _ in groups]
 
 
 def _since(bench: Bench, name: str) -> bool:
