@@ -180,7 +180,7 @@ class Bench:
         }
         self.plan = self.plan_for(tuple(self.inputs))
         longest = max((warmup.sessions for warmup in self.plan.warmups.values()), default=0)
-        self.sessions = longest + 7
+        self.sessions = longest + 5
         self._ancestors: dict[str, frozenset[str]] = {}
         self._parsed: dict[str, Expression] = {}
         self._reaches: dict[str, frozenset[str]] = {}
@@ -295,7 +295,7 @@ class Bench:
             return found
         kernel = kernels.find(row.kernel, self.catalogue.own)
         assert kernel is not None
-        if kernel.missing in (SKIPS, KEEPS) or kernel.warmup(row).sessions:
+        if kernel.missing not in (POINTWISE, FORGETS, HOLDS) or kernel.warmup(row).sessions:
             return found - {"bars"} | {"session"}
         if "minutes" in row.params:
             # A window of returns takes one only when both of its closes lie inside.
@@ -378,7 +378,7 @@ def blocks(bench: Bench, data: Sample | None = None) -> Iterator[Finding]:
         return out
 
     for size in SIZES:
-        rows = min(len(data), 3000 if size < 64 else len(data))
+        rows = min(len(data), 1500 if size < 64 else len(data))
         got = cut(range(size, rows, size), rows, resume=False)
         where = f"{data.what}, blocks of {size}"
         yield from _each_difference(bench, "blocks", got, whole[:, :rows], where, "cuts change it", repair)
@@ -470,7 +470,7 @@ def _bounds(low: float | None, high: float | None) -> str:
 
 def missing(bench: Bench) -> Iterator[Finding]:
     """A missing input is felt as the derived policy says, and only by what rests on that input."""
-    data = bench.clean.rows(slice(0, (bench.sessions - 2) * SESSION_ROWS))
+    data = bench.clean.rows(slice(0, (bench.sessions - 1) * SESSION_ROWS))
     clean = bench.run(data)
     n, fault = len(data), SESSION_ROWS + 500
     repair = "give its kernel the policy that it keeps, or let it keep the one it has"

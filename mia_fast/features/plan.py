@@ -21,7 +21,7 @@ from mia_fast.errors import ConfigError
 from mia_fast.features import expression as expressions
 from mia_fast.features.builder import CALENDAR, Builder
 from mia_fast.features.catalogue import Catalogue, Column, Warmup
-from mia_fast.features.kernels import FORGETS, HOLDS, KEEPS, POINTWISE, SKIPS, Kernel, check
+from mia_fast.features.kernels import HOLDS, KEEPS, POINTWISE, POLICIES, SKIPS, Kernel, check
 from mia_kernels import opcodes as op
 
 FILE = "feature_sets.yaml"
@@ -284,7 +284,7 @@ def derived_missing(own: str, before: Sequence[str]) -> str:
 
     A missing input is felt in three ways: the value is null at that bar; it stays null while a window holds
     the bar; what is remembered afterwards is not what it would have been. The column has the strongest of
-    what its kernel does and of what its inputs bring: remembering in a recurrence (``HOLDS``) before
+    what its kernel does and of what its inputs bring, in the order of ``POLICIES``: remembering in a recurrence (``HOLDS``) before
     remembering in a sum (``SKIPS``, or ``KEEPS`` where the value is not even null at the bar) before a window
     (``FORGETS``) before nothing (``POINTWISE``).
 
@@ -300,15 +300,14 @@ def derived_missing(own: str, before: Sequence[str]) -> str:
         The policies of its inputs; ``POINTWISE`` for an input of the catalogue or a calendar column. For a
         formula they decide alone, its own being ``POINTWISE``.
     """
-    if HOLDS in (own, *before):
+    strongest = max((own, *before), key=POLICIES.index)
+    if strongest == HOLDS:
         return HOLDS
     if own == KEEPS:
         return KEEPS
-    if SKIPS in (own, *before):
-        return SKIPS
-    if KEEPS in before:
+    if strongest == KEEPS:  # of its inputs
         return KEEPS if set(before) == {KEEPS} and own == POINTWISE else SKIPS
-    return FORGETS if FORGETS in (own, *before) else POINTWISE
+    return strongest
 
 
 def _refuse_twins(columns: dict[str, Column]) -> None:
