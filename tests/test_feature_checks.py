@@ -235,12 +235,38 @@ def test_a_session_s_sum_that_one_missing_value_empties_for_ever_is_caught() -> 
             state[0] = 1.0
         elif state[0] > 0.0:
             state[0] += 1.0
-        out[0] = x[0, -1] if 0.0 < state[0] < 5000.0 or state[0] == 0.0 else np.nan
+        out[0] = x[0, -1] if 0.0 < state[0] < 2000.0 or state[0] == 0.0 else np.nan
         if np.isnan(x[0, -1]):
             out[0] = 5000.0
 
     row = {"name": "mine", "kernel": "lost", "inputs": ["close"], "unit": "index points"}
     assert "one missing value still empties it" in one(check_features(rows(row)), "mine", "missing").saw
+
+
+def long_memory(sessions: int) -> dict[str, Any]:
+    """A kernel that keeps what it saw so many sessions ago."""
+    day = 1380
+
+    @register_kernel(
+        "long_ago", inputs=("any",), parameters={"sessions": Parameter(1, 100, "how far back")}, missing="keeps",
+        state=lambda p: 2 + day * int(p["sessions"]), meaning="the value so many sessions of rows ago, else the first",
+    )  # fmt: skip
+    def long_ago(x: Floats, params: Floats, state: Floats, out: Floats) -> None:
+        size = state.shape[0] - 2
+        place = 2 + int(state[0]) % size
+        out[0] = state[place] if state[0] >= size else 5000.0
+        state[place] = x[0, -1] if x[0, -1] == x[0, -1] else 5000.0
+        state[0] += 1.0
+
+    return {"name": "mine", "kernel": "long_ago", "inputs": ["volume"], "params": {"sessions": sessions}}
+
+
+@pytest.mark.parametrize(("sessions", "seen"), [(1, ""), (3, ""), (41, "it looks back 41 sessions")])
+def test_a_declared_memory_of_sessions_may_be_that_long(sessions: int, seen: str) -> None:
+    bench = Bench(rows(long_memory(sessions)), 1, FeatureEngine)
+    assert bench.remembers("mine") == sessions
+    findings = list(CHECKS["gaps"](bench))
+    assert (seen in findings[0].saw) if seen else findings == []
 
 
 def test_a_window_that_reaches_over_a_hole_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

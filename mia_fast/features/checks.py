@@ -38,6 +38,9 @@ Progress = Callable[[int, int], None]
 SIZES: Final = (1, 2, 3, 7, 64, 255, 256, 257)
 """Rows of the blocks that the block check cuts."""
 
+_LONGEST: Final = 40
+"""Sessions of memory that the simulated sample can hold up to the light."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -179,11 +182,10 @@ class Bench:
             c.name: c for c in (*catalogue.auxiliary, *catalogue.features) if c.name not in self.inputs
         }
         self.plan = self.plan_for(tuple(self.inputs))
-        longest = max((warmup.sessions for warmup in self.plan.warmups.values()), default=0)
-        self.sessions = longest + 5
         self._ancestors: dict[str, frozenset[str]] = {}
         self._parsed: dict[str, Expression] = {}
         self._reaches: dict[str, frozenset[str]] = {}
+        self.sessions = 5 + min(_LONGEST, max((self.remembers(name) for name in self.names), default=0))
 
     def plan_for(self, available: Sequence[str], tick_size: float = 0.25) -> Plan:
         """The plan of this catalogue over these inputs."""
@@ -254,6 +256,12 @@ class Bench:
     def raw(self, name: str) -> frozenset[str]:
         """The declared inputs that a feature rests on."""
         return self.ancestors(name) & self.inputs.keys()
+
+    def remembers(self, name: str) -> int:
+        """How many whole sessions a feature looks back at most, by its warm-up and its parameters."""
+        spans = [self.columns[part].params for part in self.ancestors(name) if part in self.columns]
+        longest = max((max(p.get("span", 0.0), p.get("sessions", 0.0)) for p in spans), default=0.0)
+        return self.plan.warmups[name].sessions + int(longest)
 
     def counts_minutes(self, name: str) -> bool:
         """True when a time window is among what a column rests on."""
@@ -575,7 +583,16 @@ def gaps(bench: Bench) -> Iterator[Finding]:
     known = {name: data.columns[name] for name in data.columns if bench.inputs[name].unit == "s UTC"}
     got = bench.run(data.altered(old | known))
     for k, name in enumerate(bench.names):
-        start = (3 + bench.plan.warmups[name].sessions) * SESSION_ROWS
+        if bench.remembers(name) > _LONGEST:
+            yield Finding(
+                name,
+                "gaps",
+                f"it looks back {bench.remembers(name)} sessions; that it forgets them is checked up to {_LONGEST}",
+                data.what,
+                "waive it with the reason for so long a memory",
+            )
+            continue
+        start = (3 + bench.remembers(name)) * SESSION_ROWS
         a, b = got[k, start:], want[k, start:]
         size = float(np.max(np.abs(b), initial=0.0, where=~np.isnan(b)))
         apart = (np.isnan(a) != np.isnan(b)) | (np.abs(a - b) > 1e-9 * size)
