@@ -261,6 +261,28 @@ def long_memory(sessions: int) -> dict[str, Any]:
     return {"name": "mine", "kernel": "long_ago", "inputs": ["volume"], "params": {"sessions": sessions}}
 
 
+@pytest.mark.parametrize(("keep", "seen"), [(0.0, False), (0.5, False), (0.98, True), (1.0, True)])
+def test_an_average_over_days_must_fade(keep: float, seen: bool) -> None:
+    """A mean of sessions' sums that keeps a share of the past at each: half must be gone after its span of 3."""
+    day = 1380.0
+
+    @register_kernel(
+        "of_days", inputs=("any",), parameters={"span": Parameter(1, 100, "sessions")}, missing="keeps", state=3,
+        meaning="a mean over days",
+    )  # fmt: skip
+    def of_days(x: Floats, params: Floats, state: Floats, out: Floats) -> None:
+        state[0] += 1.0
+        state[1] += x[0, -1] if x[0, -1] == x[0, -1] else 0.0
+        if state[0] % day == 0.0:
+            state[2] = keep * state[2] + (1.0 - keep) * state[1] if keep < 1.0 else state[2] + state[1]
+            state[1] = 0.0
+        out[0] = state[2]
+
+    row = {"name": "mine", "kernel": "of_days", "inputs": ["volume"], "params": {"span": 3}}
+    findings = list(CHECKS["gaps"](Bench(rows(row), 1, FeatureEngine)))
+    assert bool(findings) == seen
+
+
 @pytest.mark.parametrize(("sessions", "seen"), [(1, ""), (3, ""), (41, "it looks back 41 sessions")])
 def test_a_declared_memory_of_sessions_may_be_that_long(sessions: int, seen: str) -> None:
     bench = Bench(rows(long_memory(sessions)), 1, FeatureEngine)
