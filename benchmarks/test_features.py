@@ -16,7 +16,8 @@ import pytest
 import talib
 from talib import stream
 
-from mia_fast.features.catalogue import Catalogue, read
+from mia_fast import register_kernel
+from mia_fast.features.catalogue import Catalogue, Feature, Warmup, read
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.plan import make_plan
 from mia_fast.workspace import Workspace, shipped
@@ -144,6 +145,45 @@ def test_live(bars: tuple[np.ndarray, Arrays], engine: FeatureEngine, capsys: py
             theirs.append(time.perf_counter_ns() - began)
     ours = statistics.median(mine[100:])
     _report(capsys, "live, one bar", ours / 1e3, statistics.median(theirs) / 1e3, "us")
+
+
+def test_an_own_function(bars: tuple[np.ndarray, Arrays], capsys: pytest.CaptureFixture[str]) -> None:
+    """What calling a desk's own function costs, against the same average as a built-in kernel."""
+
+    @register_kernel("own_ema", inputs=("any",), state=2, missing="holds", warmup=19, meaning="exponential average")
+    def own_ema(x: np.ndarray, _params: np.ndarray, state: np.ndarray, out: np.ndarray) -> None:
+        state[0] += 1.0
+        if state[0] <= 20.0:
+            state[1] += x[0, -1] / 20.0
+        else:
+            state[1] += 2.0 / 21.0 * (x[0, -1] - state[1])
+        if state[0] >= 20.0:
+            out[0] = state[1]
+
+    known_at, arrays = bars
+    shipped_inputs = read(Workspace(shipped())).inputs
+    engines = []
+    for kernel, params in (("own_ema", {}), ("ema", {"period": 20.0})):
+        feature = Feature(
+            name="average", kernel=kernel, inputs=("close",), params=params, family="test", unit="index points",
+            range=(0, None), warmup=Warmup(rows=19), definition="EMA 20 of the close", source="test",
+        )  # fmt: skip
+        catalogue = Catalogue(inputs=shipped_inputs, auxiliary=(), features=(feature,))
+        engines.append(FeatureEngine(make_plan(catalogue, BARS, bar_minutes=1.0, tick_size=0.25)))
+    own, built_in = engines
+    np.testing.assert_allclose(own.batch(known_at, arrays), built_in.batch(known_at, arrays), rtol=1e-12)
+    out = np.empty((1, ROWS))
+
+    def run(engine: FeatureEngine) -> None:
+        engine.reset()
+        engine.batch(known_at, arrays, out=out)
+
+    mine, theirs = _interleaved(lambda: run(own), lambda: run(built_in), rounds=15)
+    with capsys.disabled():
+        print(
+            f"\nown function: {mine / ROWS * 1e9:.1f} ns per row, built-in EMA {theirs / ROWS * 1e9:.1f} "
+            f"(one column and the calendar's): {(mine - theirs) / ROWS * 1e9:.1f} more"
+        )
 
 
 def test_whole_catalogue_live(bars: tuple[np.ndarray, Arrays], benchmark: object) -> None:

@@ -128,6 +128,8 @@ def definitions(catalogue: Catalogue, names: Sequence[str]) -> dict[str, str]:
 
     An input column of the catalogue is decided by its name alone; a name that the catalogue does not know is left out.
     """
+    from mia_fast.features.kernels import find
+
     columns = {column.name: column for column in (*catalogue.auxiliary, *catalogue.features)}
     inputs = {column.name for column in catalogue.inputs}
     result = {}
@@ -145,6 +147,8 @@ def definitions(catalogue: Catalogue, names: Sequence[str]) -> dict[str, str]:
                 seen[current] = "input"
                 continue
             seen[current] = column.model_dump_json(include={"kernel", "inputs", "params", "output", "expression"})
+            kernel = find(column.kernel, catalogue.own)
+            seen[current] += kernel.digest if kernel is not None else ""
             stack += _reads(column.expression, columns.keys() | inputs) if column.expression else column.inputs
         text = "\n".join(f"{key} {seen[key]}" for key in sorted(seen))
         result[name] = hashlib.sha256(text.encode()).hexdigest()[:16]

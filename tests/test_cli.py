@@ -18,7 +18,7 @@ from mia_fast.workspace import Workspace, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = shipped() / "data" / "sample"
-COMMANDS = ("demo", "run", "features", "levels", "export", "simulate", "warmup", "train", "validate")
+COMMANDS = ("demo", "run", "features", "check-features", "levels", "export", "simulate", "warmup", "train", "validate")
 WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
 

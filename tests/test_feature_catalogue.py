@@ -293,6 +293,98 @@ def test_agrees_with_talib(name: str) -> None:
         check_against_talib(name, data, columns[name])
 
 
+def _wilder_atr(column: Column, x: dict[str, Floats]) -> Floats | None:
+    if column.inputs != ("true_range",):
+        return None  # TA-Lib has Wilder's average only as part of ATR
+    return talib.ATR(x["high"], x["low"], x["close"], int(column.params["period"]))
+
+
+def _moment(column: Column, x: dict[str, Floats]) -> Floats:
+    values, n = x[column.inputs[0]], int(column.params["period"])
+    if column.output in ("mean", "sum"):
+        return (talib.SMA if column.output == "mean" else talib.SUM)(values, n)
+    return talib.STDDEV(values, n, 1) * (1.0 if column.output == "deviation" else math.sqrt(n / (n - 1)))
+
+
+def _directional(column: Column, x: dict[str, Floats]) -> Floats:
+    function = {"adx": talib.ADX, "plus_di": talib.PLUS_DI, "minus_di": talib.MINUS_DI}[str(column.output)]
+    return function(x["high"], x["low"], x["close"], int(column.params["period"]))
+
+
+def _of_one(function: Callable[..., Floats]) -> Callable[[Column, dict[str, Floats]], Floats]:
+    return lambda column, x: function(x[column.inputs[0]], int(column.params["period"]))
+
+
+BY_KERNEL: dict[str, tuple[float, Callable[[Column, dict[str, Floats]], Floats | None]]] = {
+    "ema": (RECURRENCE, _of_one(talib.EMA)),
+    "rsi": (RECURRENCE, _of_one(talib.RSI)),
+    "wilder": (RECURRENCE, _wilder_atr),
+    "adx": (RECURRENCE, _directional),
+    "macd": (
+        RECURRENCE,
+        lambda c, x: talib.MACD(x[c.inputs[0]], *(int(c.params[k]) for k in ("fast", "slow", "signal")))[
+            ("line", "signal", "histogram").index(str(c.output))
+        ],
+    ),
+    "window": (WINDOW, _moment),
+    "highest": (0.0, _of_one(talib.MAX)),
+    "lowest": (0.0, _of_one(talib.MIN)),
+    "stochastic": (
+        STOCHASTIC,
+        lambda c, x: talib.STOCH(*(x[name] for name in c.inputs), int(c.params["period"]), 3, 0, 3, 0)[
+            "kd".index(str(c.output))
+        ],
+    ),
+    "true_range": (0.0, lambda c, x: talib.TRANGE(*(x[name] for name in c.inputs))),
+}
+"""By kernel, TA-Lib's function for a row over it: a row that is added to the catalogue is compared at once."""
+
+OVER_TALIB = [name for name, column in ROWS.items() if column.kernel in BY_KERNEL]
+
+
+def check_rows_against_talib(data: Bars, columns: dict[str, Floats]) -> set[str]:
+    """Compare every row over a kernel that TA-Lib has, on what the engine gave it; returns their names."""
+    x = {**data.columns, **columns}
+    compared = set()
+    for name in OVER_TALIB:
+        column = ROWS[name]
+        tolerance, referee = BY_KERNEL[column.kernel]
+        inputs = [x[source] for source in column.inputs]
+        holes = any(np.isnan(values[np.argmax(~np.isnan(values)) :]).any() for values in inputs)
+        want = None if holes else referee(column, x)
+        if want is None:
+            continue
+        scale = max(float(np.nanmax(np.abs(values))) for values in inputs)
+        scale = 100.0 if column.kernel in ("rsi", "adx", "stochastic") else scale
+        agree(
+            columns[name],
+            want,
+            tolerance,
+            scale * (column.params["period"] if column.output == "sum" else 1),
+            None,
+            name,
+        )
+        compared.add(name)
+    return compared
+
+
+def test_every_row_over_a_kernel_that_talib_has_agrees_with_it() -> None:
+    for which in ("whole sessions", "gaps", "nothing moves"):
+        data, columns, _ = case(which)
+        compared = check_rows_against_talib(data, columns)
+        if which == "whole sessions":
+            unlike = {n for n in OVER_TALIB if ROWS[n].kernel == "wilder" and ROWS[n].inputs != ("true_range",)}
+            assert compared == set(OVER_TALIB) - unlike
+
+
+@pytest.mark.real
+def test_every_row_over_a_kernel_that_talib_has_agrees_with_it_on_real_bars(real_data) -> None:
+    data = bars.real(real_data, 20_000)
+    plan = bars.plan_for(data)
+    columns = dict(zip(plan.outputs, FeatureEngine(plan).batch(data.known_at, data.columns), strict=True))
+    assert len(check_rows_against_talib(data, columns)) > 30
+
+
 # --- what comes later changes nothing -----------------------------------------------------------------
 
 

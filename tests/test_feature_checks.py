@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def test_the_shipped_catalogue_passes(check: str) -> None:
     assert shipped().features == len(catalogue().features)
 
 
-@pytest.mark.parametrize("seed", [2, 3])
+@pytest.mark.parametrize("seed", range(2, 3 + int(os.environ.get("MIA_TORTURE_ROUNDS", "0")) // 10))
 def test_other_simulated_data_change_no_verdict(seed: int) -> None:
     assert check_features(catalogue(), seed=seed).findings == []
 
@@ -224,7 +225,7 @@ def test_one_missing_value_that_empties_a_feature_for_ever_is_caught() -> None:
     row = {"name": "mine", "kernel": "poisoned", "inputs": ["close"], "unit": "index points"}
     finding = one(check_features(rows(row)), "mine", "missing")
     assert "its policy is to keep its value" in finding.saw
-    assert "'close' missing" in finding.where
+    assert "close missing" in finding.where
 
 
 def test_a_session_s_sum_that_one_missing_value_empties_for_ever_is_caught() -> None:
@@ -234,12 +235,60 @@ def test_a_session_s_sum_that_one_missing_value_empties_for_ever_is_caught() -> 
             state[0] = 1.0
         elif state[0] > 0.0:
             state[0] += 1.0
-        out[0] = x[0, -1] if 0.0 < state[0] < 5000.0 or state[0] == 0.0 else np.nan
+        out[0] = x[0, -1] if 0.0 < state[0] < 2000.0 or state[0] == 0.0 else np.nan
         if np.isnan(x[0, -1]):
             out[0] = 5000.0
 
     row = {"name": "mine", "kernel": "lost", "inputs": ["close"], "unit": "index points"}
     assert "one missing value still empties it" in one(check_features(rows(row)), "mine", "missing").saw
+
+
+def long_memory(sessions: int) -> dict[str, Any]:
+    """A kernel that keeps what it saw so many sessions ago."""
+    day = 1380
+
+    @register_kernel(
+        "long_ago", inputs=("any",), parameters={"sessions": Parameter(1, 100, "how far back")}, missing="keeps",
+        state=lambda p: 2 + day * int(p["sessions"]), meaning="the value so many sessions of rows ago, else the first",
+    )  # fmt: skip
+    def long_ago(x: Floats, params: Floats, state: Floats, out: Floats) -> None:
+        size = state.shape[0] - 2
+        place = 2 + int(state[0]) % size
+        out[0] = state[place] if state[0] >= size else 5000.0
+        state[place] = x[0, -1] if x[0, -1] == x[0, -1] else 5000.0
+        state[0] += 1.0
+
+    return {"name": "mine", "kernel": "long_ago", "inputs": ["volume"], "params": {"sessions": sessions}}
+
+
+@pytest.mark.parametrize(("keep", "seen"), [(0.0, False), (0.5, False), (0.98, True), (1.0, True)])
+def test_an_average_over_days_must_fade(keep: float, seen: bool) -> None:
+    """A mean of sessions' sums that keeps a share of the past at each: half must be gone after its span of 3."""
+    day = 1380.0
+
+    @register_kernel(
+        "of_days", inputs=("any",), parameters={"span": Parameter(1, 100, "sessions")}, missing="keeps", state=3,
+        meaning="a mean over days",
+    )  # fmt: skip
+    def of_days(x: Floats, params: Floats, state: Floats, out: Floats) -> None:
+        state[0] += 1.0
+        state[1] += x[0, -1] if x[0, -1] == x[0, -1] else 0.0
+        if state[0] % day == 0.0:
+            state[2] = keep * state[2] + (1.0 - keep) * state[1] if keep < 1.0 else state[2] + state[1]
+            state[1] = 0.0
+        out[0] = state[2]
+
+    row = {"name": "mine", "kernel": "of_days", "inputs": ["volume"], "params": {"span": 3}}
+    findings = list(CHECKS["gaps"](Bench(rows(row), 1, FeatureEngine)))
+    assert bool(findings) == seen
+
+
+@pytest.mark.parametrize(("sessions", "seen"), [(1, ""), (3, ""), (41, "it looks back 41 sessions")])
+def test_a_declared_memory_of_sessions_may_be_that_long(sessions: int, seen: str) -> None:
+    bench = Bench(rows(long_memory(sessions)), 1, FeatureEngine)
+    assert bench.remembers("mine") == sessions
+    findings = list(CHECKS["gaps"](bench))
+    assert (seen in findings[0].saw) if seen else findings == []
 
 
 def test_a_window_that_reaches_over_a_hole_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -456,7 +505,7 @@ def test_the_policy_of_a_column_follows_from_its_kernel_and_inputs(own: str, bef
 def test_every_feature_has_a_policy() -> None:
     plan = bars.plan_for(bars.make(1))
     assert set(plan.policies) == set(plan.outputs)
-    assert set(plan.policies.values()) <= set(POLICIES)
+    assert set(plan.policies.values()) <= set(POLICIES.values())
     assert plan.policies["atr_normalized"] == HOLDS
     assert plan.policies["vwap"] == SKIPS
     assert plan.policies["vol_historical_1d"] == KEEPS
@@ -465,7 +514,7 @@ def test_every_feature_has_a_policy() -> None:
 
 
 def test_every_kernel_s_policy_has_its_rank() -> None:
-    assert {kernel.missing for kernel in KERNELS.values()} <= set(POLICIES)
+    assert {kernel.missing for kernel in KERNELS.values()} <= set(POLICIES.values())
 
 
 # --- the command ------------------------------------------------------------------------------------------------
@@ -486,8 +535,8 @@ def test_the_command_checks_a_user_s_catalogue_and_bars(workspace: Workspace) ->
     text = Workspace(workspace.root).config("feature_sets.yaml").read_text(encoding="utf-8")
     own = workspace.root / "mine.yaml"
     row = (
-        '  - {name: my_gap, family: mine, kernel: formula, expression: "(open - lag(close, 1)) / 100", unit: fraction,\n'
-        "     range: [0, 1], warmup: 1, definition: open less the close before, source: this desk}\n"
+        '  - {name: my_gap, family: mine, kernel: formula, expression: "(open - lag(close, 1)) / 100",\n'
+        "     unit: fraction, range: [0, 1], warmup: 1, definition: open less the close before, source: this desk}\n"
     )
     own.write_text(text.rstrip() + "\n" + row, encoding="utf-8")
     sample = package() / "data" / "sample"

@@ -269,6 +269,13 @@ def read(workspace: Workspace) -> Catalogue:
     return read_file(workspace.config("feature_sets.yaml"))
 
 
+def files(workspace: Workspace) -> list[Path]:
+    """What decides the catalogue of this workspace: its YAML, and the Python file that it names, if any."""
+    path = workspace.config("feature_sets.yaml")
+    named = load(Catalogue, path).kernels_from
+    return [path] if named is None else [path, path.parent / named]
+
+
 def read_file(path: Path) -> Catalogue:
     """The catalogue in ``path``, with the kernels that its ``kernels_from`` registers."""
     catalogue = load(Catalogue, path)

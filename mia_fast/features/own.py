@@ -256,7 +256,8 @@ def _identity(thing: Any, seen: frozenset[int] = frozenset()) -> str:
     if isinstance(function, np.ndarray):
         return f"{function.dtype}{function.shape}{hashlib.sha256(function.tobytes()).hexdigest()}"
     if not isinstance(function, types.FunctionType):
-        return function.__name__ if isinstance(function, types.ModuleType | type) else repr(function)
+        named = isinstance(function, types.ModuleType | type)
+        return function.__name__ if named else re.sub(r" at 0x[0-9a-f]+", "", repr(function))
     if id(function) in seen:
         return function.__qualname__
     try:

@@ -21,19 +21,7 @@ from mia_fast.errors import ConfigError
 from mia_fast.features import expression as expressions
 from mia_fast.features.builder import BOTH, CALENDAR, FIRST, SECOND, Builder
 from mia_fast.features.catalogue import Catalogue, Column, Warmup
-from mia_fast.features.kernels import (
-    BY_KEY,
-    FORGETS,
-    HOLDS,
-    KEEPS,
-    PASSES,
-    POINTWISE,
-    POLICIES,
-    SKIPS,
-    Kernel,
-    check,
-    unfit,
-)
+from mia_fast.features.kernels import HOLDS, KEEPS, POINTWISE, POLICIES, SKIPS, Kernel, check, unfit
 from mia_kernels import opcodes as op
 
 FILE = "feature_sets.yaml"
@@ -423,9 +411,9 @@ def derived_missing(own: str, before: Sequence[str]) -> str:
 
     A missing input is felt in three ways: the value is null at that bar; it stays null while a window holds
     the bar; what is remembered afterwards is not what it would have been. The column has the strongest of
-    what its kernel does and of what its inputs bring: remembering in a recurrence (``HOLDS``) before
-    remembering single values (``BY_KEY``, ``PASSES``) before remembering in a sum (``SKIPS``, or ``KEEPS`` where
-    the value is not even null at the bar) before a window (``FORGETS``) before nothing (``POINTWISE``).
+    what its kernel does and of what its inputs bring, in the order of ``POLICIES``: remembering in a
+    recurrence (``HOLDS``) before remembering single values (``BY_KEY``, ``PASSES``) or in a sum (``SKIPS``, or ``KEEPS`` where the value is not even
+    null at the bar) before a window (``FORGETS``) before nothing (``POINTWISE``).
 
     Two combinations are not simply the stronger one. What rests on ``KEEPS`` and on something that is null at
     the bar is null there and remembers: ``SKIPS``. And a kernel that keeps its value does so although what it
@@ -439,16 +427,14 @@ def derived_missing(own: str, before: Sequence[str]) -> str:
         The policies of its inputs; ``POINTWISE`` for an input of the catalogue or a calendar column. For a
         formula they decide alone, its own being ``POINTWISE``.
     """
-    if HOLDS in (own, *before):
+    strongest = max((own, *before), key=list(POLICIES.values()).index)
+    if strongest == HOLDS:
         return HOLDS
     if own == KEEPS:
         return KEEPS
-    for remembers in (BY_KEY, PASSES, SKIPS):
-        if remembers in (own, *before):
-            return remembers
-    if KEEPS in before:
+    if strongest == KEEPS:  # of its inputs
         return KEEPS if set(before) == {KEEPS} and own == POINTWISE else SKIPS
-    return FORGETS if FORGETS in (own, *before) else POINTWISE
+    return strongest
 
 
 def _refuse_twins(columns: dict[str, Column]) -> None:

@@ -50,7 +50,7 @@ from mia_fast.workspace import Workspace
 if TYPE_CHECKING:
     from mia_models.session import OnnxModel
 
-CONFIGS: Final = ("market_config.yaml", "policy.yaml", "risk.yaml", "options.yaml", "inputs.yaml", "feature_sets.yaml")
+CONFIGS: Final = ("market_config.yaml", "policy.yaml", "risk.yaml", "options.yaml", "inputs.yaml")
 _COMPONENTS: Final = (
     ("feature_engine", "update"),
     ("neural_pipeline", "step"),
@@ -471,7 +471,7 @@ class _Run:
             state_folder=self.folder,
             run_id=self.run_id,
         )
-        digest = configs.digest(*(self.workspace.config(name) for name in CONFIGS))
+        digest = configs.digest(*_config_files(self.workspace))
         assert self.bars.interval_ns is not None
         self.engine = Engine(
             plan=self.plan,
@@ -629,10 +629,15 @@ def _chains(chain: Table | None) -> list[tuple[int, pl.DataFrame]]:
     return sorted(found, key=lambda pair: pair[0])
 
 
+def _config_files(workspace: Workspace) -> list[Path]:
+    """Every file whose content may change a decision."""
+    return [*(workspace.config(name) for name in CONFIGS), *catalogues.files(workspace)]
+
+
 def _run_id(workspace: Workspace, inputs: Inputs, model: OnnxModel, start: int | None, end: int | None) -> str:
     parts = [
         inputs.fingerprint,
-        configs.digest(*(workspace.config(name) for name in CONFIGS)),
+        configs.digest(*_config_files(workspace)),
         model.manifest.graph_sha256,
         str(start),
         str(end),
