@@ -250,17 +250,12 @@ def test_duplicate_times_in_cross(workspace: Workspace) -> None:
 
 
 def test_other_people_s_names_for_a_series_are_mapped(workspace: Workspace) -> None:
-    text = (shipped() / "config" / "inputs.yaml").read_text(encoding="utf-8")
-    content = yaml.safe_load(text)
-    content["cross"]["values"] = {"symbol": {"^VIX": "VIX", "^GSPC": "SPX"}}
-    folder = workspace.root / "config"
-    folder.mkdir()
-    (folder / "inputs.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     held = closes(1)
-    plain = as_cross({name: held[name] for name in ("VIX", "SPX")})
-    theirs = plain.with_columns(pl.col("symbol").replace({"VIX": "^VIX", "SPX": "^GSPC"}))
+    plain = as_cross({name: held[name] for name in ("VIX", "SPX", "DXY")})
+    theirs = plain.with_columns(pl.col("symbol").replace({"VIX": "^VIX", "SPX": "^GSPC", "DXY": "DX-Y.NYB"}))
     got, want = (market_sources(read_cross(part, workspace).frame, workspace)[0] for part in (theirs, plain))
     assert got.names == want.names
+    assert "dxy_return_1" in got.names
     same_bits(got.values, want.values)
 
 
