@@ -10,7 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mia_fast.features.frame import feature_availability as feature_availability
     from mia_fast.features.frame import generate_features as generate_features
+    from mia_fast.features.live import Features as Features
     from mia_fast.features.own import register_kernel as register_kernel
     from mia_fast.journal import flush as flush
     from mia_fast.journal import log_decision as log_decision
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Features": "mia_fast.features.live",
     "NeuralPipeline": "mia_fast.predict",
     "block_trade": "mia_fast.risk",
+    "feature_availability": "mia_fast.features.frame",
     "flush": "mia_fast.journal",
     "generate_features": "mia_fast.features.frame",
     "log_decision": "mia_fast.journal",

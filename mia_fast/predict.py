@@ -126,12 +126,18 @@ class NeuralPipeline:
 def definitions(catalogue: Catalogue, names: Sequence[str]) -> dict[str, str]:
     """A digest (16 hex digits) of all catalogue rows that decide the values of each named column.
 
-    An input column of the catalogue is decided by its name alone; a name that the catalogue does not know is left out.
+    A column of the bars is decided by its name alone, an input of a slower table by its declaration too (series,
+    statistic, period); a name that the catalogue does not know is left out.
     """
     from mia_fast.features.kernels import find
 
     columns = {column.name: column for column in (*catalogue.auxiliary, *catalogue.features)}
-    inputs = {column.name for column in catalogue.inputs}
+    inputs = {
+        column.name: ""
+        if column.table == "bars"
+        else " " + column.model_dump_json(exclude={"name", "unit", "meaning"}, exclude_none=True)
+        for column in catalogue.inputs
+    }
     result = {}
     for name in names:
         if name not in columns and name not in inputs:
@@ -144,12 +150,12 @@ def definitions(catalogue: Catalogue, names: Sequence[str]) -> dict[str, str]:
                 continue
             column = columns.get(current)
             if column is None or (current in inputs and column.kernel == "column"):
-                seen[current] = "input"
+                seen[current] = f"input{inputs[current]}"
                 continue
             seen[current] = column.model_dump_json(include={"kernel", "inputs", "params", "output", "expression"})
             kernel = find(column.kernel, catalogue.own)
             seen[current] += kernel.digest if kernel is not None else ""
-            stack += _reads(column.expression, columns.keys() | inputs) if column.expression else column.inputs
+            stack += _reads(column.expression, columns.keys() | inputs.keys()) if column.expression else column.inputs
         text = "\n".join(f"{key} {seen[key]}" for key in sorted(seen))
         result[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
     return result

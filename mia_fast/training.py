@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
-from mia_fast.features.cross import VixHistory
+from mia_fast.features.cross import daily_closes
 from mia_fast.features.engine import FeatureEngine
-from mia_fast.features.frame import input_arrays, one_symbol, plan_for
+from mia_fast.features.frame import input_arrays, market_sources, one_symbol, plan_for
 from mia_fast.predict import definitions
 from mia_fast.tables import Table, read_table
+from mia_fast.tables.mapping import day_closes
 from mia_fast.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -106,8 +107,8 @@ def vix_samples(
     progress(f"reading {len(bars)} files of bars")
     table = _one_table([read_table("bars", path, workspace=workspace) for path in bars])
     one_symbol(table)
-    history = VixHistory.from_cross(read_table("cross", vix, workspace=workspace).frame)
-    if history is None:
+    cross = read_table("cross", vix, workspace=workspace).frame
+    if not (cross["symbol"] == "VIX").any():
         raise DataError(
             "there is no symbol VIX in it",
             where=str(vix),
@@ -116,12 +117,13 @@ def vix_samples(
         )
     features = catalogues.read(workspace).names
     extra = [name for name in names if name not in features]
-    plan = plan_for(table, workspace=workspace, vix=history, auxiliary=extra)
-    known_at, columns = input_arrays(plan, table, history)
+    sources = market_sources(cross, workspace)
+    plan = plan_for(table, workspace=workspace, sources=sources, auxiliary=extra)
+    known_at, columns = input_arrays(plan, table, sources)
     progress(f"computing {len(plan.outputs)} features for {len(known_at):,} bars")
     matrix = FeatureEngine(plan).batch(known_at, columns)
-    closes = history.columns(history.known_at)["vix"]
-    target, target_day = upcoming_close(known_at, history.known_at, closes, _local(history.known_at)[0])
+    vix_known_at, closes = daily_closes(cross, "VIX", day_closes(workspace))
+    target, target_day = upcoming_close(known_at, vix_known_at, closes, _local(vix_known_at)[0])
     day, minute = _local(known_at)
     chosen = {name: matrix[plan.outputs.index(name)].copy() for name in names}
     return Samples(day, minute, chosen, target, target_day)

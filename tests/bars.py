@@ -82,9 +82,13 @@ def feed(engine: FeatureEngine, bars: Bars, *, live: bool = False) -> Floats:
     """(outputs, n): all rows in one block, or bar by bar."""
     if not live:
         return engine.batch(bars.known_at, bars.columns)
-    rows = np.column_stack([bars.columns[name] for name in engine.plan.inputs]).tolist()
+    rows = np.column_stack([bars.columns[name] for name in engine.plan.bar_inputs]).tolist()
+    slow = {t: np.column_stack([bars.columns[n] for n in names]).tolist() for t, names in engine.plan.held.items()}
     out = np.empty((len(engine.plan.outputs), len(bars)))
     for k, (known_at, row) in enumerate(zip(bars.known_at.tolist(), rows, strict=True)):
+        for table, values in slow.items():
+            if k == 0 or values[k] != values[k - 1]:  # a slow input stands until it is held anew
+                engine.hold(table, values[k])
         out[:, k] = engine.update(known_at, row)
     return out
 
@@ -137,6 +141,20 @@ def prices(rng: np.random.Generator, n: int, start: float = 5000.0) -> dict[str,
     return {"open": open_ * TICK, "high": high * TICK, "low": low * TICK, "close": close * TICK, "volume": volume}
 
 
+def event_columns(known_at: NDArray[np.int64]) -> dict[str, Floats]:
+    """When the events before and after each bar are: one every 7 hours, every third of them high."""
+    step = 7 * 60 * MINUTE
+    schedule = np.arange(known_at[0] // step - 5, known_at[-1] // step + 6) * step
+    found = {}
+    for before, after, starts in (
+        ("previous_event_at", "next_event_at", schedule),
+        ("last_event_at", "next_high_event_at", schedule[::3]),
+    ):
+        at = np.searchsorted(starts, known_at, side="right")
+        found |= {before: starts[at - 1] / 1e9, after: starts[at] / 1e9}
+    return found
+
+
 def make(
     sessions: int,
     *,
@@ -159,7 +177,7 @@ def make(
     dates = [d for d in dates if d.weekday() < 5] + days
     vix = np.round(18.0 * np.exp(np.cumsum(rng.normal(0.0, 0.05, len(dates)))), 2)
     columns |= inputs_around(catalogue(), known_at, columns, seed=seed)
-    columns |= naive.vix_columns(known_at, dates, vix)
+    columns |= naive.vix_columns(known_at, dates, vix) | event_columns(known_at)
     bars = Bars(known_at, columns)
     if not gaps:
         return bars
@@ -184,5 +202,5 @@ def real(folder: Path, rows: int) -> Bars:
     vix = pl.read_parquet(folder / "vol" / "vix_family_daily_to_202206.parquet")
     vix = vix.filter(pl.col("symbol") == "VIX").drop_nulls("close").sort("date")
     vix = vix.filter(pl.col("date") > frame["ts"][0].date() - dt.timedelta(days=45))
-    columns |= naive.vix_columns(known_at, vix["date"].to_list(), vix["close"].to_numpy())
+    columns |= naive.vix_columns(known_at, vix["date"].to_list(), vix["close"].to_numpy()) | event_columns(known_at)
     return Bars(known_at, columns)

@@ -23,11 +23,12 @@ from mia_fast.errors import ConfigError, DataError, StateError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.builder import CALENDAR
 from mia_fast.features.catalogue import Catalogue, Warmup
-from mia_fast.features.cross import VIX_COLUMNS, VixHistory
+from mia_fast.features.cross import DailyHistory
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.frame import feature_frame, generate_features
 from mia_fast.features.plan import Plan, make_plan, new_york
-from mia_fast.workspace import Workspace
+from mia_fast.tables import mapping
+from mia_fast.workspace import Workspace, shipped
 
 SESSION = bars.SESSION_MINUTES
 SIZES = (1, 2, 3, 7, 64, 255, 256, 257)
@@ -221,7 +222,7 @@ def test_one_row_at_the_open() -> None:
     got = dict(zip(plan.outputs, feed(FeatureEngine(plan), data)[:, 0].tolist(), strict=True))
     given_values = {name for name, value in got.items() if not math.isnan(value)}
     assert given_values == {
-        *(name for name in plan.outputs if plan.warmups[name] == Warmup()),
+        *(name for name in plan.outputs if plan.warmups[name] == Warmup() and name not in plan.missing),
     }
 
 
@@ -464,6 +465,14 @@ def daily(closes: dict[dt.date, float], hour: int = 16, minute: int = 15) -> pl.
     )
 
 
+VIX_COLUMNS = ("vix", "vix_known_at", "vix_mean_5", "vix_mean_20", "vix_deviation_20")
+
+
+def vix_history(cross: pl.DataFrame) -> DailyHistory | None:
+    """The inputs that the shipped catalogue takes of the VIX alone."""
+    return DailyHistory.from_cross(cross, catalogue().inputs, mapping.day_closes(Workspace(shipped())))
+
+
 @pytest.fixture(scope="module")
 def vix_closes() -> dict[dt.date, float]:
     rng = np.random.default_rng(3)
@@ -473,7 +482,7 @@ def vix_closes() -> dict[dt.date, float]:
 
 def test_a_daily_close_counts_from_16_15_new_york_on(vix_closes: dict[dt.date, float]) -> None:
     data = bars.make(12)  # over the change to daylight saving time
-    history = VixHistory.from_cross(daily(vix_closes))
+    history = vix_history(daily(vix_closes))
     assert history is not None
     got = history.columns(data.known_at)
     want = naive.vix_columns(data.known_at, list(vix_closes), list(vix_closes.values()))
@@ -489,7 +498,7 @@ def test_a_daily_close_counts_from_16_15_new_york_on(vix_closes: dict[dt.date, f
 
 def test_nothing_is_known_before_the_first_close(vix_closes: dict[dt.date, float]) -> None:
     few = dict(list(vix_closes.items())[:22])
-    history = VixHistory.from_cross(daily(few))
+    history = vix_history(daily(few))
     assert history is not None
     first = int(dt.datetime(2024, 2, 1, 16, 15, tzinfo=NEW_YORK).timestamp()) * 10**9
     assert all(math.isnan(value) for value in history.at(first - 1))
@@ -500,7 +509,7 @@ def test_nothing_is_known_before_the_first_close(vix_closes: dict[dt.date, float
 def test_a_value_after_16_15_is_not_that_day_s_close(vix_closes: dict[dt.date, float]) -> None:
     late = daily({day: -value for day, value in vix_closes.items()}, hour=16, minute=16)
     both = pl.concat([daily(vix_closes), late]).sort("timestamp")
-    history, alone = VixHistory.from_cross(both), VixHistory.from_cross(daily(vix_closes))
+    history, alone = vix_history(both), vix_history(daily(vix_closes))
     assert history is not None
     assert alone is not None
     at = bars.make(3).known_at
@@ -510,7 +519,7 @@ def test_a_value_after_16_15_is_not_that_day_s_close(vix_closes: dict[dt.date, f
 
 def test_cross_without_vix_gives_none() -> None:
     frame = daily({dt.date(2024, 2, 1): 15.0}).with_columns(symbol=pl.lit("SPY"))
-    assert VixHistory.from_cross(frame) is None
+    assert vix_history(frame) is None
 
 
 def test_the_return_since_a_late_vix_close_starts_at_the_close_itself() -> None:
@@ -542,7 +551,7 @@ def test_a_frame_gives_the_engine_s_bits(workspace: Workspace, vix_closes: dict[
     got = generate_features(frame, cross=daily(vix_closes), auxiliary=["vix_mean_5"], workspace=workspace)
     assert got.columns == ["timestamp", *catalogue().names, "vix_mean_5"]
     assert got["timestamp"].to_list() == frame["timestamp"].to_list()
-    history = VixHistory.from_cross(daily(vix_closes))
+    history = vix_history(daily(vix_closes))
     assert history is not None
     full = data.altered(**history.columns(data.known_at))
     plan = make_plan(catalogue(), tuple(full.columns), bar_minutes=1, tick_size=0.25, auxiliary=["vix_mean_5"])
@@ -569,13 +578,6 @@ def test_a_frame_of_few_rows(workspace: Workspace, rows: int) -> None:
     assert got.shape == (rows, 1 + len(catalogue().names))
     assert got["close"].null_count() == 0
     assert got["rsi_14"].null_count() == rows
-
-
-def test_bars_of_two_symbols_are_refused(workspace: Workspace) -> None:
-    frame = frame_of(bars.make(1)).with_columns(symbol=pl.lit("ES"))
-    other = frame.with_columns(symbol=pl.lit("NQ"))
-    with pytest.raises(DataError, match="2 symbols: ES, NQ"):
-        generate_features(pl.concat([frame, other]).sort("timestamp", "symbol"), workspace=workspace)
 
 
 def test_nan_becomes_null_and_nothing_else_does() -> None:
@@ -694,7 +696,7 @@ def formula(expression: str, **changes: object) -> dict[str, object]:
         (ema(kernel="window", output="median"), "has no output 'median'", "outputs: mean"),
         (ema(warmup=18), "declares a warm-up of 18 rows, but its kernel and inputs give 19 rows", "write warmup: 19"),
         (ema(inputs=["clsoe"]), "reads an unknown column 'clsoe'", "did you mean 'close'?"),
-        (ema(inputs=["qqqqqq"]), "reads an unknown column 'qqqqqq'", "declare it under inputs or auxiliary"),
+        (ema(inputs=["zzzzzzzz"]), "reads an unknown column 'zzzzzzzz'", "declare it under inputs or auxiliary"),
         (ema(inputs=["mine"]), "columns depend on themselves: mine -> mine", "break the circle"),
         (formula("close +"), "'close +' is not an expression", None),
         (formula("clsoe + 1"), "reads an unknown column 'clsoe'", "did you mean 'close'?"),
@@ -922,7 +924,7 @@ def test_a_live_bar_needs_all_its_values(gappy: Bars, plan: Plan, count: int) ->
     engine = FeatureEngine(plan)
     feed(engine, gappy.rows(slice(0, 300)))
     before = engine.save()
-    with pytest.raises(DataError, match=f"{len(plan.inputs)} "):
+    with pytest.raises(DataError, match=f"{len(plan.bar_inputs)} "):
         engine.update(int(gappy.known_at[300]), [1.0] * count)
     assert engine.save() == before
 

@@ -18,7 +18,7 @@ import mia_models
 from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.predict import NeuralPipeline, definitions
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import Workspace, shipped
 from mia_models.errors import ModelError
 
 ARTIFACTS = Path(mia_models.__file__).parent / "artifacts"
@@ -169,13 +169,13 @@ def test_own_model_comes_first_and_is_not_silently_replaced(workspace):
 
 
 def test_a_feature_defined_otherwise_is_refused(workspace):
-    shipped = workspace.config("feature_sets.yaml").read_text()
+    text = workspace.config("feature_sets.yaml").read_text()
     path = workspace.root / "config" / "feature_sets.yaml"
     path.parent.mkdir()
-    path.write_text(shipped)
+    path.write_text(text)
     NeuralPipeline(workspace)
-    assert "(time - vix_known_at) / 60" in shipped
-    path.write_text(shipped.replace("(time - vix_known_at) / 60", "(time - vix_known_at) / 3600"))
+    assert "(time - vix_known_at) / 60" in text
+    path.write_text(text.replace("(time - vix_known_at) / 60", "(time - vix_known_at) / 3600"))
     with pytest.raises(ModelError, match="computes minutes_since_vix_close otherwise"):
         NeuralPipeline(workspace)
 
@@ -347,3 +347,16 @@ def test_prior_of_the_real_history(real_data, workspace):
     move, fall = prior[1 + TERMS.index("move")], prior[1 + TERMS.index("fall")]
     assert -0.06 < move < -0.04
     assert -0.05 < fall < -0.02
+
+
+def test_an_input_that_is_declared_otherwise_is_another_input(workspace: Workspace) -> None:
+    """The mean of five closes that the model was trained on is not the mean of seven under its name."""
+    shipped_text = (shipped() / "config" / "feature_sets.yaml").read_text(encoding="utf-8")
+    assert shipped_text.count("statistic: mean, period: 5") == 1
+    folder = workspace.root / "config"
+    folder.mkdir()
+    (folder / "feature_sets.yaml").write_text(
+        shipped_text.replace("statistic: mean, period: 5", "statistic: mean, period: 7"), encoding="utf-8"
+    )
+    with pytest.raises(ModelError, match="computes vix_mean_5 otherwise"):
+        NeuralPipeline(workspace)

@@ -53,7 +53,10 @@ WorkspaceOption = Annotated[
     ),
 ]
 ChainOption = Annotated[Path | None, typer.Option(help="Option chain (Parquet), one or several snapshots.")]
-CrossOption = Annotated[Path | None, typer.Option(help="Cross-asset closes with the daily VIX (Parquet or CSV).")]
+CrossOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="Cross-asset closes with the daily VIX (Parquet or CSV); repeat it for several files."),
+]
 
 
 @app.command()
@@ -124,34 +127,41 @@ def run(
 
 @app.command()
 def features(
-    bars: Annotated[Path, typer.Argument(help="Bars of one symbol (Parquet or CSV).")],
+    bars: Annotated[Path, typer.Argument(help="Bars (Parquet or CSV).")],
     out: Annotated[Path | None, typer.Argument(help="Parquet file to write. Without it, only the plan.")] = None,
     cross: CrossOption = None,
+    levels: Annotated[
+        list[Path] | None, typer.Option(help="Option chains, or rows of levels (Parquet); repeat it for several files.")
+    ] = None,
+    events: Annotated[Path | None, typer.Option(help="Macro events (Parquet or CSV).")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="List every feature by family, and what it lacks.")] = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Compute the features of a file of bars, or show which of them can be computed.
 
-    Example: [cyan]mia-fast features es.parquet features.parquet --cross vix.parquet[/cyan]
+    Example: [cyan]mia-fast features es.parquet features.parquet --cross vix.parquet --events calendar.csv[/cyan]
     """
     import time
 
-    from mia_fast.features.cross import VixHistory
-    from mia_fast.features.frame import generate_features, one_symbol, plan_for
+    from mia_fast.features.frame import feature_availability, generate_features, read_cross
+    from mia_fast.features.levels import read_levels
     from mia_fast.files import replacing
     from mia_fast.tables import read_table
 
     place = Workspace.current(workspace)
     table = read_table("bars", bars, workspace=place)
-    other = None if cross is None else read_table("cross", cross, workspace=place)
-    vix = None if other is None else VixHistory.from_cross(other.frame)
+    others = read_cross(cross, place) if cross else None
+    known = read_levels(levels, place) if levels else None
+    calendar = None if events is None else read_table("events", events, workspace=place)
     show.table_report(table)
-    one_symbol(table)
-    show.plan(plan_for(table, workspace=place, vix=vix))
+    show.availability(
+        feature_availability(table, cross=others, levels=known, events=calendar, workspace=place), whole=plan
+    )
     if out is None:
         return
     began = time.perf_counter()
     with show.progress("rows") as advance:
-        frame = generate_features(table, cross=other, workspace=place, progress=advance)
+        frame = generate_features(table, cross=others, levels=known, events=calendar, workspace=place, progress=advance)
     computed = time.perf_counter()
     with show.working("writing"), replacing(out) as temporary:
         frame.write_parquet(temporary)
@@ -562,7 +572,7 @@ def _replay(
     *,
     bars: Path,
     events: Path | None,
-    cross: Path | None,
+    cross: Path | list[Path] | None,
     chain: Path | None,
     start: int | None = None,
     end: int | None = None,

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from mia_fast.alerts import Channel
     from mia_fast.bars.stream import BarsReport
     from mia_fast.features.checks import Report
-    from mia_fast.features.plan import Plan
     from mia_fast.journal.explain import Explanation
     from mia_fast.live.replay import Summary
     from mia_fast.options import Levels
@@ -101,15 +100,27 @@ def table_report(table: InputTable) -> None:
     out.print(escape(table.report()), style="dim")
 
 
-def plan(found: Plan) -> None:
-    """How many features can be computed, and what the others lack."""
-    computed = len(found.features) - len(found.null_features)
-    out.print(f"[bold]{computed}[/bold] of {len(found.features)} features can be computed")
-    lacking: dict[tuple[str, ...], list[str]] = {}
-    for name, columns in found.null_features.items():
-        lacking.setdefault(columns, []).append(name)
-    for columns, names in lacking.items():
-        out.print(f"  null for want of [yellow]{', '.join(columns)}[/yellow]: {', '.join(names)}")
+def availability(found: pl.DataFrame, *, whole: bool = False) -> None:
+    """How many features can be computed, by family, and what the others lack; ``whole`` lists each feature."""
+    out.print(f"[bold]{found['available'].sum()}[/bold] of {found.height} features can be computed")
+    table = Table(box=None, padding=(0, 2))
+    for title in ("Family", "Computed", "Null"):
+        table.add_column(title, justify="left" if title == "Family" else "right")
+    for (family,), part in found.group_by("family", maintain_order=True):
+        count = part["available"].sum()
+        table.add_row(str(family), str(count), str(part.height - count))
+    out.print(table)
+    lacking: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for name, _, _, available, lacks, wanted in found.iter_rows():
+        if not available:
+            lacking.setdefault((tuple(lacks), tuple(wanted)), []).append(name)
+    for (columns, tables), names in lacking.items():
+        of = f" [dim]({escape('; '.join(tables))})[/dim]" if tables else ""
+        out.print(f"  null for want of [yellow]{', '.join(columns)}[/yellow]{of}: {', '.join(names)}")
+    if whole:
+        for (family,), part in found.group_by("family", maintain_order=True):
+            names = part.filter("available")["feature"].to_list()
+            out.print(f"  {family}, computed: {', '.join(names) or '-'}")
 
 
 def feature_checks(report: Report) -> None:

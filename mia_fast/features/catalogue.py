@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import Field, PlainSerializer, PlainValidator, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator, PrivateAttr, model_validator
 
 from mia_fast.config import Model, load
 from mia_fast.workspace import Workspace
@@ -46,7 +46,7 @@ WarmupField = Annotated[Warmup, PlainValidator(_parse_warmup), PlainSerializer(s
 
 
 TABLES: Final = ("bars", "daily", "minute", "levels", "events", "models", "account", "memory")
-"""Where an input may come from, in the order of a plan's inputs: a bar brings its own, the others are held between bars."""
+"""Where an input may come from, in the order of a plan's inputs: a bar brings its own, the others are held."""
 
 _NEEDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "daily": {
@@ -97,6 +97,8 @@ class InputColumn(Model):
     * ``events`` - ``statistic`` of the macro calendar; counts and sums over ``minutes``.
     * ``models``, ``account``, ``memory`` - brought by the caller: a column of the frame, or ``hold`` live.
     """
+
+    model_config = ConfigDict(populate_by_name=True)  # ``with`` is no name for an attribute
 
     name: Name
     table: Literal["bars", "daily", "minute", "levels", "events", "models", "account", "memory"] = Field(

@@ -56,12 +56,19 @@ class FeatureEngine:
         self._memory, self._state = _memory(plan)
         self._work = np.empty((op.SCRATCH, op.BLOCK))
         self._second: tuple[Floats, Floats] | None = None
-        # A live bar: its close (int64 ns), then the inputs (float64), packed in one go.
+        # A live bar: its close (int64 ns), then the inputs (float64). Those of the bars are packed in one go; those of
+        # slower tables follow and stay until they are held anew.
         self._bar = np.zeros(1 + len(plan.inputs))
+        self._bar_inputs_count = len(plan.bar_inputs)
         self._bar_time = self._bar[:1].view(np.int64)
-        self.bar = self._bar[1:]
-        self._pack = struct.Struct(f"=q{len(plan.inputs)}d").pack_into
+        self.bar = self._bar[1 : 1 + self._bar_inputs_count]
         self._bar_bytes = self._bar.data
+        self._pack = struct.Struct(f"=q{self._bar_inputs_count}d").pack_into
+        self._held = self._bar[1 + self._bar_inputs_count :]
+        self._places = {
+            table: {name: plan.inputs.index(name) - self._bar_inputs_count for name in names}
+            for table, names in plan.held.items()
+        }
         self._bar_inputs = self._bar.ctypes.data + 8 * np.arange(1, 1 + len(plan.inputs), dtype=np.int64)
         self._bar_out = np.full((len(plan.outputs), 1), np.nan)
         self._bar_values = self._bar_out[:, 0]
@@ -118,7 +125,53 @@ class FeatureEngine:
         self._state[: self.plan.columns_at] = 0.0
         self._state[self.plan.columns_at :] = np.nan
         self._state[op.POSITION] = op.HISTORY
+        self._held[:] = np.nan
         self._last_known_at = -(2**63)
+
+    def hold(self, table: str, values: Mapping[str, float] | Sequence[float] | Floats) -> None:
+        """Set inputs of a slow table: they stand from the next bar on, until they are set again.
+
+        Parameters
+        ----------
+        table
+            One of the plan's ``held``.
+        values
+            All inputs of the table in the plan's order, or some of them by name; NaN where one is missing.
+
+        Raises
+        ------
+        DataError
+            The plan reads no such table or input, or the number of values is wrong; nothing was set.
+        """
+        places = self._places.get(table)
+        if places is None:
+            raise DataError(
+                f"the plan reads no input of the table {table!r}",
+                where="FeatureEngine.hold",
+                hint=f"tables: {', '.join(self._places) or 'none'}; name the inputs when the plan is made",
+                then="nothing was set",
+            )
+        if isinstance(values, Mapping):
+            unknown = [name for name in values if name not in places]
+            if unknown:
+                raise DataError(
+                    f"the plan reads no input {unknown[0]!r} of the table {table!r}",
+                    where="FeatureEngine.hold",
+                    hint=f"inputs: {', '.join(places)}",
+                    then="nothing was set",
+                )
+            for name, value in values.items():
+                self._held[places[name]] = value
+            return
+        if len(values) != len(places):
+            raise DataError(
+                f"the table {table!r} takes {len(places)} numbers, got {len(values)}",
+                where="FeatureEngine.hold",
+                hint=f"give, in this order: {', '.join(places)}",
+                then="nothing was set",
+            )
+        first = next(iter(places.values()))
+        self._held[first : first + len(places)] = values
 
     def update(self, known_at: int, values: Sequence[float] | Floats) -> Floats:
         """Take one bar; return its features.
@@ -128,8 +181,8 @@ class FeatureEngine:
         known_at
             The bar's close, ns UTC, later than the last one.
         values
-            The plan's inputs in their order; NaN where one is missing. A float64 array costs the least, and
-            :attr:`bar` itself nothing.
+            The plan's ``bar_inputs`` in their order; NaN where one is missing. What slower tables bring is set by
+            :meth:`hold`. A float64 array costs the least, and :attr:`bar` itself nothing.
 
         Returns
         -------
@@ -153,9 +206,9 @@ class FeatureEngine:
                 self._pack(self._bar_bytes, 0, known_at, *values)
         except (struct.error, TypeError, ValueError) as error:
             raise DataError(
-                f"takes an int and {len(self.plan.inputs)} numbers, got {known_at!r} and {len(values)} ({error})",
+                f"takes an int and {self._bar_inputs_count} numbers, got {known_at!r} and {len(values)} ({error})",
                 where="FeatureEngine.update",
-                hint=f"give, in this order: {', '.join(self.plan.inputs)}",
+                hint=f"give, in this order: {', '.join(self.plan.bar_inputs)}",
                 then="the bar was not taken; the state is unchanged",
             ) from None
         call.run(self._live_at)
@@ -178,7 +231,8 @@ class FeatureEngine:
         known_at
             (n,) int64, the bars' closes in ns UTC, ascending and later than the last one taken.
         columns
-            The plan's inputs by name, each (n,) float64; contiguous ones are read in place.
+            The plan's inputs by name, each (n,) float64; contiguous ones are read in place. Inputs of slow tables keep
+            their last row for the bars that follow.
         out
             (outputs, n) float64 to fill; allocated if not given. Reusing it saves the first touch
             of its memory, which costs more than the features.
@@ -250,6 +304,8 @@ class FeatureEngine:
                     second.result()
                     self._take_second()
                 self._last_known_at = int(times[first + count - 1])
+                for k, array in enumerate(arrays[self._bar_inputs_count :]):
+                    self._held[k] = array[first + count - 1]
                 if progress is not None:
                     progress(first + count, n)
         return out
@@ -277,9 +333,9 @@ class FeatureEngine:
         self._columns()[plan.second_columns] = columns[plan.second_columns]
 
     def save(self) -> bytes:
-        """The state as bytes: the same bytes however the rows were cut into blocks."""
+        """The state as bytes, held inputs included: the same bytes however the rows were cut into blocks."""
         header = {"plan": self.plan.digest, "rows": self.rows, "last_known_at": self._last_known_at}
-        content = json.dumps(header).encode() + b"\n" + self._canonical().tobytes()
+        content = json.dumps(header).encode() + b"\n" + self._canonical().tobytes() + self._held.tobytes()
         return _MAGIC + hashlib.sha256(content).digest() + content
 
     def restore(self, saved: bytes) -> None:
@@ -298,14 +354,17 @@ class FeatureEngine:
                 hint="use the catalogue, inputs and bar length it was saved with, or start from history again",
                 then="the engine keeps the state it had",
             )
-        canonical = np.frombuffer(body)
+        saved_state = np.frombuffer(body)
         at = self.plan.columns_at
         slots = (self.plan.state_size - at) // op.STRIDE
-        if canonical.size != at + slots * op.HISTORY:
+        size = at + slots * op.HISTORY
+        canonical, held = saved_state[:size], saved_state[size:]
+        if saved_state.size != size + self._held.size:
             raise StateError("the state has another size than its plan asks for", where="feature state")
         self.reset()
         self._state[:at] = canonical[:at]
         self._columns()[:, : op.HISTORY] = canonical[at:].reshape(slots, op.HISTORY)
+        self._held[:] = held
         self._last_known_at = int(header["last_known_at"])
 
     def _columns(self) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +16,18 @@ from numpy.typing import NDArray
 from mia_fast import config
 from mia_fast.errors import DataError, WorkspaceError
 from mia_fast.features import catalogue as catalogues
-from mia_fast.features.cross import VIX_COLUMNS, VixHistory
+from mia_fast.features.asof import Steps
+from mia_fast.features.cross import DailyHistory, MinuteHistory
 from mia_fast.features.engine import FeatureEngine, Progress
+from mia_fast.features.events import EventSchedule
+from mia_fast.features.levels import LevelsHistory, read_levels
 from mia_fast.features.plan import Plan, make_plan
 from mia_fast.features.sample import Sample
 from mia_fast.files import replacing
+from mia_fast.options.config import options_config
+from mia_fast.options.levels import Levels
 from mia_fast.tables import Table, read_table
+from mia_fast.tables.mapping import day_closes
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 from mia_kernels.validity import validity_bitmap
@@ -32,25 +39,121 @@ Floats = NDArray[np.float64]
 
 
 def plan_for(
-    bars: Table, *, workspace: Workspace, vix: VixHistory | None = None, auxiliary: Sequence[str] = ()
+    bars: Table,
+    *,
+    workspace: Workspace,
+    sources: Sequence[Steps] = (),
+    auxiliary: Sequence[str] = (),
 ) -> Plan:
-    """The plan of this workspace's catalogue over what ``bars`` (and ``vix``) bring."""
-    catalogue, available, bar_minutes, tick_size = _shape(bars, workspace, vix)
+    """The plan of this workspace's catalogue over what ``bars`` and the slower tables bring."""
+    catalogue, available, bar_minutes, tick_size = _shape(bars, workspace, sources)
     return make_plan(catalogue, available, bar_minutes=bar_minutes, tick_size=tick_size, auxiliary=auxiliary)
 
 
 def _shape(
-    bars: Table, workspace: Workspace, vix: VixHistory | None
+    bars: Table, workspace: Workspace, sources: Sequence[Steps]
 ) -> tuple[catalogues.Catalogue, tuple[str, ...], float, float]:
     """What decides a plan: catalogue, columns at hand, bar length in minutes, tick size."""
     assert bars.interval_ns is not None
-    available = (*bars.frame.columns, *(VIX_COLUMNS if vix is not None else ()))
+    available = (*brought(bars.frame), *(name for steps in sources for name in steps.names))
     return (
         catalogues.read(workspace),
         available,
         bars.interval_ns / 60e9,
         config.market(workspace).instrument.tick_size,
     )
+
+
+def brought(frame: pl.DataFrame) -> tuple[str, ...]:
+    """The columns that hold anything: one without any value is as good as absent."""
+    return tuple(name for name in frame.columns if not _empty(frame[name]))
+
+
+def _empty(series: pl.Series) -> bool:
+    if series.null_count() == series.len():
+        return True
+    return series.dtype.is_float() and series[0] != series[0] and bool(series.is_nan().all())
+
+
+def read_cross(source: Any, workspace: Workspace) -> Table:
+    """Cross-asset closes from one source or several together: paths, tables, or a list of them.
+
+    Raises
+    ------
+    DataError
+        A source cannot be used, or two of them disagree on a value.
+    """
+    parts = source if isinstance(source, list | tuple) else [source]
+    tables = [part if isinstance(part, Table) else read_table("cross", part, workspace=workspace) for part in parts]
+    if len(tables) == 1:
+        return tables[0]
+    named = ("timestamp", "symbol", "close", "volume")
+    frames = [table.frame.select(name for name in named if name in table.frame.columns) for table in tables]
+    together = pl.concat(frames, how="diagonal_relaxed").unique(maintain_order=True)
+    twice = together.filter(pl.struct("timestamp", "symbol").is_duplicated())
+    if twice.height:
+        first = twice.row(0, named=True)
+        raise DataError(
+            f"{first['symbol']} has two values at {first['timestamp']:%Y-%m-%d %H:%M:%S} UTC",
+            where=", ".join(table.source for table in tables),
+            hint="pass each series once",
+            then="nothing was computed",
+        )
+    return dataclasses.replace(
+        tables[0],
+        frame=together.sort("timestamp", maintain_order=True).rechunk(),
+        quarantine=pl.concat([table.quarantine for table in tables]),
+        source=", ".join(table.source for table in tables),
+        notes=tuple(note for table in tables for note in table.notes),
+    )
+
+
+def market_sources(cross: pl.DataFrame, workspace: Workspace) -> tuple[Steps, ...]:
+    """The inputs of the tables ``daily`` and ``minute`` that a canonical cross table has values for."""
+    declared = catalogues.read(workspace).inputs
+    closes = day_closes(workspace)
+    found = (kind.from_cross(cross, declared, closes) for kind in (DailyHistory, MinuteHistory))
+    return tuple(steps for steps in found if steps is not None)
+
+
+def event_source(events: Any, workspace: Workspace, interval_ns: int) -> tuple[Steps, ...]:
+    """The inputs of the table ``events``: of a path, a frame, a table, or the risk room's calendar.
+
+    Raises
+    ------
+    DataError
+        A row cannot be read: an event that is left out would turn up as a calm hour.
+    """
+    declared = catalogues.read(workspace).inputs
+    if hasattr(events, "blocked"):
+        steps = EventSchedule.from_calendar(events, declared, interval_ns)
+        return () if steps is None else (steps,)
+    table = events if isinstance(events, Table) else read_table("events", events, workspace=workspace)
+    if table.quarantine.height:
+        row = table.quarantine.row(0, named=True)
+        raise DataError(
+            f"{table.quarantine.height} events cannot be read, first: {row['column']} = {row['value']} ({row['rule']})",
+            where=f"{table.source}, row {row['row']}",
+            hint=row["hint"] or "correct the row",
+            then="nothing was computed; an event that is left out would turn up as a calm hour",
+        )
+    steps = EventSchedule.from_frame(table.frame, declared, interval_ns)
+    return () if steps is None else (steps,)
+
+
+def level_source(levels: Sequence[Levels], bars: Table, workspace: Workspace) -> tuple[Steps, ...]:
+    """The inputs of the table ``levels`` for one symbol's bars, prices on their scale."""
+    known_at, close = bars.frame["known_at"].dt.epoch("ns").to_numpy(), _array(bars.frame["close"])
+    declared = catalogues.read(workspace).inputs
+    found = LevelsHistory.build(levels, declared, options_config(workspace), known_at, close)
+    return () if found is None else (found,)
+
+
+def _sources(bars: Table, workspace: Workspace, cross: Any, events: Any) -> tuple[Steps, ...]:
+    """What all symbols share."""
+    assert bars.interval_ns is not None
+    market = () if cross is None else market_sources(read_cross(cross, workspace).frame, workspace)
+    return market if events is None else (*market, *event_source(events, workspace, bars.interval_ns))
 
 
 _ENGINES_KEPT: Final = 8
@@ -77,12 +180,14 @@ def _engine(
     return engine
 
 
-def input_arrays(plan: Plan, bars: Table, vix: VixHistory | None) -> tuple[NDArray[np.int64], dict[str, Floats]]:
+def input_arrays(plan: Plan, bars: Table, sources: Sequence[Steps] = ()) -> tuple[NDArray[np.int64], dict[str, Floats]]:
     """The closes (ns UTC) and the plan's inputs as arrays; the bars' float64 columns are not copied."""
     known_at = bars.frame["known_at"].dt.epoch("ns").to_numpy()
-    columns = {name: _array(bars.frame[name]) for name in plan.inputs if name in bars.frame.columns}
-    if vix is not None:
-        columns |= {name: array for name, array in vix.columns(known_at).items() if name not in columns}
+    present = set(brought(bars.frame))
+    columns = {name: _array(bars.frame[name]) for name in plan.inputs if name in present}
+    for steps in sources:
+        wanted = [name for name in plan.held.get(steps.table, ()) if name not in columns]
+        columns |= steps.columns(known_at, wanted)
     return known_at, columns
 
 
@@ -137,26 +242,50 @@ def write_latest(frame: pl.DataFrame, workspace: Workspace) -> Path:
     return path
 
 
+def by_symbol(bars: Table) -> list[tuple[Any, Table, NDArray[np.int64]]]:
+    """The bars of each symbol in order of appearance, with their rows in the whole; one part if there is one symbol."""
+    frame = bars.frame
+    if "symbol" not in frame.columns or frame["symbol"].n_unique() == 1:
+        return [(None, bars, np.arange(frame.height))]
+    parts = frame.with_row_index("_row").partition_by("symbol", maintain_order=True)
+    return [
+        (
+            part["symbol"][0],
+            dataclasses.replace(bars, frame=part.drop("_row").rechunk(), source=f"{bars.source}, {part['symbol'][0]}"),
+            part["_row"].cast(pl.Int64).to_numpy(),
+        )
+        for part in parts
+    ]
+
+
 @operation("feature_engine", "generate_features")
 def generate_features(
     data: Any,
     *,
     cross: Any = None,
+    levels: Any = None,
+    events: Any = None,
     auxiliary: Sequence[str] = (),
     workspace: Workspace | None = None,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> pl.DataFrame:
-    """Compute the catalogue's features for a frame of bars of one symbol.
+    """Compute the catalogue's features for a frame of bars, of one symbol or of several.
+
+    What a table does not bring is null; :func:`feature_availability` says beforehand which features that concerns.
 
     Parameters
     ----------
     data
-        Bars: a path, or any table that speaks the Arrow PyCapsule interface. A catalogue input of
-        another table (``vix``) may also stand among its columns.
+        Bars: a path, or any table that speaks the Arrow PyCapsule interface. A catalogue input of another table
+        (``vix``, ``predicted_vix``) may also stand among its columns. Bars of several symbols may be interleaved.
     cross
-        Cross-asset closes (path or table) with the daily VIX; without it the features that need it
-        are null.
+        Cross-asset closes: a path, a table, or a list of them. A close counts from its own close on.
+    levels
+        Option levels as :func:`mia_fast.features.levels.read_levels` takes them: ``Levels``, paths of chains, a frame
+        of level rows, or a list of these. They count once known, prices moved to the future's by the basis.
+    events
+        The macro calendar: a path, a table, or the risk room's calendar.
     auxiliary
         Auxiliary columns of the catalogue to put after the features.
     workspace
@@ -164,36 +293,48 @@ def generate_features(
     threads
         1 or 2; the values are the same.
     progress
-        Called with (rows done, rows) along the way.
+        Called with (rows done, rows) along the way, for each symbol.
 
     Returns
     -------
     polars.DataFrame
-        ``timestamp`` as the bars have it, then the features in the catalogue's order; null during
-        warm-up and where an input is missing.
+        ``timestamp`` as the bars have it, ``symbol`` where there are several, then the features in the catalogue's
+        order; null during warm-up and where an input is missing. Of several symbols, ``features_latest.csv`` holds the
+        configured instrument, or the first one.
 
     Raises
     ------
     DataError
-        The bars cannot be used; says which row and why.
+        An input cannot be used; says which row and why.
     """
     workspace = workspace or Workspace.current()
     bars = data if isinstance(data, Table) else read_table("bars", data, workspace=workspace)
-    one_symbol(bars)
-    vix = None
-    if cross is not None:
-        table = cross if isinstance(cross, Table) else read_table("cross", cross, workspace=workspace)
-        vix = VixHistory.from_cross(table.frame)
-    shape = _shape(bars, workspace, vix)
-    with _TURN:
-        engine = _engine(*shape, tuple(auxiliary))
-        plan = engine.plan
-        known_at, columns = input_arrays(plan, bars, vix)
-        engine.reset()
-        matrix = engine.batch(known_at, columns, threads=threads, progress=progress)
-    frame = feature_frame(bars.frame["timestamp"], plan.outputs, matrix)
+    shared = _sources(bars, workspace, cross, events)
+    known = [] if levels is None else read_levels(levels, workspace)
+    frames = []
+    for symbol, part, rows in by_symbol(bars):
+        sources = (*shared, *level_source(known, part, workspace))
+        shape = _shape(part, workspace, sources)
+        with _TURN:
+            engine = _engine(*shape, tuple(auxiliary))
+            plan = engine.plan
+            known_at, columns = input_arrays(plan, part, sources)
+            engine.reset()
+            matrix = engine.batch(known_at, columns, threads=threads, progress=progress)
+        frames.append((symbol, rows, feature_frame(part.frame["timestamp"], plan.outputs, matrix)))
+    if len(frames) == 1:
+        frame = latest = frames[0][2]
+    else:
+        root = config.market(workspace).instrument.symbol
+        latest = next((one for symbol, _, one in frames if str(symbol) == root), frames[0][2])
+        where = np.argsort(np.concatenate([rows for _, rows, _ in frames]), kind="stable")
+        named = [
+            one.select("timestamp", pl.lit(symbol).alias("symbol"), pl.exclude("timestamp"))
+            for symbol, _, one in frames
+        ]
+        frame = pl.concat(named)[where]
     try:
-        write_latest(frame.select("timestamp", *plan.features), workspace)
+        write_latest(latest.select("timestamp", *catalogues.read(workspace).names), workspace)
     except OSError as error:
         raise WorkspaceError(
             f"features_latest.csv cannot be written ({error})",
@@ -202,3 +343,48 @@ def generate_features(
             then="the features were computed but not returned, because the contract's file would be stale",
         ) from error
     return frame
+
+
+def feature_availability(
+    data: Any,
+    *,
+    cross: Any = None,
+    levels: Any = None,
+    events: Any = None,
+    workspace: Workspace | None = None,
+) -> pl.DataFrame:
+    """Which features these inputs can give, and what the others lack; nothing is computed.
+
+    Parameters
+    ----------
+    data, cross, levels, events, workspace
+        As for :func:`generate_features`. Of several symbols, a feature counts as available if it is for each of them.
+
+    Returns
+    -------
+    polars.DataFrame
+        One row per feature in the catalogue's order: ``feature``, ``family``, ``stage``, ``available``, ``lacks`` (list
+        of the input columns that are missing) and ``wanted_from`` (the tables and series that would bring them).
+    """
+    workspace = workspace or Workspace.current()
+    bars = data if isinstance(data, Table) else read_table("bars", data, workspace=workspace)
+    shared = _sources(bars, workspace, cross, events)
+    known = [] if levels is None else read_levels(levels, workspace)
+    plans = [
+        plan_for(part, workspace=workspace, sources=(*shared, *level_source(known, part, workspace)))
+        for _, part, _ in by_symbol(bars)
+    ]
+    return availability(catalogues.read(workspace), plans)
+
+
+def availability(catalogue: catalogues.Catalogue, plans: Sequence[Plan]) -> pl.DataFrame:
+    """The table of :func:`feature_availability` for plans that are made."""
+    origins = {column.name: column.origin for column in catalogue.inputs}
+    rows = []
+    for feature in catalogue.features:
+        lacks = list(dict.fromkeys(name for plan in plans for name in plan.missing.get(feature.name, ())))
+        wanted = list(dict.fromkeys(origins[name] for name in lacks if name in origins))
+        rows.append((feature.name, feature.family, feature.stage, not lacks, lacks, wanted))
+    names = ("feature", "family", "stage", "available", "lacks", "wanted_from")
+    kinds = (pl.String, pl.String, pl.Int64, pl.Boolean, pl.List(pl.String), pl.List(pl.String))
+    return pl.DataFrame(rows, schema=dict(zip(names, kinds, strict=True)), orient="row")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mia_fast.errors import ConfigError
 from mia_fast.features import expression as expressions
 from mia_fast.features.builder import BOTH, CALENDAR, FIRST, SECOND, Builder
-from mia_fast.features.catalogue import Catalogue, Column, Warmup
+from mia_fast.features.catalogue import TABLES, Catalogue, Column, Warmup
 from mia_fast.features.kernels import HOLDS, KEEPS, POINTWISE, POLICIES, SKIPS, Kernel, check, unfit
 from mia_kernels import opcodes as op
 
@@ -33,6 +33,9 @@ class Plan:
 
     features: tuple[str, ...]
     inputs: tuple[str, ...]
+    """The input columns that are read, by table, the bars' first."""
+    held: dict[str, tuple[str, ...]]
+    """Of :attr:`inputs`, those of the slow tables, which stand until they are held anew: table -> names in order."""
     missing: dict[str, tuple[str, ...]]
     """Features and auxiliary columns that stay null, each with the input columns (or the length of bars) it lacks."""
     warmups: dict[str, Warmup]
@@ -59,6 +62,11 @@ class Plan:
     digest: str
     externals: tuple[tuple[tuple[str, ...], int], ...] = ()
     """Columns of registered functions, and where in the state the count of their failures stands."""
+
+    @property
+    def bar_inputs(self) -> tuple[str, ...]:
+        """Of :attr:`inputs`, those that each bar brings; they come first."""
+        return self.inputs[: len(self.inputs) - sum(map(len, self.held.values()))]
 
     @property
     def null_features(self) -> dict[str, tuple[str, ...]]:
@@ -156,7 +164,13 @@ def make_plan(
             )
 
     wanted = [name for name in (*catalogue.names, *auxiliary) if name not in lacking]
-    present = [c.name for c in catalogue.inputs if c.name in available]
+    needed = _needed(columns, wanted)
+    read = {source for name in needed for source in columns[name].inputs} | {raw_copies.get(name) for name in wanted}
+    tables = {
+        table: tuple(c.name for c in catalogue.inputs if c.table == table and c.name in available and c.name in read)
+        for table in TABLES
+    }
+    present = [name for names in tables.values() for name in names]
     outputs = {name: k for k, name in enumerate((*catalogue.names, *auxiliary))}
     halves = _halves(columns, parsed, wanted)
     builder = Builder(columns, parsed, present, outputs, bar_minutes, tick_size, halves)
@@ -167,6 +181,7 @@ def make_plan(
     return Plan(
         features=catalogue.names,
         inputs=tuple(present),
+        held={table: names for table, names in tables.items() if table != "bars" and names},
         missing={name: lacking[name] for name in (*catalogue.names, *auxiliary) if name in lacking},
         warmups={name: warmups[name] for name in (*catalogue.names, *auxiliary)},
         policies={name: policies[name] for name in (*catalogue.names, *auxiliary)},

@@ -11,15 +11,18 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mia_fast.clock import file_stamp
-from mia_fast.features.cross import VIX_COLUMNS, VixHistory
+from mia_fast.errors import DataError
+from mia_fast.features.asof import Feed, Steps
+from mia_fast.features.catalogue import InputColumn
 from mia_fast.features.engine import FeatureEngine
+from mia_fast.features.levels import CLOSES_KEPT, LevelsFeed
 from mia_fast.features.plan import Plan
 from mia_fast.journal.schema import feature_list_digest
 from mia_fast.live.broker import Position
@@ -42,7 +45,10 @@ MINUTE: Final = "minute_of_day"
 
 
 class Bar(NamedTuple):
-    """One closed bar. Prices in index points, volume in contracts; ``known_at`` is its close, ns UTC."""
+    """One closed bar. Prices in index points, volume in contracts; ``known_at`` is its close, ns UTC.
+
+    ``extra`` holds what else the engine's plan reads of a bar, in the order of :attr:`Engine.extra`.
+    """
 
     known_at: int
     open: float
@@ -50,6 +56,7 @@ class Bar(NamedTuple):
     low: float
     close: float
     volume: float
+    extra: tuple[float, ...] = ()
 
 
 class Journal(Protocol):
@@ -88,8 +95,13 @@ class Engine:
     ----------
     plan
         Features to compute, with :data:`MINUTE` among its auxiliary columns.
-    vix
-        Daily VIX closes, or None.
+    inputs
+        The catalogue's inputs.
+    sources
+        What is known of the slower tables (daily and minute closes, the calendar) from when on; levels come by
+        :meth:`on_chain`.
+    brought
+        Columns that the bars have besides open, high, low, close and volume.
     model
         The model of ``predicted_vix``; without it no entry passes.
     policy, desk, gate, journal
@@ -110,7 +122,9 @@ class Engine:
         self,
         *,
         plan: Plan,
-        vix: VixHistory | None,
+        inputs: Sequence[InputColumn],
+        sources: Sequence[Steps],
+        brought: Sequence[str],
         model: OnnxModel | None,
         policy: Policy,
         desk: Desk,
@@ -122,7 +136,7 @@ class Engine:
         run_id: str | None,
         config_digest: str,
     ) -> None:
-        self.plan, self.vix, self.model, self.policy = plan, vix, model, policy
+        self.plan, self.model, self.policy = plan, model, policy
         self.desk, self.gate, self.journal = desk, gate, journal
         self.features = FeatureEngine(plan)
         self.values: Floats = np.full(len(plan.outputs), np.nan)
@@ -143,8 +157,22 @@ class Engine:
         self._context_size = len(plan.features)
         self._model_at = None if model is None else model.columns_in(plan.outputs)
         self._model_sha = None if model is None else model.manifest.graph_sha256
-        self._inputs = _input_order(plan.inputs, vix)
-        self._closes: deque[tuple[int, float]] = deque(maxlen=120)
+        own = [name for name in plan.bar_inputs if name not in BAR_COLUMNS]
+        slow = [(table, name) for table, names in plan.held.items() for name in names if name in brought]
+        self.extra = (*own, *(name for _, name in slow))
+        """What a bar's ``extra`` holds: further columns of the bars, then slow inputs that they bring themselves."""
+        have = [*BAR_COLUMNS, *own]
+        order = [have.index(name) for name in plan.bar_inputs]
+        self._inputs = None if order == list(range(len(have))) else order
+        self._own = len(own)
+        self._brought = [
+            (table, [(name, len(own) + k) for k, (of, name) in enumerate(slow) if of == table])
+            for table in dict.fromkeys(table for table, _ in slow)
+        ]
+        self._feeds = [Feed(steps, self.features, skip=brought) for steps in sources if steps.table != "levels"]
+        self._level_feed = LevelsFeed(self.features, inputs, levels.config, skip=brought)
+        self._daily = next((steps for steps in sources if steps.table == "daily"), None)
+        self._closes: deque[tuple[int, float]] = deque(maxlen=CLOSES_KEPT)
         self._row_hash = hashlib.sha256
         self._feature_list = feature_list_digest(plan.features)
 
@@ -176,11 +204,23 @@ class Engine:
             return self._journalled(
                 Decision(trade_id, now, "hold", True, fault.partition(":")[0], fault, 0.0, None, None), bar, None
             )
-        daily = () if self.vix is None else self.vix.at(now)
-        values: Sequence[float] = (*bar[1:], *daily)
+        extra = bar.extra
+        if len(extra) != len(self.extra):
+            raise DataError(
+                f"extra holds {len(extra)} numbers",
+                where="Engine.on_bar",
+                hint=f"give, in this order: {', '.join(self.extra) or 'nothing'}",
+                then="the bar was not taken",
+            )
+        self._closes.append((now, bar.close))
+        for feed in self._feeds:
+            feed.advance(now)
+        self._level_feed.advance(now, self._closes)
+        for table, places in self._brought:
+            self.features.hold(table, {name: extra[at] for name, at in places})
+        values: Sequence[float] = bar[1:6] + extra[: self._own]
         row = self.features.update(now, values if self._inputs is None else [values[k] for k in self._inputs])
         self.values = row
-        self._closes.append((now, bar.close))
         computed = clock()
 
         predicted = math.nan
@@ -202,7 +242,7 @@ class Engine:
                 self._model_sha,
                 features_ready=bool(np.isfinite(row[self._policy_at]).all()),
                 halted=False,  # a bar that just closed is the venue trading
-                streams=_streams(daily),
+                streams=_streams(self._daily, now),
             )
             verdict = self.gate.check(order, market, account, now)
             if not verdict.allowed:
@@ -230,17 +270,51 @@ class Engine:
         ]
         return decision
 
-    def on_chain(self, chain: pl.DataFrame, known_at: int) -> Levels:
+    def on_chain(self, chain: pl.DataFrame, now: int, *, known_at: int | None = None, settled: bool = False) -> Levels:
         """Take a new option chain: compute its levels and move them to the future's price by the basis.
 
-        The basis is the future's last close known at the chain's market time less the underlying.
+        The basis is the future's last close known at the chain's market time less the underlying. The features read
+        the levels from the first bar on whose close they are known.
+
+        Parameters
+        ----------
+        chain
+            One snapshot.
+        now
+            The instant that the levels stand for, ns UTC.
+        known_at
+            When the chain was known, where that was before ``now``.
+        settled
+            The features hold these levels already: from a restored state, or from a batch that warmed them.
         """
-        levels = self._levels_engine.update(chain, known_at)
-        market_time = levels.market_time_ns if levels.market_time_ns is not None else known_at
+        levels = self._levels_engine.update(chain, now)
+        known = now if known_at is None else known_at
+        if settled:
+            self._level_feed.resume(levels, known)
+        else:
+            self._level_feed.take(levels, known)
+        self._to_future(levels, known if levels.market_time_ns is None else levels.market_time_ns)
+        return levels
+
+    def on_spot(self, spot: float, now: int) -> Levels:
+        """Take a new price of the underlying: the last chain's levels after that move, no volatility solved again.
+
+        Raises
+        ------
+        DataError
+            No chain came yet, or the price is not finite and positive.
+        """
+        levels = self._levels_engine.update_spot(spot, now)
+        # The underlying's price is of now, so the basis is taken now.
+        levels = replace(levels, timestamp_ns=now, market_time_ns=now)
+        self._level_feed.take(levels, now)
+        self._to_future(levels, now)
+        return levels
+
+    def _to_future(self, levels: Levels, market_time: int) -> None:
         price = next((close for at, close in reversed(self._closes) if at <= market_time), math.nan)
         underlying = levels.underlying_price if levels.underlying_price is not None else math.nan
-        self.levels = on_future(levels, price, underlying)
-        return levels
+        self.levels = on_future(levels, price, underlying, limit=self._levels_engine.config.basis_limit)
 
     def journal_features(self, now_ns: int) -> None:
         """Write down, once per run, which features the contexts of its decisions hold."""
@@ -331,7 +405,7 @@ class Engine:
                 "verdict": "allow" if decision.allowed else "deny",
                 "code": decision.code,
                 "detail": decision.detail,
-                "input_hash": self._row_hash(seen + np.array(bar[1:]).tobytes()).hexdigest(),
+                "input_hash": self._row_hash(seen + np.array(bar[1:6] + bar.extra).tobytes()).hexdigest(),
                 "model_sha256": self._model_sha,
                 "config_digest": self._config_digest,
                 "context": seen or None,
@@ -341,14 +415,9 @@ class Engine:
         return decision
 
 
-def _streams(daily: Sequence[float]) -> dict[str, int]:
+def _streams(daily: Steps | None, now: int) -> dict[str, int]:
     """Further input streams by name: when the last value of each became known, ns UTC."""
-    known = daily[VIX_COLUMNS.index("vix_known_at")] if daily else math.nan
+    if daily is None or "vix_known_at" not in daily.names:
+        return {}
+    known = float(daily.values[daily.names.index("vix_known_at"), daily.index(now)])
     return {"cross": round(known * 1e9)} if math.isfinite(known) else {}
-
-
-def _input_order(inputs: Sequence[str], vix: VixHistory | None) -> list[int] | None:
-    """Where each input of the plan stands among the bar's values; None if they are in order already."""
-    have = [*BAR_COLUMNS, *(VIX_COLUMNS if vix is not None else ())]
-    order = [have.index(name) for name in inputs]
-    return None if order == list(range(len(have))) else order

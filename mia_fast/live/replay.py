@@ -12,11 +12,12 @@ import contextlib
 import gc
 import hashlib
 import json
+import math
 import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -30,8 +31,21 @@ from mia_fast import config as configs
 from mia_fast import journal as journals
 from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
-from mia_fast.features.cross import VixHistory
-from mia_fast.features.frame import LATEST_ROWS, feature_frame, input_arrays, one_symbol, plan_for, write_latest
+from mia_fast.features.asof import Steps
+from mia_fast.features.frame import (
+    LATEST_ROWS,
+    brought,
+    event_source,
+    feature_frame,
+    input_arrays,
+    level_source,
+    market_sources,
+    one_symbol,
+    plan_for,
+    read_cross,
+    write_latest,
+)
+from mia_fast.features.levels import CLOSES_KEPT, level_inputs, snapshots
 from mia_fast.files import replacing, write_json
 from mia_fast.live.broker import ACCOUNT, SimulatedBroker, Trade
 from mia_fast.live.checkpoint import Checkpoint
@@ -43,6 +57,8 @@ from mia_fast.options.snapshot import SNAPSHOT_KEYS, journal_row
 from mia_fast.options.snapshot import save as save_levels
 from mia_fast.predict import NeuralPipeline
 from mia_fast.risk import Desk
+from mia_fast.risk import config as risk_config
+from mia_fast.risk.calendar import load_calendar
 from mia_fast.tables import Table, read_table
 from mia_fast.telemetry import RECORDER
 from mia_fast.workspace import Workspace
@@ -141,10 +157,10 @@ def read_inputs(
     *,
     bars: Path,
     events: Path | None = None,
-    cross: Path | None = None,
+    cross: Path | Sequence[Path] | None = None,
     chain: Path | None = None,
 ) -> Inputs:
-    """Read and check the files of a replay.
+    """Read and check the files of a replay; of cross-asset closes there may be several.
 
     Raises
     ------
@@ -155,7 +171,8 @@ def read_inputs(
     if events is not None:
         read_table("events", events, workspace=workspace)  # refuse a typing error in the path before the run
     digest = hashlib.sha256()
-    for path in (bars, events, cross, chain):
+    others = [] if cross is None else [cross] if isinstance(cross, Path) else list(cross)
+    for path in (bars, events, *(others or (None,)), chain):
         digest.update(b"-" if path is None else _file_digest(path))
     table = read_table("bars", bars, workspace=workspace)
     one_symbol(table)
@@ -163,7 +180,7 @@ def read_inputs(
     return Inputs(
         bars=table,
         events=events,
-        cross=None if cross is None else read_table("cross", cross, workspace=workspace),
+        cross=read_cross(others, workspace) if others else None,
         chain=None if chain is None else read_table("chain", chain, workspace=workspace),
         fingerprint=digest.hexdigest(),
     )
@@ -235,7 +252,6 @@ def replay(
     bars = Table(
         inputs.bars.kind, frame, inputs.bars.quarantine, inputs.bars.source, interval_ns=inputs.bars.interval_ns
     )
-    vix = None if inputs.cross is None else VixHistory.from_cross(inputs.cross.frame)
     model = NeuralPipeline(workspace).model
     run_id = _run_id(workspace, inputs, model, start, end)
     folder = workspace.data / "runs" / run_id
@@ -251,7 +267,7 @@ def replay(
         spread = replace(journals.Settings.of(workspace), interval=60.0)
         journal = stack.enter_context(journals.Journal.open(workspace, pin_core=other, settings=spread))
         stack.enter_context(_pinned(mine))
-        run = _Run(workspace, inputs, bars, vix, model, run_id, folder, parts, journal, first, known_at)
+        run = _Run(workspace, inputs, bars, model, run_id, folder, parts, journal, first, known_at)
         if saved is None:
             run.begin()
         else:
@@ -269,7 +285,6 @@ class _Run:
         workspace: Workspace,
         inputs: Inputs,
         bars: Table,
-        vix: VixHistory | None,
         model: OnnxModel,
         run_id: str,
         folder: Path,
@@ -279,27 +294,29 @@ class _Run:
         known_at: NDArray[np.int64],
     ) -> None:
         assert bars.interval_ns is not None
-        self.workspace, self.bars, self.vix = workspace, bars, vix
+        self.workspace, self.bars = workspace, bars
         self.run_id, self.folder, self.parts = run_id, folder, parts
         self.journal, self.first, self.known_at = _RunJournal(journal, run_id), first, known_at
         self.store = journal
         self.now = 0
         market = configs.market(workspace)
         self.market = market
-        named = catalogues.read(workspace).names
-        extra = (MINUTE, *(name for name in model.features if name not in named))
-        self.plan = plan_for(bars, workspace=workspace, vix=vix, auxiliary=extra)
+        catalogue = catalogues.read(workspace)
+        self.catalogue = catalogue
+        extra = (MINUTE, *(name for name in model.features if name not in catalogue.names))
+        self.events = inputs.events if inputs.events is not None else workspace.data / "macro_events.csv"
+        self.chains = [] if inputs.chain is None else snapshots(inputs.chain.frame)
+        self.sources = self._slow(None if inputs.cross is None else inputs.cross.frame)
+        self.plan = plan_for(bars, workspace=workspace, sources=self.sources, auxiliary=extra)
         self.broker = SimulatedBroker(market)
         self.tally = Tally()
         self.resumed_at = 0
         self.row = first
         self.buffer: list[NDArray[np.float64]] = []
         self.marks: list[tuple[int, float, float, float, str | None]] = []
-        self.chains = _chains(inputs.chain)
         self.next_chain = 0
         self.last_levels: Levels | None = None
         self.model = model
-        self.events = inputs.events if inputs.events is not None else workspace.data / "macro_events.csv"
         self.latency = np.zeros((len(known_at) - first, len(STAGES)), dtype=np.int64)
         self.measured = 0
         self.part_start = first
@@ -340,7 +357,7 @@ class _Run:
         self._forget_marks(saved.row)
         self.next_chain = saved.state["next_chain"]
         if self.next_chain:  # the levels in force are recomputed from their chain, not stored twice
-            self._take_chain(self.next_chain - 1)
+            self._take_chain(self.next_chain - 1, settled=True)
         elif not self.chains:
             at = int(self.known_at[self.first])
             self._keep_levels(no_chain(at, "CHAIN_MISSING: no chain was given to the replay"), at)
@@ -351,6 +368,8 @@ class _Run:
         """All bars that are left."""
         columns = [self.bars.frame[name].cast(pl.Float64).to_list() for name in BAR_COLUMNS]
         opens, highs, lows, closes, volumes = columns
+        further = [self.bars.frame[name].cast(pl.Float64).fill_null(math.nan).to_list() for name in self.engine.extra]
+        extras: list[tuple[float, ...]] = list(zip(*further, strict=True)) if further else [()] * len(opens)
         times = self.known_at.tolist()
         total = len(times)
         began = time.perf_counter()
@@ -361,7 +380,7 @@ class _Run:
             for k in range(self.row, stop):
                 now = times[k]
                 self.now = now
-                bar = Bar(now, opens[k], highs[k], lows[k], closes[k], volumes[k])
+                bar = Bar(now, opens[k], highs[k], lows[k], closes[k], volumes[k], extras[k])
                 trade = self.broker.open_bar(bar.open, now)
                 if trade is not None:
                     self._journal_trade(trade, now)
@@ -475,7 +494,9 @@ class _Run:
         assert self.bars.interval_ns is not None
         self.engine = Engine(
             plan=self.plan,
-            vix=self.vix,
+            inputs=self.catalogue.inputs,
+            sources=self.sources,
+            brought=brought(self.bars.frame),
             model=self.model,
             policy=Policy.open(self.workspace),
             desk=desk,
@@ -490,19 +511,40 @@ class _Run:
             config_digest=digest,
         )
 
+    def _slow(self, cross: pl.DataFrame | None) -> tuple[Steps, ...]:
+        """What is known of the slower tables; levels come with their chains."""
+        assert self.bars.interval_ns is not None
+        calendar = load_calendar(self.workspace, risk_config.risk(self.workspace).events, self.events)
+        names = [column.name for column in level_inputs(self.catalogue.inputs)]
+        return (
+            *(() if cross is None else market_sources(cross, self.workspace)),
+            *event_source(calendar, self.workspace, self.bars.interval_ns),
+            *((Steps.nothing("levels", names),) if self.chains and names else ()),
+        )
+
+    def _early(self, known: int) -> bool:
+        """Known to the bars before the period, which went through the features in one batch."""
+        return self.first > 0 and known <= int(self.known_at[self.first - 1])
+
     def _warm(self) -> None:
         """Run the bars before the period through the features alone."""
-        if self.first:
-            earlier = replace(self.bars, frame=self.bars.frame.head(self.first))
-            known_at, columns = input_arrays(self.plan, earlier, self.vix)
-            self.engine.features.batch(known_at, columns)
-            closes = earlier.frame["close"].tail(120).to_list()
-            self.engine.restore_closes(list(zip(known_at[-120:].tolist(), closes, strict=True)))
+        if not self.first:
+            return
+        earlier = replace(self.bars, frame=self.bars.frame.head(self.first))
+        solver = LevelsEngine(options_config(self.workspace))
+        levels = [solver.update(chain, known) for known, chain in self.chains if self._early(known)]
+        # Of two sources of one table the later wins: levels that are known over none.
+        sources = (*self.sources, *level_source(levels, earlier, self.workspace))
+        known_at, columns = input_arrays(self.plan, earlier, sources)
+        self.engine.features.batch(known_at, columns)
+        closes = earlier.frame["close"].tail(CLOSES_KEPT).to_list()
+        self.engine.restore_closes(list(zip(known_at[-CLOSES_KEPT:].tolist(), closes, strict=True)))
 
-    def _take_chain(self, number: int) -> None:
+    def _take_chain(self, number: int, *, settled: bool = False) -> None:
         known, chain = self.chains[number]
         at = max(known, int(self.known_at[self.first]))  # an older chain is as old as it is when the run begins
-        self._keep_levels(self.engine.on_chain(chain, at), at)
+        levels = self.engine.on_chain(chain, at, known_at=known, settled=settled or self._early(known))
+        self._keep_levels(levels, at)
 
     def _keep_levels(self, levels: Levels, at: int) -> None:
         """One snapshot file and one journal row per chain; a run that is repeated finds its own file."""
@@ -618,15 +660,6 @@ class _RunJournal:
         if table not in ("decisions", "trades", "feature_lists") and row.get("event_id") is None:
             row = {**row, "event_id": f"{row.get('code') or table}-{row['timestamp']}"}
         return self._journal.append(table, row)
-
-
-def _chains(chain: Table | None) -> list[tuple[int, pl.DataFrame]]:
-    """Snapshots of a chain table with the instant at which each was known, in time order."""
-    if chain is None:
-        return []
-    groups = chain.frame.partition_by("quote_time", as_dict=True, maintain_order=True)
-    found = [(part["quote_time"].dt.epoch("ns")[0], part) for part in groups.values()]
-    return sorted(found, key=lambda pair: pair[0])
 
 
 def _config_files(workspace: Workspace) -> list[Path]:

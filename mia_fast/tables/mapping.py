@@ -222,6 +222,12 @@ def inputs(workspace: Workspace) -> InputsConfig:
     return load(InputsConfig, workspace.config("inputs.yaml"))
 
 
+def day_closes(workspace: Workspace) -> Daily:
+    """When the day of each cross-asset series ends: ``cross.daily`` of the desk's ``inputs.yaml``."""
+    found: Daily = inputs(workspace).of("cross").daily  # type: ignore[attr-defined]  # made at run time
+    return found
+
+
 def aliases(mapping: TableInput, column: str, levels: int) -> dict[str, Names]:
     """For each canonical name of a column (or of its levels) the other names it may have, in order."""
     listed: Names = getattr(mapping.columns, column)

@@ -133,6 +133,25 @@ def read_table(
     return reader.read(reader.load(source))
 
 
+def published(day: pl.Expr, close: maps.Close) -> pl.Expr:
+    """The instant (UTC) at which the value of a date is known."""
+    if close.business_days_later:
+        day = day.dt.add_business_days(close.business_days_later, roll="forward")
+    return day_close(day, close)
+
+
+def day_close(day: pl.Expr, close: maps.Close) -> pl.Expr:
+    """The instant (UTC) at which a date ends by the clock of its symbol."""
+    # Added to the local date before the zone is applied: wall time, also on days of 23 or 25 hours.
+    local = day.cast(pl.Datetime("ns")) + pl.lit(close.offset(), dtype=pl.Duration("ns"))
+    # A close in the hour that occurs twice counts from the later one; one that never occurs, an hour later.
+    zoned = local.dt.replace_time_zone(close.zone, ambiguous="latest", non_existent="null")
+    shifted = (local + pl.duration(hours=1, time_unit="ns")).dt.replace_time_zone(
+        close.zone, ambiguous="latest", non_existent="null"
+    )
+    return zoned.fill_null(shifted).dt.convert_time_zone("UTC")
+
+
 @dataclass(slots=True)
 class _Reader:
     """One reading of one input: what is known so far, and how to refuse it."""
@@ -523,23 +542,10 @@ class _Reader:
         daily = cast(Any, self.mapping).daily
         self.notes.append(f"{values.name}: each value is known at the close of its day")
         day, symbol = pl.col("day"), pl.col("symbol")
-        known = self.close_of(day, daily.default)
+        known = published(day, daily.default)
         for close in daily.closes:
-            known = pl.when(symbol.is_in(close.symbols)).then(self.close_of(day, close)).otherwise(known)
+            known = pl.when(symbol.is_in(close.symbols)).then(published(day, close)).otherwise(known)
         return pl.DataFrame({"day": days, "symbol": symbols}).select(known.alias(values.name)).to_series()
-
-    @staticmethod
-    def close_of(day: pl.Expr, close: maps.Close) -> pl.Expr:
-        if close.business_days_later:
-            day = day.dt.add_business_days(close.business_days_later, roll="forward")
-        # Added to the local date before the zone is applied: wall time, also on days of 23 or 25 hours.
-        local = day.cast(pl.Datetime("ns")) + pl.lit(close.offset(), dtype=pl.Duration("ns"))
-        # A close in the hour that occurs twice counts from the later one; one that never occurs, an hour later.
-        zoned = local.dt.replace_time_zone(close.zone, ambiguous="latest", non_existent="null")
-        shifted = (local + pl.duration(hours=1)).dt.replace_time_zone(
-            close.zone, ambiguous="latest", non_existent="null"
-        )
-        return zoned.fill_null(shifted).dt.convert_time_zone("UTC")
 
     # rules
 
