@@ -344,6 +344,8 @@ def test_a_unit_that_is_not_the_feature_s_is_caught(expression: str, unit: str, 
         ("0..1", (0, 0)), ("-1..1", (0, 0)), ("0 trend, 1 range, 2 defensive", (0, 0)), ("USD", (1, 0)),
         ("index points^2", (2, 0)), ("contracts^2", (0, 2)), ("index points per contract", (1, -1)),
         ("1 / index points", (-1, 0)), ("furlongs", None), ("index points^x", None),
+        ("USD per squared point", (-1, 0)), ("0, 1, 2", (0, 0)), ("0 or 1", (0, 0)), ("1/s", (0, 0)),
+        ("USD per 1 % move", (1, 0)), ("USD per index point", (0, 0)),
     ],
 )  # fmt: skip
 def test_degrees_of_units(unit: str, powers: Any) -> None:

@@ -619,6 +619,8 @@ def gaps(bench: Bench) -> Iterator[Finding]:
 
 _BASES: Final[dict[str, tuple[int, int]]] = {
     **dict.fromkeys(("index points", "index point", "points", "point", "price", "usd", "tick value"), (1, 0)),
+    "squared point": (2, 0),
+    "cubed point": (3, 0),
     **dict.fromkeys(("contracts", "contract"), (0, 1)),
     **dict.fromkeys(
         (
@@ -629,6 +631,7 @@ _BASES: Final[dict[str, tuple[int, int]]] = {
             "volatility points", "vol point", "vol points", "z", "standard deviations", "sd", "correlation", "bits",
             "nats", "rank", "probability", "turns", "ticks", "1 % move", "1 % of rate", "volatility point", "zones",
             "annualised variance", "log return", "log ratio", "releases", "impact", "days since 1970", "ounce", "barrel",
+            "expiries",
         ),
         (0, 0),
     ),
@@ -639,7 +642,7 @@ _BASES: Final[dict[str, tuple[int, int]]] = {
 def degrees(unit: str) -> tuple[int, int] | None:
     """The powers of price and of volume in a unit such as ``contracts per index point``; None if it is unknown."""
     text = unit.lower().strip()
-    if re.match(r"-?\d+(\.\d+)?\s*(\.\.|\s\w)", text):
+    if re.match(r"-?\d+(\.\d+)?\s*(\.\.|,|\s[a-z])", text) and not text.startswith("1 %"):
         return (0, 0)  # bounds (0..1), or categories (0 trend, 1 range)
     total = [0, 0]
     for place, part in enumerate(re.split(r"(?:^|\s)per\s|\s*/\s*", text)):

@@ -254,7 +254,7 @@ class _Maker:
             return self._ends(rng, low + (high - low) * (0.5 + 0.5 * np.tanh(wander)), (low, high))
         if re.search(r"\bflag\b|0 or 1|0/1", unit):
             return (wander > 0.5).astype(np.float64)
-        labels = re.findall(r"(?:^|, )(-?\d+) ", unit)
+        labels = re.findall(r"(?:^|, )(-?\d+)(?=[, ]|$)", unit)
         if len(labels) > 1:
             return np.array([float(label) for label in labels])[np.digitize(wander, [-0.6, 0.6][: len(labels) - 1])]
         base = unit.split(" per ")[0].strip()
