@@ -208,10 +208,7 @@ AUXILIARY: dict[str, Function] = {
     "volume_deviation_20": lambda c: windowed(c["volume"], 20, lambda part: deviation(part, 1)),
     "volume_excess": lambda c: np.maximum(0.0, divide(c["volume"] - c["volume_mean_20"], c["volume_deviation_20"])),
     "order_imbalance_1": lambda c: lag(c["order_imbalance"], 1),
-    **{
-        f"order_imbalance_{n}": lambda c, n=n: ago(c["order_imbalance"], c.known_at, n)
-        for n in (5, 15, 60)
-    },
+    **{f"order_imbalance_{n}": lambda c, n=n: ago(c["order_imbalance"], c.known_at, n) for n in (5, 15, 60)},
     "depth_mean_60": lambda c: windowed(c["order_book_depth"], 60, mean),
     "spread_mean_60": lambda c: windowed(c["spread_mean"], 60, mean),
     "microprice": lambda c: divide(

@@ -239,7 +239,8 @@ def ago(seconds: float, rows: int, base: int, time: int, source: int, result: in
     """The value ``seconds`` ago: that of the last bar known at or before that instant.
 
     Without gaps it stands ``rows`` bars back; a gap can only bring it nearer, also when the series began less
-    than ``rows`` bars ago. A series that began later than that instant has none. ``time``, ``source`` and ``result`` are byte offsets from ``base``.
+    than ``rows`` bars ago. A series that began later than that instant has none. ``time``, ``source`` and
+    ``result`` are byte offsets from ``base``.
     """
     for i in range(n):
         here = base + 8 * i

@@ -53,6 +53,9 @@ WorkspaceOption = Annotated[
     ),
 ]
 ChainOption = Annotated[Path | None, typer.Option(help="Option chain (Parquet), one or several snapshots.")]
+LevelsOption = Annotated[
+    list[Path] | None, typer.Option(help="Option chains, or rows of levels (Parquet); repeat it for several files.")
+]
 CrossOption = Annotated[
     list[Path] | None,
     typer.Option(help="Cross-asset closes with the daily VIX (Parquet or CSV); repeat it for several files."),
@@ -130,9 +133,7 @@ def features(
     bars: Annotated[Path, typer.Argument(help="Bars (Parquet or CSV).")],
     out: Annotated[Path | None, typer.Argument(help="Parquet file to write. Without it, only the plan.")] = None,
     cross: CrossOption = None,
-    levels: Annotated[
-        list[Path] | None, typer.Option(help="Option chains, or rows of levels (Parquet); repeat it for several files.")
-    ] = None,
+    levels: LevelsOption = None,
     events: Annotated[Path | None, typer.Option(help="Macro events (Parquet or CSV).")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="List every feature by family, and what it lacks.")] = False,
     workspace: WorkspaceOption = None,
@@ -177,6 +178,8 @@ def check_features(
         Path | None, typer.Option(help="A feature_sets.yaml. Default: the workspace's.", show_default=False)
     ] = None,
     cross: CrossOption = None,
+    levels: LevelsOption = None,
+    events: Annotated[Path | None, typer.Option(help="Macro events (Parquet or CSV).")] = None,
     feature: Annotated[str | None, typer.Option(help="Only this feature, and what it rests on.")] = None,
     seed: Annotated[int, typer.Option(help="Of the simulated values and the random cuts.")] = 1,
     workspace: WorkspaceOption = None,
@@ -200,14 +203,12 @@ def check_features(
     declared = catalogues.read(place) if catalogue is None else catalogues.read_file(catalogue)
     data = None
     if bars is not None:
-        from mia_fast.features.cross import VixHistory
         from mia_fast.tables import read_table
 
         table = read_table("bars", bars, workspace=place)
         show.table_report(table)
         one_symbol(table)
-        vix = None if cross is None else VixHistory.from_cross(read_table("cross", cross, workspace=place).frame)
-        data = sample_of(declared, table, vix, workspace=place)
+        data = sample_of(declared, table, workspace=place, cross=cross or None, levels=levels or None, events=events)
     with show.progress("checks") as advance:
         report = check(declared, data=data, only=feature, seed=seed, progress=advance)
     show.feature_checks(report)

@@ -197,14 +197,24 @@ def _array(series: pl.Series) -> Floats:
     return values
 
 
-def sample_of(catalogue: catalogues.Catalogue, bars: Table, vix: VixHistory | None, *, workspace: Workspace) -> Sample:
-    """A table of bars as data for :func:`mia_fast.features.checks.check_features`: the inputs that it brings."""
+def sample_of(
+    catalogue: catalogues.Catalogue,
+    bars: Table,
+    *,
+    workspace: Workspace,
+    cross: Any = None,
+    levels: Any = None,
+    events: Any = None,
+) -> Sample:
+    """Bars and what goes with them as data for :func:`mia_fast.features.checks.check_features`."""
     assert bars.interval_ns is not None
-    available = (*bars.frame.columns, *(VIX_COLUMNS if vix is not None else ()))
+    known = () if levels is None else level_source(read_levels(levels, workspace), bars, workspace)
+    sources = (*_sources(bars, workspace, cross, events), *known)
+    available = (*brought(bars.frame), *(name for steps in sources for name in steps.names))
     tick_size = config.market(workspace).instrument.tick_size
     minutes = bars.interval_ns / 60e9
     plan = make_plan(catalogue, available, bar_minutes=minutes, tick_size=tick_size)
-    known_at, columns = input_arrays(plan, bars, vix)
+    known_at, columns = input_arrays(plan, bars, sources)
     return Sample(known_at, columns, tick_size, what=bars.source, bar_minutes=minutes)
 
 

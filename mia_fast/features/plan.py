@@ -427,8 +427,9 @@ def derived_missing(own: str, before: Sequence[str]) -> str:
     A missing input is felt in three ways: the value is null at that bar; it stays null while a window holds
     the bar; what is remembered afterwards is not what it would have been. The column has the strongest of
     what its kernel does and of what its inputs bring, in the order of ``POLICIES``: remembering in a
-    recurrence (``HOLDS``) before remembering single values (``BY_KEY``, ``PASSES``) or in a sum (``SKIPS``, or ``KEEPS`` where the value is not even
-    null at the bar) before a window (``FORGETS``) before nothing (``POINTWISE``).
+    recurrence (``HOLDS``) before remembering single values (``BY_KEY``, ``PASSES``) or in a sum (``SKIPS``, or
+    ``KEEPS`` where the value is not even null at the bar) before a window (``FORGETS``) before nothing
+    (``POINTWISE``).
 
     Two combinations are not simply the stronger one. What rests on ``KEEPS`` and on something that is null at
     the bar is null there and remembers: ``SKIPS``. And a kernel that keeps its value does so although what it

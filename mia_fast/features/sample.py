@@ -180,7 +180,6 @@ class _Maker:
 
     def _known(self, column: InputColumn, rng: np.random.Generator) -> Any:
         name, unit = column.name, column.unit
-        close = self.bars["close"]
         book = re.fullmatch(r"(bid|ask)_price_(?:level_)?(\d+)", name)
         if book:
             away = self.away[book[1]][int(book[2]) - 1]
