@@ -120,19 +120,15 @@ def count_contracts(
     start: I64,
     level: I64,
     years: F64,
-    strike: F64,
-    forward: F64,
-    reach: F64,
     out: F64,
     by_strike: F64,
 ) -> None:
     """Sums over each expiry, and the live open interest at each distinct strike.
 
     ``interest``, ``volume``, ``listed``, ``status`` [2, n]; ``strike_status``, ``level`` [n]; ``start``
-    [expiries + 1]; ``years`` [expiries], not positive means expired; ``strike`` [n], ``forward``, ``reach``
-    [expiries]: a strike is near where |K/F - 1| <= reach. ``out`` [expiries, 8] out: open calls, open puts, open
-    interest at strikes that are OK, contracts listed, contracts that are OK, calls traded, open interest at near
-    strikes, and at those of them that are OK. ``by_strike`` [strikes] out, contracts.
+    [expiries + 1]; ``years`` [expiries], not positive means expired. ``out`` [expiries, 6] out: open calls, open
+    puts, open interest at strikes that are OK, contracts listed, contracts that are OK, calls traded.
+    ``by_strike`` [strikes] out, contracts.
     """
     by_strike[:] = 0.0
     for g in range(out.shape[0]):
@@ -142,8 +138,6 @@ def count_contracts(
         count = 0
         quoted = 0
         traded = 0.0
-        near = 0.0
-        near_solved = 0.0
         for i in range(start[g], start[g + 1]):
             both = interest[0, i] + interest[1, i]
             calls += interest[0, i]
@@ -153,10 +147,6 @@ def count_contracts(
             count += listed[0, i] + listed[1, i]
             quoted += (status[0, i] == OK) + (status[1, i] == OK)
             traded += volume[0, i]
-            if abs(strike[i] / forward[g] - 1.0) <= reach[g]:
-                near += both
-                if strike_status[i] == OK:
-                    near_solved += both
             if years[g] > 0.0:
                 by_strike[level[i]] += both
         out[g, 0] = calls
@@ -165,8 +155,32 @@ def count_contracts(
         out[g, 3] = count
         out[g, 4] = quoted
         out[g, 5] = traded
-        out[g, 6] = near
-        out[g, 7] = near_solved
+
+
+@kernel
+def count_near(
+    interest: F64, strike_status: I8, strike: F64, start: I64, years: F64, forward: F64, reach: F64, out: F64
+) -> None:
+    """Live open interest at the strikes with |K/F - 1| <= reach, and at those of them that are OK.
+
+    ``interest`` [2, n]; ``strike_status``, ``strike`` [n], ascending inside each expiry; ``start`` [expiries + 1];
+    ``years``, ``forward``, ``reach`` [expiries]; ``out`` [expiries, 2] out, contracts.
+    """
+    for g in range(out.shape[0]):
+        out[g] = 0.0
+        if not years[g] > 0.0:
+            continue
+        ladder = strike[start[g] : start[g + 1]]
+        low = start[g] + np.searchsorted(ladder, forward[g] * (1.0 - reach[g]))
+        high = start[g] + np.searchsorted(ladder, forward[g] * (1.0 + reach[g]), side="right")
+        near = 0.0
+        solved = 0.0
+        for i in range(low, high):
+            both = interest[0, i] + interest[1, i]
+            near += both
+            solved += both if strike_status[i] == OK else 0.0
+        out[g, 0] = near
+        out[g, 1] = solved
 
 
 @kernel
@@ -649,14 +663,16 @@ def walls(exposure: F64, strike: F64, spot: float, out: F64) -> None:
 
 @kernel
 def exposures(
-    greeks: F64, status: I8, group: I64, strike: F64, interest: F64, terms: F64, multiplier: F64, spot: float, out: F64
+    greeks: F64, status: I8, start: I64, strike: F64, interest: F64, terms: F64, multiplier: F64, spot: float, out: F64
 ) -> None:
     """Sums of greek * OI * multiplier over the calls and the puts of each expiry.
 
     Parameters
     ----------
-    greeks, status, group, strike
+    greeks, status, strike
         [N_GREEKS, n] as :func:`mia_kernels.black.smile` fills it, [n] each; only OK counts.
+    start
+        [expiries + 1] the first row of each expiry, and n.
     interest
         [2, n] contracts.
     terms, multiplier
@@ -664,25 +680,58 @@ def exposures(
     out
         [expiries, 2, N_GREEKS] out: calls, puts; in the place of SIGMA the open interest that was counted.
     """
+    wide()
+    held = np.empty(2 * _BLOCK)  # contracts of the calls, of the puts; 0 where the strike is not OK
+    product = np.empty(2 * _BLOCK)
+    lanes = np.empty(2 * _LANES)
     out[:] = 0.0
-    for i in range(strike.shape[0]):
-        if status[i] != OK:
-            continue
-        g = group[i]
-        calls = interest[0, i] * multiplier[g]
-        puts = interest[1, i] * multiplier[g]
+    for g in range(out.shape[0]):
+        struck = 0.0  # sum of puts * K
+        for first in range(start[g], start[g + 1], _BLOCK):
+            n = min(_BLOCK, start[g + 1] - first)
+            full = -(-n // _LANES) * _LANES
+            for j in range(n, full):
+                held[j] = 0.0
+                held[_BLOCK + j] = 0.0
+                product[j] = 0.0
+                product[_BLOCK + j] = 0.0
+            good = status[first : first + n]
+            for j in range(n):
+                held[j] = interest[0, first + j] if good[j] == OK else 0.0
+            for j in range(n):
+                held[_BLOCK + j] = interest[1, first + j] if good[j] == OK else 0.0
+            for row in range(N_GREEKS):
+                if row == 0:  # sigma's place
+                    for j in range(n):
+                        product[j] = held[j]
+                        product[_BLOCK + j] = held[_BLOCK + j]
+                else:
+                    for j in range(n):
+                        value = greeks[row, first + j] if good[j] == OK else 0.0
+                        product[j] = held[j] * value
+                        product[_BLOCK + j] = held[_BLOCK + j] * value
+                for j in range(2 * _LANES):
+                    lanes[j] = 0.0
+                for at in range(0, full, _LANES):
+                    for j in range(_LANES):
+                        lanes[j] += product[at + j]
+                        lanes[_LANES + j] += product[_BLOCK + at + j]
+                for j in range(_LANES):
+                    out[g, 0, row] += lanes[j]
+                    out[g, 1, row] += lanes[_LANES + j]
+            for j in range(n):
+                struck += held[_BLOCK + j] * strike[first + j]
         for row in range(DELTA, N_GREEKS):
-            out[g, 0, row] += calls * greeks[row, i]
-            out[g, 1, row] += puts * greeks[row, i]
-        # the put from the call by parity
-        carry = terms[CARRY, g]
-        paid = strike[i] * terms[DISCOUNT, g]
-        out[g, 1, DELTA] -= puts * carry
-        out[g, 1, THETA] += puts * (terms[RATE, g] * paid - terms[YIELD, g] * spot * carry)
-        out[g, 1, RHO] -= puts * paid * terms[YEARS, g]
-        out[g, 1, CHARM] -= puts * terms[YIELD, g] * carry
-        out[g, 0, 0] += interest[0, i]
-        out[g, 1, 0] += interest[1, i]
+            out[g, 0, row] *= multiplier[g]
+            out[g, 1, row] *= multiplier[g]
+        # the puts from the calls' greeks by parity
+        if out[g, 1, 0] > 0.0:
+            carried = out[g, 1, 0] * multiplier[g] * terms[CARRY, g]
+            paid = struck * multiplier[g] * terms[DISCOUNT, g]
+            out[g, 1, DELTA] -= carried
+            out[g, 1, THETA] += terms[RATE, g] * paid - terms[YIELD, g] * spot * carried
+            out[g, 1, RHO] -= paid * terms[YEARS, g]
+            out[g, 1, CHARM] -= terms[YIELD, g] * carried
 
 
 @kernel
