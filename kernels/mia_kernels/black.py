@@ -87,6 +87,11 @@ SPEED = 9
 ULTIMA = 10
 N_GREEKS = 11
 
+# Beside the greeks in the table of sums.
+VANNA_SLOPE = N_GREEKS  # S d vanna / d ln S, volatilities and F/S held
+STRUCK = N_GREEKS + 1  # K
+N_SUMS = N_GREEKS + 2
+
 BLOCK = 256
 _GUESS_TOLERANCE = 6e-4  # of s; the fit's own error is at most 4.87e-4 inside its domain
 _BENIGN = 1e-3  # a normalised price that solves cleanly: stands in where there is none
@@ -99,25 +104,26 @@ _UNDERFLOW = 1400.0  # beyond this h^2 the exponential is clamped, and a price m
 _NARROW = 2e-3  # below this s the price is summed differently
 
 # Rows of the scratch array.
-_LOG_MONEYNESS = N_GREEKS  # x
-_PRICE = N_GREEKS + 1  # b
-_MAXIMUM = N_GREEKS + 2  # e^{-|x|/2}, the limit of b for s to infinity
-_WIDTH = N_GREEKS + 3  # s
-_DOUBT = N_GREEKS + 4
-_STRIKE = N_GREEKS + 5
-_DISCOUNT = N_GREEKS + 6
-_CARRY = N_GREEKS + 7
-_YEARS = N_GREEKS + 8
-_ROOT_YEARS = N_GREEKS + 9
-_RATE = N_GREEKS + 10
-_YIELD = N_GREEKS + 11
-_FORWARD = N_GREEKS + 12
-_TIME_VALUE = N_GREEKS + 13
-_CODE = N_GREEKS + 14  # OK or what the price is instead
-_VOID = N_GREEKS + 15  # 0 where there is a volatility, else NaN
-_INVERSE_MAXIMUM = N_GREEKS + 16
-_INVERSE_ROOT = N_GREEKS + 17  # 1 / sqrt(T)
-_ROWS = N_GREEKS + 18
+_LOG_MONEYNESS = N_SUMS  # x
+_PRICE = N_SUMS + 1  # b
+_MAXIMUM = N_SUMS + 2  # e^{-|x|/2}, the limit of b for s to infinity
+_WIDTH = N_SUMS + 3  # s
+_DOUBT = N_SUMS + 4
+_STRIKE = N_SUMS + 5
+_DISCOUNT = N_SUMS + 6
+_CARRY = N_SUMS + 7
+_YEARS = N_SUMS + 8
+_ROOT_YEARS = N_SUMS + 9
+_RATE = N_SUMS + 10
+_YIELD = N_SUMS + 11
+_FORWARD = N_SUMS + 12
+_TIME_VALUE = N_SUMS + 13
+_CODE = N_SUMS + 14  # OK or what the price is instead
+_VOID = N_SUMS + 15  # 0 where there is a volatility, else NaN
+_INVERSE_MAXIMUM = N_SUMS + 16
+_INVERSE_ROOT = N_SUMS + 17  # 1 / sqrt(T)
+_ROWS = N_SUMS + 18
+_LANES = 64
 
 
 @inlined
@@ -437,8 +443,8 @@ def implied_volatility(
         _normalise(scratch, n)
         _solve(scratch, n)
         for j in range(n):
-            sigma[first + j] = scratch[_WIDTH * BLOCK + j] * inverse_root(scratch[_YEARS * BLOCK + j]) + (
-                scratch[_VOID * BLOCK + j]
+            sigma[first + j] = (
+                scratch[_WIDTH * BLOCK + j] * inverse_root(scratch[_YEARS * BLOCK + j]) + (scratch[_VOID * BLOCK + j])
             )
         for j in range(n):
             status[first + j] = np.int8(scratch[_CODE * BLOCK + j])
@@ -493,6 +499,7 @@ def _greeks(scratch: F64, n: int, spot: float) -> None:
         scratch[VANNA * BLOCK + j] = -density * d2 * inverse_sigma
         scratch[CHARM * BLOCK + j] = q * carry * n1 - density * ((r - q) * rs - 0.5 * d2 * inverse_years)
         scratch[VOMMA * BLOCK + j] = vega * dd * inverse_sigma
+        scratch[VANNA_SLOPE * BLOCK + j] = vega * (dd - 1.0) * inverse_sigma * inverse_sigma * inverse_years
         scratch[SPEED * BLOCK + j] = -gamma * inverse_spot * (d1 * rs + 1.0)
         scratch[ULTIMA * BLOCK + j] = -vega * inverse_sigma * inverse_sigma * (dd * (1.0 - dd) + d1 * d1 + d2 * d2)
 
@@ -519,8 +526,78 @@ def _gather(scratch: F64, n: int, first: int, strike: F64, group: I64, terms: F6
         begin = end
 
 
+@inlined
+def _sum(scratch: F64, held: F64, lanes: F64, n: int, first: int, group: I64, interest: F64, sums: F64) -> None:
+    """Add a block's greeks times open interest to the sums of its expiries, 64 lanes side by side.
+
+    ``held`` [3 BLOCK]: of one run of an expiry the calls, the puts, one greek, then zeros; ``lanes`` [128].
+    """
+    begin = 0
+    while begin < n:
+        g = group[first + begin]
+        end = begin + 1
+        while end < n and group[first + end] == g:
+            end += 1
+        size = end - begin
+        full = -(-size // _LANES) * _LANES
+        void = scratch[_VOID * BLOCK + begin : _VOID * BLOCK + end]
+        calls = interest[0, first + begin : first + end]
+        puts = interest[1, first + begin : first + end]
+        for j in range(size, full):
+            held[j] = 0.0
+            held[BLOCK + j] = 0.0
+            held[2 * BLOCK + j] = 0.0
+        for j in range(size):
+            held[j] = calls[j] if void[j] == 0.0 else 0.0
+        for j in range(size):
+            held[BLOCK + j] = puts[j] if void[j] == 0.0 else 0.0
+        for row in range(N_SUMS):
+            source = (_STRIKE if row == STRUCK else row) * BLOCK + begin
+            values = scratch[source : source + size]
+            for j in range(size):
+                held[2 * BLOCK + j] = values[j] if void[j] == 0.0 else 0.0
+            if row == SIGMA:
+                for j in range(size):
+                    held[2 * BLOCK + j] = 1.0
+            for j in range(_LANES):
+                lanes[j] = held[j] * held[2 * BLOCK + j]
+                lanes[_LANES + j] = held[BLOCK + j] * held[2 * BLOCK + j]
+            for at in range(_LANES, full, _LANES):
+                part = held[at : at + 2 * BLOCK + _LANES]
+                for j in range(_LANES):
+                    lanes[j] += part[j] * part[2 * BLOCK + j]
+                    lanes[_LANES + j] += part[BLOCK + j] * part[2 * BLOCK + j]
+            for j in range(32):
+                lanes[j] += lanes[32 + j]
+                lanes[_LANES + j] += lanes[_LANES + 32 + j]
+            for j in range(16):
+                lanes[j] += lanes[16 + j]
+                lanes[_LANES + j] += lanes[_LANES + 16 + j]
+            for j in range(8):
+                lanes[j] += lanes[8 + j]
+                lanes[_LANES + j] += lanes[_LANES + 8 + j]
+            call_sum = 0.0
+            put_sum = 0.0
+            for j in range(8):
+                call_sum += lanes[j]
+                put_sum += lanes[_LANES + j]
+            sums[g, 0, row] += call_sum
+            sums[g, 1, row] += put_sum
+        begin = end
+
+
 @kernel
-def smile(price: F64, strike: F64, group: I64, terms: F64, spot: float, out: F64, status: I8) -> None:
+def smile(
+    price: F64,
+    strike: F64,
+    group: I64,
+    terms: F64,
+    spot: float,
+    out: F64,
+    status: I8,
+    interest: F64,
+    sums: F64,
+) -> None:
     """Volatility and greeks of n strikes from their out-of-the-money prices, in one pass.
 
     Parameters
@@ -542,12 +619,20 @@ def smile(price: F64, strike: F64, group: I64, terms: F64, spot: float, out: F64
     status
         [n] in: not OK is skipped. Out: BELOW_INTRINSIC, ABOVE_MAX or INVALID where the price has no
         volatility.
+    interest
+        [2, n] open interest of the calls and the puts; [2, 0]: nothing is summed.
+    sums
+        [expiries, 2, N_SUMS] out: the rows of ``out`` times the open interest of the calls, of the puts, where OK; in
+        the place of SIGMA the open interest that was counted; at VANNA_SLOPE and STRUCK what their names say.
 
     Equations: E. G. Haug, "The complete guide to option pricing formulas", 2nd ed. 2007, ch. 2, with
     the cost of carry of each expiry.
     """
     wide()
     scratch = np.empty(_ROWS * BLOCK)
+    held = np.zeros(3 * BLOCK)
+    lanes = np.empty(2 * _LANES)
+    sums[:] = 0.0
     for first in range(0, price.shape[0], BLOCK):
         n = min(BLOCK, price.shape[0] - first)
         _gather(scratch, n, first, strike, group, terms)
@@ -561,13 +646,15 @@ def smile(price: F64, strike: F64, group: I64, terms: F64, spot: float, out: F64
             scratch[_VOID * BLOCK + j] = 0.0 if status[first + j] == OK else np.nan
         _solve(scratch, n)
         _greeks(scratch, n, spot)
+        if interest.shape[1] > 0:
+            _sum(scratch, held, lanes, n, first, group, interest, sums)
         for row in range(N_GREEKS):
             for j in range(n):
                 out[row, first + j] = scratch[row * BLOCK + j] + scratch[_VOID * BLOCK + j]
 
 
 @kernel
-def reprice(sigma: F64, strike: F64, group: I64, terms: F64, spot: float, out: F64) -> None:
+def reprice(sigma: F64, strike: F64, group: I64, terms: F64, spot: float, out: F64, interest: F64, sums: F64) -> None:
     """The greeks of n strikes at volatilities that are known: nothing is solved.
 
     ``sigma`` [n] per year, NaN where there is none (it may be the row SIGMA of ``out``); the rest as in
@@ -575,6 +662,9 @@ def reprice(sigma: F64, strike: F64, group: I64, terms: F64, spot: float, out: F
     """
     wide()
     scratch = np.empty(_ROWS * BLOCK)
+    held = np.zeros(3 * BLOCK)
+    lanes = np.empty(2 * _LANES)
+    sums[:] = 0.0
     for first in range(0, strike.shape[0], BLOCK):
         n = min(BLOCK, strike.shape[0] - first)
         _gather(scratch, n, first, strike, group, terms)
@@ -591,6 +681,8 @@ def reprice(sigma: F64, strike: F64, group: I64, terms: F64, spot: float, out: F
             scratch[_MAXIMUM * BLOCK + j] = min(f, k) * up
             scratch[_INVERSE_MAXIMUM * BLOCK + j] = max(f, k) * up
         _greeks(scratch, n, spot)
+        if interest.shape[1] > 0:
+            _sum(scratch, held, lanes, n, first, group, interest, sums)
         for row in range(DELTA, N_GREEKS):
             for j in range(n):
                 out[row, first + j] = scratch[row * BLOCK + j] + scratch[_VOID * BLOCK + j]
@@ -804,8 +896,8 @@ def otm_prices(
 
 @inlined
 def _around(status: I8, strike: F64, first: int, last: int, f: float, band: float) -> tuple[int, int]:
-    """The nearest rows of [first, last) on either side of F that are OK, within the band; -1 for none, F itself both."""
-    middle = first + np.searchsorted(strike[first:last], f)  # the first strike that is not below F; NaN: none
+    """The nearest rows of [first, last) on either side of F that are OK, within the band; -1 for none."""
+    middle = first + int(np.searchsorted(strike[first:last], f))  # the first strike that is not below F; NaN: none
     below = -1
     above = -1
     i = middle
@@ -844,6 +936,134 @@ def atm_volatility(sigma: F64, status: I8, strike: F64, start: I64, terms: F64, 
         high = log_quotient(strike[above], f)
         share = low / (low - high)
         out[g] = math.sqrt(sigma[below] ** 2 * (1.0 - share) + sigma[above] ** 2 * share)
+
+
+@inlined
+def _slope(
+    sigma: F64, status: I8, strike: F64, first: int, last: int, f: float, atm: float, root_years: float
+) -> float:
+    """d sigma / d ln K at K = F of the strikes [first, last); NaN where :func:`smile_slope` says."""
+    width = atm * root_years
+    n = 0.0
+    below = 0
+    above = 0
+    s1 = 0.0
+    s2 = 0.0
+    s3 = 0.0
+    s4 = 0.0
+    t0 = 0.0
+    t1 = 0.0
+    t2 = 0.0
+    found = np.nan
+    if width > 0.0:
+        ladder = strike[first:last]
+        low = first + np.searchsorted(ladder, f * math.exp(-width))
+        high = first + np.searchsorted(ladder, f * math.exp(width), side="right")
+        for i in range(low, high):
+            if status[i] == OK:
+                z = log_quotient(strike[i], f) / width
+                y = sigma[i] - atm
+                n += 1.0
+                below += z < 0.0
+                above += z > 0.0
+                s1 += z
+                s2 += z * z
+                s3 += z * z * z
+                s4 += z * z * z * z
+                t0 += y
+                t1 += y * z
+                t2 += y * z * z
+    if n >= 5.0 and below > 0 and above > 0:
+        whole = n * (s2 * s4 - s3 * s3) - s1 * (s1 * s4 - s3 * s2) + s2 * (s1 * s3 - s2 * s2)
+        part = n * (t1 * s4 - s3 * t2) - t0 * (s1 * s4 - s3 * s2) + s2 * (s1 * t2 - t1 * s2)
+        if whole > 1e-12:
+            found = part / whole / width
+    return found
+
+
+@kernel
+def smile_slope(
+    sigma: F64, status: I8, strike: F64, start: I64, terms: F64, atm: F64, target: float, slopes: F64
+) -> float:
+    """d sigma / d ln K at K = F at a fixed time to settlement.
+
+    Of one expiry: the linear coefficient of the least-squares parabola of sigma in ln(K/F) over the strikes within one
+    width, ``|ln(K/F)| <= sigma_atm sqrt(T)``; two neighbours alone would give the noise of their ticks. None with fewer
+    than five strikes, or without one on either side. Between expiries: total variance and its slope
+    ``2 sigma T d sigma / d ln K`` are linear in T between the nearest ones on either side that have both.
+
+    Parameters
+    ----------
+    sigma, status, strike, start, terms
+        As in :func:`atm_volatility`; the expiries in order of T.
+    atm
+        [expiries] sigma_atm, NaN where there is none.
+    target
+        Years.
+    slopes
+        [2] out: of the expiry at or before the target and of the one at or after it; NaN for none.
+
+    Returns
+    -------
+    float
+        NaN outside the expiries that have a slope.
+    """
+    size = atm.shape[0]
+    slopes[:] = np.nan
+    last = -1
+    for back in range(size):
+        g = size - 1 - back
+        if terms[YEARS, g] <= target:
+            slopes[0] = _slope(
+                sigma, status, strike, start[g], start[g + 1], terms[FORWARD, g], atm[g], terms[ROOT_YEARS, g]
+            )
+            if not np.isnan(slopes[0]):
+                last = g
+                break
+    if last >= 0 and terms[YEARS, last] == target:
+        slopes[1] = slopes[0]
+        return float(slopes[0])
+    for g in range(size):
+        if terms[YEARS, g] > target:
+            slopes[1] = _slope(
+                sigma, status, strike, start[g], start[g + 1], terms[FORWARD, g], atm[g], terms[ROOT_YEARS, g]
+            )
+            if not np.isnan(slopes[1]):
+                if last < 0:
+                    return np.nan
+                before = atm[last] * terms[YEARS, last]
+                after = atm[g] * terms[YEARS, g]
+                share = (target - terms[YEARS, last]) / (terms[YEARS, g] - terms[YEARS, last])
+                variance = (1.0 - share) * before * atm[last] + share * after * atm[g]
+                change = (1.0 - share) * before * slopes[0] + share * after * slopes[1]
+                return float(change / math.sqrt(variance * target))
+    return np.nan
+
+
+@kernel
+def relative_spreads(bid: F64, ask: F64, stale: I8, strike: F64, start: I64, terms: F64, atm: F64, out: F64) -> int:
+    """(ask - bid) / mid of the two-sided contracts of both types within one width of the forward.
+
+    ``|ln(K/F)| <= sigma_atm sqrt(T)``. ``bid``, ``ask``, ``stale`` [2, n]; ``strike`` [n]; ``start`` [expiries + 1];
+    ``atm`` [expiries]; ``out`` [2 n] out, in the first places; returns how many.
+    """
+    count = 0
+    for g in range(atm.shape[0]):
+        f = terms[FORWARD, g]
+        width = atm[g] * terms[ROOT_YEARS, g]
+        if not width > 0.0:
+            continue
+        ladder = strike[start[g] : start[g + 1]]
+        first = start[g] + np.searchsorted(ladder, f * math.exp(-width))
+        last = start[g] + np.searchsorted(ladder, f * math.exp(width), side="right")
+        for side in range(2):
+            for i in range(first, last):
+                b = bid[side, i]
+                a = ask[side, i]
+                if stale[side, i] == 0 and b > 0.0 and a > b:
+                    out[count] = 2.0 * (a - b) / (a + b)
+                    count += 1
+    return count
 
 
 @kernel
@@ -956,8 +1176,10 @@ def parity_deviation(
         if source[g] != FROM_PARITY:
             continue
         f = terms[FORWARD, g]
-        for i in range(start[g], start[g + 1]):
-            if status[0, i] == OK and status[1, i] == OK and abs(strike[i] / f - 1.0) < band:
+        ladder = strike[start[g] : start[g + 1]]
+        first = start[g] + np.searchsorted(ladder, f * (1.0 - band), side="right")
+        for i in range(first, start[g] + np.searchsorted(ladder, f * (1.0 + band))):
+            if status[0, i] == OK and status[1, i] == OK:
                 value = 0.5 * (bid[0, i] + ask[0, i] - bid[1, i] - ask[1, i])
                 out[count] = abs(value - terms[DISCOUNT, g] * (f - strike[i])) / f
                 count += 1

@@ -28,11 +28,13 @@ from mia_kernels.black import (
     FORWARD,
     I8,
     I64,
-    N_GREEKS,
+    N_SUMS,
     OK,
     RATE,
     RHO,
     ROOT_YEARS,
+    SIGMA,
+    STRUCK,
     THETA,
     YEARS,
     YIELD,
@@ -634,104 +636,91 @@ def walls(exposure: F64, strike: F64, spot: float, out: F64) -> None:
     Parameters
     ----------
     exposure, strike
-        [2, m] of calls and puts as :func:`exposure_by_strike` gives it, [m].
+        [b, 2, m] of calls and puts as :func:`exposure_by_strike` gives it, [m].
     out
-        [N_WALLS] out: KEYS.. five strikes of the largest call + put exposure; CALL_WALL, PUT_WALL the largest call
+        [b, N_WALLS] out: KEYS.. five strikes of the largest call + put exposure; CALL_WALL, PUT_WALL the largest call
         exposure at K >= S and put exposure at K <= S; CALL_PEAK, PUT_PEAK on either side; CALLS, PUTS the sums;
         WITHIN_10, WITHIN_1 the sums of both within 10 % and 1 % of S; ABOVE, BELOW on either side. NaN for no strike.
     """
-    both = exposure[0] + exposure[1]
-    largest(both, strike, spot, 0.0, np.inf, out[KEYS : KEYS + 5])
-    largest(exposure[0], strike, spot, spot, np.inf, out[CALL_WALL : CALL_WALL + 1])
-    largest(exposure[1], strike, spot, 0.0, spot, out[PUT_WALL : PUT_WALL + 1])
-    largest(exposure[0], strike, spot, 0.0, np.inf, out[CALL_PEAK : CALL_PEAK + 1])
-    largest(exposure[1], strike, spot, 0.0, np.inf, out[PUT_PEAK : PUT_PEAK + 1])
-    out[CALLS:N_WALLS] = 0.0
-    for i in range(strike.shape[0]):
-        distance = strike[i] / spot - 1.0
-        out[CALLS] += exposure[0, i]
-        out[PUTS] += exposure[1, i]
-        if abs(distance) <= 0.10:
-            out[WITHIN_10] += both[i]
-        if abs(distance) <= 0.01:
-            out[WITHIN_1] += both[i]
-        if distance > 0.0:
-            out[ABOVE] += both[i]
-        if distance < 0.0:
-            out[BELOW] += both[i]
+    for b in range(out.shape[0]):
+        both = exposure[b, 0] + exposure[b, 1]
+        largest(both, strike, spot, 0.0, np.inf, out[b, KEYS : KEYS + 5])
+        largest(exposure[b, 0], strike, spot, spot, np.inf, out[b, CALL_WALL : CALL_WALL + 1])
+        largest(exposure[b, 1], strike, spot, 0.0, spot, out[b, PUT_WALL : PUT_WALL + 1])
+        largest(exposure[b, 0], strike, spot, 0.0, np.inf, out[b, CALL_PEAK : CALL_PEAK + 1])
+        largest(exposure[b, 1], strike, spot, 0.0, np.inf, out[b, PUT_PEAK : PUT_PEAK + 1])
+        out[b, CALLS:N_WALLS] = 0.0
+        for i in range(strike.shape[0]):
+            distance = strike[i] / spot - 1.0
+            out[b, CALLS] += exposure[b, 0, i]
+            out[b, PUTS] += exposure[b, 1, i]
+            if abs(distance) <= 0.10:
+                out[b, WITHIN_10] += both[i]
+            if abs(distance) <= 0.01:
+                out[b, WITHIN_1] += both[i]
+            if distance > 0.0:
+                out[b, ABOVE] += both[i]
+            if distance < 0.0:
+                out[b, BELOW] += both[i]
 
 
 @kernel
-def exposures(
-    greeks: F64, status: I8, start: I64, strike: F64, interest: F64, terms: F64, multiplier: F64, spot: float, out: F64
-) -> None:
-    """Sums of greek * OI * multiplier over the calls and the puts of each expiry.
+def evenness(exposure: F64) -> float:
+    """Entropy of the shares of calls and puts together by strike over that of even shares, 0..1; NaN without any.
+
+    ``-sum p ln p / ln m`` over the m strikes with exposure (E. C. Pielou, 1966); 0 when all of
+    it stands at one strike. ``exposure`` [2, strikes], not negative.
+    """
+    total = 0.0
+    count = 0
+    for i in range(exposure.shape[1]):
+        value = exposure[0, i] + exposure[1, i]
+        total += value
+        count += value > 0.0
+    if count < 2:
+        return 0.0 if count == 1 else np.nan
+    sum_of_logs = 0.0
+    for i in range(exposure.shape[1]):
+        share = (exposure[0, i] + exposure[1, i]) / total
+        if share > 1e-300:  # what is smaller adds nothing
+            sum_of_logs -= share * log(share)
+    return sum_of_logs / math.log(count)
+
+
+@kernel
+def exposures(sums: F64, terms: F64, multiplier: F64, buckets: I64, spot: float, out: F64) -> None:
+    """Sums of greek * OI * multiplier over the calls and the puts of each bucket.
 
     Parameters
     ----------
-    greeks, status, strike
-        [N_GREEKS, n] as :func:`mia_kernels.black.smile` fills it, [n] each; only OK counts.
-    start
-        [expiries + 1] the first row of each expiry, and n.
-    interest
-        [2, n] contracts.
+    sums
+        [expiries, 2, N_SUMS] as :func:`mia_kernels.black.smile` adds them up: of the call's greeks, for puts too.
     terms, multiplier
         [N_TERMS, expiries], [expiries].
+    buckets
+        [b] so many of the first expiries belong to the bucket.
     out
-        [expiries, 2, N_GREEKS] out: calls, puts; in the place of SIGMA the open interest that was counted.
+        [b, 2, N_SUMS] out: calls, puts, times the multiplier; in the place of SIGMA the open interest.
     """
-    wide()
-    held = np.empty(2 * _BLOCK)  # contracts of the calls, of the puts; 0 where the strike is not OK
-    product = np.empty(2 * _BLOCK)
-    lanes = np.empty(2 * _LANES)
     out[:] = 0.0
-    for g in range(out.shape[0]):
-        struck = 0.0  # sum of puts * K
-        for first in range(start[g], start[g + 1], _BLOCK):
-            n = min(_BLOCK, start[g + 1] - first)
-            full = -(-n // _LANES) * _LANES
-            for j in range(n, full):
-                held[j] = 0.0
-                held[_BLOCK + j] = 0.0
-                product[j] = 0.0
-                product[_BLOCK + j] = 0.0
-            good = status[first : first + n]
-            for j in range(n):
-                held[j] = interest[0, first + j] if good[j] == OK else 0.0
-            for j in range(n):
-                held[_BLOCK + j] = interest[1, first + j] if good[j] == OK else 0.0
-            for row in range(N_GREEKS):
-                if row == 0:  # sigma's place
-                    for j in range(n):
-                        product[j] = held[j]
-                        product[_BLOCK + j] = held[_BLOCK + j]
-                else:
-                    for j in range(n):
-                        value = greeks[row, first + j] if good[j] == OK else 0.0
-                        product[j] = held[j] * value
-                        product[_BLOCK + j] = held[_BLOCK + j] * value
-                for j in range(2 * _LANES):
-                    lanes[j] = 0.0
-                for at in range(0, full, _LANES):
-                    for j in range(_LANES):
-                        lanes[j] += product[at + j]
-                        lanes[_LANES + j] += product[_BLOCK + at + j]
-                for j in range(_LANES):
-                    out[g, 0, row] += lanes[j]
-                    out[g, 1, row] += lanes[_LANES + j]
-            for j in range(n):
-                struck += held[_BLOCK + j] * strike[first + j]
-        for row in range(DELTA, N_GREEKS):
-            out[g, 0, row] *= multiplier[g]
-            out[g, 1, row] *= multiplier[g]
-        # the puts from the calls' greeks by parity
-        if out[g, 1, 0] > 0.0:
-            carried = out[g, 1, 0] * multiplier[g] * terms[CARRY, g]
-            paid = struck * multiplier[g] * terms[DISCOUNT, g]
-            out[g, 1, DELTA] -= carried
-            out[g, 1, THETA] += terms[RATE, g] * paid - terms[YIELD, g] * spot * carried
-            out[g, 1, RHO] -= paid * terms[YEARS, g]
-            out[g, 1, CHARM] -= terms[YIELD, g] * carried
+    row_of = np.empty(N_SUMS)
+    for g in range(sums.shape[0]):
+        for side in range(2):
+            if not sums[g, side, SIGMA] > 0.0:
+                continue
+            for row in range(N_SUMS):
+                row_of[row] = sums[g, side, row] * (1.0 if row == SIGMA else multiplier[g])
+            if side == 1:  # the puts from the calls' greeks by parity
+                carried = row_of[SIGMA] * multiplier[g] * terms[CARRY, g]
+                paid = row_of[STRUCK] * terms[DISCOUNT, g]
+                row_of[DELTA] -= carried
+                row_of[THETA] += terms[RATE, g] * paid - terms[YIELD, g] * spot * carried
+                row_of[RHO] -= paid * terms[YEARS, g]
+                row_of[CHARM] -= terms[YIELD, g] * carried
+            for b in range(buckets.shape[0]):
+                if g < buckets[b]:
+                    for row in range(N_SUMS):
+                        out[b, side, row] += row_of[row]
 
 
 @kernel
