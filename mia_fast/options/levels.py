@@ -386,8 +386,18 @@ class _Counts:
 class LevelsEngine:
     """Computes levels over and over with buffers that grow to the largest chain seen.
 
-    :meth:`update` takes a whole chain; between two chains :meth:`update_spot` and :meth:`update_quotes` bring the
-    levels up to date for what has changed. Not for use by two threads at once.
+    Live use, one instance for one underlying::
+
+        engine = LevelsEngine(options_config(workspace))
+        levels = engine.update(chain, now_ns)             # a whole chain: forwards, volatilities, everything
+        levels = engine.update_quotes(changes, now_ns)    # some contracts: their strikes are solved again
+        levels = engine.update_spot(price, now_ns)        # the underlying alone: nothing is solved
+        moved = engine.on_future(levels, future, price)   # on the future's scale, or the reason why not
+
+    Each returns :class:`Levels` of their own, which later calls do not touch; ``surface`` are views that the next call
+    overwrites. An error leaves the engine as it was before the call. Between two chains ``timestamp`` is ``now_ns`` while
+    ``quote_time`` and ``market_time`` stay the chain's, so a chain that has grown old becomes DEGRADED by itself. Not for
+    use by two threads at once.
     """
 
     def __init__(self, config: OptionsConfig) -> None:
