@@ -433,6 +433,10 @@ def test_what_cannot_be_brought_up_to_date_is_refused():
         worker.update_quotes(frame.drop("bid"))
     with pytest.raises(DataError, match="is not in the chain"):
         worker.update_quotes(frame.head(1).with_columns(strike=pl.lit(1.0)))
+    before = worker.update_spot(SPOT)
+    with pytest.raises(DataError, match="not a number"):
+        worker.update_quotes(frame.head(5).with_columns(bid=pl.lit(0.0), ask=pl.lit("1")))
+    assert worker.update_spot(SPOT) == before  # nothing of it was taken
 
 
 def test_the_layout_is_kept_while_the_contracts_stay():

@@ -394,10 +394,10 @@ class LevelsEngine:
         levels = engine.update_spot(price, now_ns)        # the underlying alone: nothing is solved
         moved = engine.on_future(levels, future, price)   # on the future's scale, or the reason why not
 
-    Each returns :class:`Levels` of their own, which later calls do not touch; ``surface`` are views that the next call
-    overwrites. An error leaves the engine as it was before the call. Between two chains ``timestamp`` is ``now_ns`` while
-    ``quote_time`` and ``market_time`` stay the chain's, so a chain that has grown old becomes DEGRADED by itself. Not for
-    use by two threads at once.
+    Each returns :class:`Levels` of their own, which later calls do not touch; ``surface`` are views that the next
+    call overwrites. An error leaves the engine as it was before the call. Between two chains ``timestamp`` is
+    ``now_ns`` while ``quote_time`` and ``market_time`` stay the chain's, so a chain that has grown old becomes
+    DEGRADED by itself. Not for use by two threads at once.
     """
 
     def __init__(self, config: OptionsConfig) -> None:
@@ -510,11 +510,12 @@ class LevelsEngine:
         held = self._held()
         chain = held.chain
         side, row = self._locate(chain, changes)
+        bid, ask = numbers(changes, "bid"), numbers(changes, "ask")
         if not self._owned:
             chain = dataclasses.replace(chain, bid=chain.bid.copy(), ask=chain.ask.copy(), stale=chain.stale.copy())
             self._owned = True
-        chain.bid[side, row] = numbers(changes, "bid")
-        chain.ask[side, row] = numbers(changes, "ask")
+        chain.bid[side, row] = bid
+        chain.ask[side, row] = ask
         chain.stale[side, row] = 0
         rows = np.unique(row)
         strike, group = chain.strike[rows], chain.group[rows]
