@@ -658,7 +658,8 @@ def reprice(sigma: F64, strike: F64, group: I64, terms: F64, spot: float, out: F
     """The greeks of n strikes at volatilities that are known: nothing is solved.
 
     ``sigma`` [n] per year, NaN where there is none (it may be the row SIGMA of ``out``); the rest as in
-    :func:`smile`, whose figures these are when its terms and spot are given.
+    :func:`smile`, whose figures these are when its terms and spot are given. ``out`` may end after any of its rows:
+    the sums are of all of them.
     """
     wide()
     scratch = np.empty(_ROWS * BLOCK)
@@ -683,7 +684,7 @@ def reprice(sigma: F64, strike: F64, group: I64, terms: F64, spot: float, out: F
         _greeks(scratch, n, spot)
         if interest.shape[1] > 0:
             _sum(scratch, held, lanes, n, first, group, interest, sums)
-        for row in range(DELTA, N_GREEKS):
+        for row in range(DELTA, out.shape[0]):
             for j in range(n):
                 out[row, first + j] = scratch[row * BLOCK + j] + scratch[_VOID * BLOCK + j]
         for j in range(n):

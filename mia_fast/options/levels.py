@@ -341,7 +341,7 @@ class Surface:
     pairs: I64  # [g] parity pairs used
     status: I8  # [2, n] of each contract's own quote, calls first
     strike_status: I8  # [n] of the strike's volatility
-    greeks: F64  # [black.N_GREEKS, n], the call's
+    greeks: F64  # [black.N_GREEKS, n], the call's; after update_spot its first three rows: sigma, delta, gamma
     sums: F64  # [g, 2, black.N_SUMS] of greeks times open interest as black.smile gives them
     atm: F64  # [g] volatility at K = F
     wings: F64  # [4, g] sigma of the 25-delta put and call, their ln(K/F)
@@ -483,7 +483,7 @@ class LevelsEngine:
             )
         held.terms[black.FORWARD] *= spot / held.chain.spot
         chain = dataclasses.replace(held.chain, spot=spot)
-        self._reprice(held, chain)
+        held = self._reprice(held, chain, rows=black.GAMMA + 1)
         kept = abs(spot / self._centre - 1.0) <= _KEPT
         self.surface = self._measure(dataclasses.replace(held, chain=chain), same_profile=kept)
         return self._levels(self.surface, now_ns)
@@ -548,8 +548,8 @@ class LevelsEngine:
         )
         held.status[:, rows] = status
         held.strike_status[rows] = strike_status
-        held.greeks[:, rows] = greeks
-        self._reprice(held, chain)
+        held.greeks[black.SIGMA, rows] = greeks[black.SIGMA]
+        held = self._reprice(held, chain, rows=black.N_GREEKS)
         self._counts = None
         if chain.spot == self._quoted_spot:
             self._quoted = {}
@@ -560,19 +560,12 @@ class LevelsEngine:
         """:func:`on_future` with the desk's ``basis_limit``."""
         return on_future(levels, future_price, underlying_price_at_market_time, limit=self.config.basis_limit)
 
-    @staticmethod
-    def _reprice(held: Surface, chain: Chain) -> None:
-        """Greeks and their sums at the volatilities that are known."""
-        black.reprice(
-            held.greeks[black.SIGMA],
-            chain.strike,
-            chain.group,
-            held.terms,
-            chain.spot,
-            held.greeks,
-            chain.interest,
-            held.sums,
-        )
+    def _reprice(self, held: Surface, chain: Chain, *, rows: int) -> Surface:
+        """The first rows of the greeks, and the sums of all, at the volatilities that are known."""
+        greeks = self._buffer("greeks", (black.N_GREEKS, chain.strike.size))[:rows]
+        sigma, sums = held.greeks[black.SIGMA], held.sums
+        black.reprice(sigma, chain.strike, chain.group, held.terms, chain.spot, greeks, chain.interest, sums)
+        return dataclasses.replace(held, greeks=greeks)
 
     def _held(self) -> Surface:
         if self.surface is None:
