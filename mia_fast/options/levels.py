@@ -380,6 +380,7 @@ class _Counts:
     by_group: list[float]  # [g] running sums
     first: int | None  # the nearest live expiry
     near: int | None  # the nearest of them that has open interest
+    parity: tuple[int, int]  # European expiries of the next 30 days, and those with a parity forward
     levels: dict[str, Any]  # and the fields that follow from the chain alone
 
 
@@ -485,7 +486,7 @@ class LevelsEngine:
         chain = dataclasses.replace(held.chain, spot=spot)
         held = self._reprice(held, chain, rows=black.GAMMA + 1)
         kept = abs(spot / self._centre - 1.0) <= _KEPT
-        self.surface = self._measure(dataclasses.replace(held, chain=chain), same_profile=kept)
+        self.surface = self._measure(held, same_profile=kept)
         return self._levels(self.surface, now_ns)
 
     def update_quotes(self, changes: pl.DataFrame, now_ns: int | None = None) -> Levels:
@@ -553,7 +554,7 @@ class LevelsEngine:
         self._counts = None
         if chain.spot == self._quoted_spot:
             self._quoted = {}
-        self.surface = self._measure(dataclasses.replace(held, chain=chain))
+        self.surface = self._measure(held)
         return self._levels(self.surface, now_ns)
 
     def on_future(self, levels: Levels, future_price: float, underlying_price_at_market_time: float) -> FutureLevels:
@@ -565,7 +566,7 @@ class LevelsEngine:
         greeks = self._buffer("greeks", (black.N_GREEKS, chain.strike.size))[:rows]
         sigma, sums = held.greeks[black.SIGMA], held.sums
         black.reprice(sigma, chain.strike, chain.group, held.terms, chain.spot, greeks, chain.interest, sums)
-        return dataclasses.replace(held, greeks=greeks)
+        return dataclasses.replace(held, chain=chain, greeks=greeks)
 
     def _held(self) -> Surface:
         if self.surface is None:
@@ -793,7 +794,8 @@ class LevelsEngine:
         coverage = counted.solved / counted.held if counted.held > 0.0 else None
         if self._gap is not None and math.isnan(self._gap):
             self._gap = self._underlying_gap(surface)
-        reasons = self._reasons(surface, now_ns, live, counted.held, coverage)
+        walls = self._walls(surface)
+        reasons = self._reasons(surface, now_ns, counted, coverage, walls[-1][gamma.CALLS] + walls[-1][gamma.PUTS])
         first = counted.first
         common: dict[str, Any] = {
             "timestamp_ns": chain.quote_time_ns if now_ns is None else now_ns,
@@ -804,7 +806,6 @@ class LevelsEngine:
             **self._peaks(chain, counted.near),
             **self._volatility_levels(surface, first),
         }
-        walls = self._walls(surface)
         buckets = self._buckets(surface, live, counted, walls, withheld=bool(reasons))
         if reasons:
             return Levels(status="DEGRADED", reasons=reasons, zero_gamma_status="DEGRADED", buckets=buckets, **common)
@@ -877,7 +878,9 @@ class LevelsEngine:
             levels["max_pain"] = _number(pain[0])
             levels["max_pain_expiry"] = chain.expiry[group]
         by_group = np.cumsum(np.where(live, figures[:, 0] + figures[:, 1], 0.0)).tolist()
-        return _Counts(held, solved, by_group, first, int(near[0]) if near.size else None, levels)
+        european = (chain.european == 1) & (chain.years < _NEAR_DAYS / 365.0) & live
+        parity = int(european.sum()), int((european & (surface.source == black.FROM_PARITY)).sum())
+        return _Counts(held, solved, by_group, first, int(near[0]) if near.size else None, parity, levels)
 
     def _peaks(self, chain: Chain, near: int | None) -> dict[str, float | None]:
         """Where the nearest expiry's open interest is largest; a tie goes to the strike nearest the price."""
@@ -1113,20 +1116,20 @@ class LevelsEngine:
         self,
         surface: Surface,
         now_ns: int | None,
-        live: npt.NDArray[np.bool_],
-        held: float,
+        counted: _Counts,
         coverage: float | None,
+        gross: float,
     ) -> tuple[str, ...]:
         """Why the levels that rest on gamma are withheld."""
         chain, limits = surface.chain, self.config.quality
         found = []
-        if not live.any():
+        if counted.first is None:
             found.append(f"CHAIN_EXPIRED: market_time={iso(chain.market_time_ns)}")
-        elif coverage is None or held <= 0.0:
+        elif coverage is None:
             found.append("OPEN_INTEREST_ZERO: contracts=0")
         elif coverage < limits.coverage_threshold:
             found.append(f"COVERAGE_LOW: coverage={coverage:.4f} threshold={limits.coverage_threshold:g}")
-        elif not surface.exposure.sum() > 0.0:
+        elif not gross > 0.0:
             found.append("GAMMA_ZERO: exposure=0")
         if now_ns is not None:
             age = (now_ns - chain.market_time_ns) / NS_PER_SECOND
@@ -1135,11 +1138,10 @@ class LevelsEngine:
         gap = self._gap
         if gap is not None and abs(gap) > limits.max_underlying_gap:
             found.append(f"UNDERLYING_GAP: gap={gap:+.4f} limit={limits.max_underlying_gap:g}")
-        quoted = (chain.european == 1) & (chain.years < _NEAR_DAYS / 365.0) & live
-        confirmed = quoted & (surface.source == black.FROM_PARITY)
-        if quoted.sum() >= _ENOUGH_EXPIRIES and 2 * confirmed.sum() < quoted.sum():
+        quoted, confirmed = counted.parity
+        if quoted >= _ENOUGH_EXPIRIES and 2 * confirmed < quoted:
             # Parity fails on many expiries at once when the printed underlying is far off: no gap can then be measured.
-            found.append(f"UNDERLYING_UNCONFIRMED: parity={int(confirmed.sum())} of={int(quoted.sum())}")
+            found.append(f"UNDERLYING_UNCONFIRMED: parity={confirmed} of={quoted}")
         return tuple(found)
 
     def _underlying_gap(self, surface: Surface) -> float | None:
