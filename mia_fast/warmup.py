@@ -50,7 +50,10 @@ def _options() -> None:
 
     place = Workspace(shipped())
     chain = read_table("chain", shipped() / "data" / "sample" / "chain.parquet", workspace=place).frame
-    LevelsEngine(options_config(place)).update(chain.filter(chain["quote_time"] == chain["quote_time"].min()))
+    engine = LevelsEngine(options_config(place))
+    first = chain.filter(chain["quote_time"] == chain["quote_time"].min())
+    engine.update_spot(1.0001 * (engine.update(first).underlying_price or 1.0))
+    engine.update_quotes(first.head(1))
 
 
 def _bars() -> None:

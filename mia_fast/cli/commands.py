@@ -272,7 +272,12 @@ def bars(
 
 @app.command()
 def levels(
-    chain: Annotated[Path, typer.Argument(help="Option chain: Parquet, CSV, or Cboe's delayed quotes (CSV, JSON).")],
+    chain: Annotated[
+        Path,
+        typer.Argument(
+            help="Option chain: Parquet, CSV, or Cboe's delayed quotes (CSV, JSON).", exists=True, dir_okay=False
+        ),
+    ],
     workspace: WorkspaceOption = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the levels to this file (PNG, SVG or PDF).")] = None,
 ) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -225,46 +225,72 @@ def bars(report: BarsReport) -> None:
     out.print(f"[bold]Written[/bold]\n  {escape(str(report.path))}")
 
 
+_MONEY: Final = frozenset({"net_gamma", "vanna_exposure", "vanna_cliff_slope", "charm_exposure"})
+_COUNTS: Final = frozenset(
+    {"open_interest", "open_interest_calls", "open_interest_puts", "contracts", "contracts_live"}
+)
+_LEVELS: Final = {
+    "quote_time": "",
+    "market_time": "",
+    "underlying_price": "",
+    "ref_px": "by parity",
+    "gamma_wall": "",
+    "call_wall": "",
+    "put_wall": "",
+    "zero_gamma": "",
+    "zero_gamma_status": "",
+    "key_strikes_1": "",
+    "key_strikes_2": "",
+    "key_strikes_3": "",
+    "key_strikes_4": "",
+    "key_strikes_5": "",
+    "max_pain": "nearest expiry",
+    "vol_trigger": "a proxy",
+    "net_gamma": "USD per 1 %",
+    "dealer_position_bias": "-1 .. 1",
+    "gamma_notional_distribution": "0 .. 1 (even)",
+    "vanna_exposure": "USD per vol pt",
+    "vanna_cliff_slope": "the same, 1 % up",
+    "charm_exposure": "USD per day",
+    "iv_atm": "30 days",
+    "iv_atm_nearest": "",
+    "risk_reversal_25": "call - put",
+    "butterfly_25": "",
+    "option_skew": "> 0: puts dearer",
+    "iv_skew": "< 0: puts dearer",
+    "atm_straddle_cost": "of the price",
+    "option_spread_cost": "median, at money",
+    "oi_concentration": "",
+    "open_interest_calls": "",
+    "open_interest_puts": "",
+    "open_interest_date": "",
+    "coverage": "",
+    "contracts": "",
+    "contracts_live": "",
+}
+
+
 def levels(found: Levels, place: Workspace) -> None:
     """Dealer levels as a table."""
     record = found.record()
     colour = {"OK": "green", "DEGRADED": "yellow"}.get(found.status, "red")
     table = Table(title=f"Dealer levels  [{colour}]{found.status}[/{colour}]", title_justify="left", show_header=False)
-    for reason in found.reasons:
-        table.add_row("reason", f"[yellow]{escape(reason)}[/yellow]")
-    for name in (
-        "quote_time",
-        "market_time",
-        "underlying_price",
-        *_PRICE_LEVELS,
-        "zero_gamma_status",
-        "key_strikes_1",
-        "key_strikes_2",
-        "key_strikes_3",
-        "key_strikes_4",
-        "key_strikes_5",
-        "max_pain",
-        "net_gamma",
-        "dealer_position_bias",
-        "vol_trigger",
-        "vanna_exposure",
-        "charm_exposure",
-        "iv_atm",
-        "iv_atm_nearest",
-        "risk_reversal_25",
-        "butterfly_25",
-        "option_skew",
-        "atm_straddle_cost",
-        "oi_concentration",
-        "open_interest_date",
-        "coverage",
-        "contracts",
-        "contracts_live",
-    ):
-        table.add_row(name, _value(record[name]))
-    for note in found.notes:
-        table.add_row("note", escape(note))
+    for _ in range(3):
+        table.add_column(no_wrap=True)
+    for name, meaning in _LEVELS.items():
+        value = record[name]
+        if name in _MONEY:
+            text = _money(value)
+        elif name in _COUNTS and value is not None:
+            text = f"{value:,.0f}"
+        else:
+            text = _value(value)
+        table.add_row(name, text, f"[dim]{meaning}[/dim]")
     out.print(table)
+    for reason in found.reasons:
+        out.print(f"  reason  [yellow]{escape(reason)}[/yellow]", soft_wrap=True)
+    for note in found.notes:
+        out.print(f"  note    {escape(note)}", soft_wrap=True)
     if found.buckets:
         _buckets(found)
     if found.path is not None:
@@ -274,7 +300,7 @@ def levels(found: Levels, place: Workspace) -> None:
 def _buckets(found: Levels) -> None:
     """The levels by expiry, side by side."""
     table = Table(title="By expiry", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for bucket in found.buckets:
         table.add_column(f"{bucket.name} ({bucket.expiries})", justify="right")
     for name in (
@@ -290,8 +316,12 @@ def _buckets(found: Levels) -> None:
         "charm_exposure",
         "coverage_near",
     ):
-        shown = _money if name in {"net_gamma", "vanna_exposure", "charm_exposure"} else _value
-        table.add_row(name, *(shown(getattr(bucket, name)) for bucket in found.buckets))
+        if name in _COUNTS:
+            texts = [f"{getattr(bucket, name):,.0f}" for bucket in found.buckets]
+        else:
+            shown = _money if name in _MONEY else _value
+            texts = [shown(getattr(bucket, name)) for bucket in found.buckets]
+        table.add_row(name, *texts)
     out.print(table)
 
 
