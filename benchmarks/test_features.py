@@ -1,4 +1,4 @@
-"""The feature engine against TA-Lib 0.8.2: the catalogue's overlap, in batch and live.
+"""The feature engine against TA-Lib 0.8.2: the catalogue's overlap and 350 columns, in batch and live.
 
 Parity is asserted before anything is timed. Ratios, not absolute times, are what a noisy machine
 can tell; both are printed with the machine they come from.
@@ -6,20 +6,27 @@ can tell; both are printed with the machine they come from.
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import talib
 from talib import stream
 
+from benchmarks import layouts
 from mia_fast.features.catalogue import Catalogue, read
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.plan import make_plan
 from mia_fast.workspace import Workspace, shipped
+from mia_kernels.compile import kernel
 
 ROWS = 100_000
 LIVE_ROWS = 3_000
@@ -146,21 +153,176 @@ def test_live(bars: tuple[np.ndarray, Arrays], engine: FeatureEngine, capsys: py
     _report(capsys, "live, one bar", ours / 1e3, statistics.median(theirs) / 1e3, "us")
 
 
-def test_whole_catalogue_live(bars: tuple[np.ndarray, Arrays], benchmark: object) -> None:
-    """All features of the shipped catalogue, one bar at a time."""
-    known_at, arrays = bars
-    plan = make_plan(read(Workspace(shipped())), BARS, bar_minutes=1.0, tick_size=0.25)
-    whole = FeatureEngine(plan)
-    rows = np.stack([arrays[name] for name in plan.inputs], axis=1).tolist()
-    state = {"k": 0}
-    times = known_at.tolist()
+LAYOUT_ROWS = 20_000
 
-    def step() -> None:
-        k = state["k"]
-        whole.update(times[k], rows[k])
-        state["k"] = k + 1
 
-    benchmark.pedantic(step, rounds=5_000, iterations=1, warmup_rounds=1_000)  # type: ignore[attr-defined]
+@pytest.fixture(scope="module")
+def layout() -> tuple[np.ndarray, Arrays, FeatureEngine]:
+    """350 columns that TA-Lib has too, after proving that both agree."""
+    known_at, arrays = _bars(LAYOUT_ROWS)
+    catalogue, names = layouts.talib_layout()
+    engine = FeatureEngine(make_plan(catalogue, BARS, bar_minutes=1.0, tick_size=0.25, auxiliary=names))
+    matrix = engine.batch(known_at, arrays)
+    for name, row, peer in zip(names, matrix, layouts.talib_batch(arrays), strict=True):
+        flat = np.zeros(len(row), dtype=bool)
+        if name.startswith("correlation"):  # where the closes are all equal TA-Lib says 0, or what rounding leaves
+            window = np.lib.stride_tricks.sliding_window_view(arrays["close"], int(name.split("_")[1]))
+            flat[len(row) - len(window) :] = np.ptp(window, axis=1) == 0.0
+        assert np.array_equal(np.isnan(row), np.isnan(peer) | flat), name
+        scale = np.maximum(1.0, np.abs(peer))
+        tolerance = 1e-10 if name.startswith(("stochastic", "slope")) else 1e-11
+        assert np.nanmax(np.abs(row - peer) / scale) < tolerance, name
+    engine.reset()
+    halved = engine.batch(known_at, arrays, threads=2)
+    assert np.array_equal(matrix.view(np.int64)[~np.isnan(matrix)], halved.view(np.int64)[~np.isnan(matrix)])
+    return known_at, arrays, engine
+
+
+def test_layout_batch(layout: tuple[np.ndarray, Arrays, FeatureEngine], capsys: pytest.CaptureFixture[str]) -> None:
+    """350 columns in batch: one thread against one, two against two."""
+    known_at, arrays, engine = layout
+    out = np.empty((350, LAYOUT_ROWS))
+
+    def ours(threads: int) -> None:
+        engine.reset()
+        engine.batch(known_at, arrays, out=out, threads=threads)
+
+    first, second = layouts.talib_halves(arrays)
+    with ThreadPoolExecutor(max_workers=1) as other:
+
+        def theirs() -> None:
+            done = other.submit(second)
+            first()
+            done.result()
+
+        one = _interleaved(lambda: ours(1), lambda: layouts.talib_batch(arrays), rounds=7)
+        two = _interleaved(lambda: ours(2), theirs, rounds=7)
+    floor = statistics.median(_timed(lambda: write_floor(out)) for _ in range(7))
+    for threads, (mine, peer) in ((1, one), (2, two)):
+        what = f"350 columns of TA-Lib, batch, {threads} thread{'s' * (threads - 1)}"
+        _report(capsys, what, mine / LAYOUT_ROWS * 1e9, peer / LAYOUT_ROWS * 1e9, "ns per row")
+    with capsys.disabled():
+        print(f"  writing them takes {floor / LAYOUT_ROWS * 1e9:,.0f} ns per row")
+    assert one[1] / one[0] >= 2.5
+
+
+def test_layout_live(layout: tuple[np.ndarray, Arrays, FeatureEngine], capsys: pytest.CaptureFixture[str]) -> None:
+    """The same, one bar at a time, against the 285 streams of TA-Lib over the last 100 bars."""
+    known_at, arrays, engine = layout
+    rows = np.stack([arrays[name] for name in engine.plan.inputs], axis=1).tolist()
+    engine.reset()
+    mine, theirs = [], []
+    for k, (t, row) in enumerate(zip(known_at[:2000].tolist(), rows, strict=False)):
+        mine.append(_timed(lambda t=t, row=row: engine.update(t, row)))  # type: ignore[misc]
+        if k >= 1000 and k % 5 == 0:
+            theirs.append(_timed(lambda k=k: layouts.talib_streams(arrays, k - 100, k + 1)))  # type: ignore[misc]
+    ours, peer = statistics.median(mine[1000:]) * 1e6, statistics.median(theirs) * 1e6
+    _report(capsys, "350 columns of TA-Lib, live", ours, peer, "us")
+    assert peer / ours >= 12
+
+
+@kernel
+def write_floor(out: np.ndarray) -> None:
+    """Write every number of ``out`` (k, n) once, 256 rows at a time as the engine does."""
+    for first in range(0, out.shape[1], 256):
+        for k in range(out.shape[0]):
+            row = out[k, first : first + 256]
+            for i in range(row.size):
+                row[i] = 1.0
+
+
+@pytest.mark.parametrize("which", ["shipped", "350"])
+def test_whole_catalogue(which: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of stage 1 with every input present: live from Python, and batch against the time to write the output.
+
+    ``350`` is the shipped catalogue filled up to 310 stage-1 columns over 150 inputs.
+    """
+    shipped_catalogue = read(Workspace(shipped()))
+    catalogue, more = (shipped_catalogue, []) if which == "shipped" else layouts.whole_layout(shipped_catalogue)
+    inputs = [column.name for column in catalogue.inputs]
+    known_at, arrays = _bars(LAYOUT_ROWS)
+    generator = np.random.default_rng(3)
+    arrays |= {name: np.abs(generator.normal(100, 10, LAYOUT_ROWS)) for name in inputs if name not in arrays}
+    arrays["vix_known_at"] = np.floor(known_at / 86400e9) * 86400
+    plan = make_plan(catalogue, inputs, bar_minutes=1.0, tick_size=0.25, auxiliary=more)
+    engine = FeatureEngine(plan)
+    out = np.empty((len(plan.outputs), LAYOUT_ROWS))
+
+    def batch(threads: int) -> None:
+        engine.reset()
+        engine.batch(known_at, arrays, out=out, threads=threads)
+
+    one, floor = _interleaved(lambda: batch(1), lambda: write_floor(out), rounds=9)
+    two, _ = _interleaved(lambda: batch(2), lambda: None, rounds=9)
+    matrix = np.stack([arrays[name] for name in plan.inputs], axis=1)
+    bars = [plan.inputs.index(name) for name in BARS if name in plan.inputs]
+    ways: dict[str, Callable[[int, np.ndarray], object]] = {
+        "a list": engine.update,
+        "an array": engine.update,
+    }
+
+    def in_place(t: int, row: np.ndarray) -> None:
+        engine.bar[: len(bars)] = row[: len(bars)]
+        engine.update(t, engine.bar)
+
+    ways["in place"] = in_place
+    lines = []
+    for way, update in ways.items():
+        engine.reset()
+        rows = matrix.tolist() if way == "a list" else list(matrix)
+        times = known_at.tolist()
+        taken = []
+        for k in range(6000):
+            began = time.perf_counter_ns()
+            update(times[k], rows[k])
+            taken.append(time.perf_counter_ns() - began)
+        p50, p99 = np.percentile(taken[1000:], (50, 99)) / 1e3
+        lines.append(f"{way} p50 {p50:.2f} p99 {p99:.2f} us")
+    with capsys.disabled():
+        print(f"\n{which}: {len(plan.outputs)} columns of {len(plan.inputs)} inputs, live: {'; '.join(lines)}")
+        each = [x / LAYOUT_ROWS * 1e9 for x in (one, two, floor)]
+        print(f"  batch {each[0]:,.0f} ns per row, two threads {each[1]:,.0f}; write floor {each[2]:,.0f}")
+        print(f"  ratio to the floor {one / floor:.2f}")
+    assert one / floor <= 8
+
+
+STARTS = """
+import time
+began = time.perf_counter()
+import mia_fast
+imported = time.perf_counter()
+import numpy as np
+from mia_fast.features.catalogue import read
+from mia_fast.features.engine import FeatureEngine
+from mia_fast.features.plan import make_plan
+from mia_fast.workspace import Workspace, shipped
+from mia_kernels.compile import kernel
+plan = make_plan(read(Workspace(shipped())), ["close"], bar_minutes=1.0, tick_size=0.25)
+planned = time.perf_counter()
+FeatureEngine(plan).update(1_700_000_040_000_000_000, [1.0])
+print(imported - began, planned - imported, time.perf_counter() - planned)
+"""
+
+
+def test_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Import, plan and first bar in a new process: with nothing compiled, then with everything."""
+    for what in ("cold", "warm"):
+        done = subprocess.run(
+            [sys.executable, "-c", STARTS],
+            env={**os.environ, "MIA_KERNEL_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        imported, planned, first = map(float, done.stdout.split())
+        with capsys.disabled():
+            print(f"\n{what} start: import mia_fast {imported:.2f} s, plan {planned:.2f} s, first bar {first:.2f} s")
+
+
+def _timed(function: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
 
 
 def _interleaved(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float]:
