@@ -47,9 +47,11 @@ from mia_kernels.recurrences import (
     average_row,
     averages,
     averages_each,
+    bring,
     macd,
     rsi,
     set_job,
+    set_rows,
 )
 from mia_kernels.session import profile, return_since, session_variance, vwap
 from mia_kernels.spans import WINDOW_BINS, profile_bars, profile_window, time_slope, time_window
@@ -136,27 +138,27 @@ def _average(
     targets: int,
     count: int,
     jobs: int,
+    places: int,
+    work: int,
     base: int,
     out_at: int,
     stride: int,
     n: int,
 ) -> None:
     """Up to 32 averages of one input: jobs of eight lanes, side by side."""
+    _find_places(targets, count, places, base, out_at, stride)
     some = (count + op.LANES - 1) // op.LANES
     for k in range(some):
         lanes = min(op.LANES, count - op.LANES * k)
-        places = jobs + PLACES + 8 * op.LANES * k
-        _find_places(targets + 8 * op.LANES * k, lanes, places, base, out_at, stride)
         job_state, job_numbers = state + 8 * AVERAGE_STATE * k, numbers + 16 * op.LANES * k
         job_table = table + 24 * op.LANES * k
         if n == 1:
-            average_row(x, job_state, job_numbers, job_table, places, lanes)
+            average_row(x, job_state, job_numbers, job_table, places + 8 * op.LANES * k, lanes)
         else:
-            for lane in range(lanes, op.LANES):
-                put_integer(places + 8 * lane, base + 8 * op.STRIDE * op.SPARE)
-            set_job(jobs, k, x, job_state, job_numbers, job_table, places)
+            set_rows(jobs, k, x, job_state, job_numbers, job_table, work + ROW * op.LANES * k, lanes, base)
     if n > 1:
         averages(jobs, some, n)
+        bring(work, places, count, n)
 
 
 @kernel
@@ -168,20 +170,24 @@ def _average_each(
     targets: int,
     count: int,
     jobs: int,
+    places: int,
+    work: int,
     base: int,
     out_at: int,
     stride: int,
     n: int,
 ) -> None:
     """Up to eight averages, each of an input of its own; ``sources`` is the address of their columns' numbers."""
-    inputs, places = jobs + PLACES, jobs + PLACES + 8 * op.LANES
+    inputs, rows = jobs + PLACES, jobs + PLACES + 8 * op.LANES
     for lane in range(op.LANES):
         used = lane < count
         put_integer(inputs + 8 * lane, base + 8 * op.STRIDE * get_integer(sources + (8 * lane if used else 0)))
-        put_integer(places + 8 * lane, base + 8 * op.STRIDE * op.SPARE)
+        put_integer(rows + 8 * lane, work + ROW * lane)
     _find_places(targets, count, places, base, out_at, stride)
-    set_job(jobs, 0, inputs, state, numbers, table, places)
+    set_job(jobs, 0, inputs, state, numbers, table, rows if n > 1 else places)
     averages_each(jobs, count, n)
+    if n > 1:
+        bring(work, places, count, n)
 
 
 @kernel
@@ -245,6 +251,8 @@ def _step(
                 integers_at_ + 8 * targets,
                 count,
                 jobs,
+                places,
+                work_at,
                 base,
                 out_at,
                 stride,
@@ -259,6 +267,8 @@ def _step(
                 integers_at_ + 8 * targets,
                 count,
                 jobs,
+                places,
+                work_at,
                 base,
                 out_at,
                 stride,

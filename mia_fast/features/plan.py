@@ -288,8 +288,9 @@ def _pointwise(column: Column) -> bool:
     return column.kernel in ("formula", "column")
 
 
-_COSTS = {"profile": 300.0, "adx": 12.0, "macd": 9.0, "correlation": 16.0, "stochastic": 8.0, "rsi": 5.0, "window": 4.0}
-"""Rough costs of a row of a kernel, in operations of a formula; others count as three."""
+_COSTS = {"profile": 40.0, "adx": 8.0, "macd": 6.0, "correlation": 10.0, "stochastic": 5.0, "rsi": 4.0}
+_TABLE_COST = 15.0
+"""Rough costs of a row of a kernel and of the tables of a windowed column, in tokens of a formula; others are three."""
 
 
 def _halves(
@@ -298,7 +299,7 @@ def _halves(
     """Which half of the program needs each column, so that both halves cost about the same.
 
     Outputs of one kernel over the same inputs stay together. The dearest go first, each to the half that then
-    costs less; a column that both need is computed by both, and counts in both.
+    costs less, unless that repeats too much: a column that both need is computed by both.
     """
     units: dict[tuple[Any, ...], list[str]] = {}
     for name in wanted:
@@ -306,20 +307,29 @@ def _halves(
         key = ("raw", name) if row is None or _pointwise(row) else (row.kernel, row.inputs)
         units.setdefault(key, []).append(name)
     needs = {key: _needed(columns, names) for key, names in units.items()}
+    everything = set().union(*needs.values())
+    for needed in needs.values():  # a kernel that computes all its outputs at once is needed whole
+        whole = {(columns[name].kernel, columns[name].inputs) for name in needed if columns[name].kernel in _WHOLE}
+        needed |= {name for name in everything if (columns[name].kernel, columns[name].inputs) in whole}
 
     def cost(names: set[str]) -> float:
         total = 0.0
+        tables: set[str] = set()
         for name in names:
             row = columns[name]
             total += len(parsed[name].tokens) if row.kernel == "formula" else _COSTS.get(row.kernel, 3.0)
-        return total
+            if row.kernel in ("window", "time_deviation"):
+                tables.add(row.inputs[0])
+        return total + _TABLE_COST * len(tables)
 
     held: dict[int, set[str]] = {FIRST: set(), SECOND: set()}
     load = {FIRST: 0.0, SECOND: 0.0}
     halves: dict[str, int] = dict.fromkeys(wanted, 0)
     for key in sorted(units, key=lambda k: (-cost(needs[k]), str(k))):
-        after = {half: load[half] + cost(needs[key] - held[half]) + 0.5 * len(units[key]) for half in held}
-        half = min(after, key=lambda h: after[h])
+        new = {half: needs[key] - held[half] for half in held}
+        after = {half: load[half] + cost(new[half]) + 0.5 * len(units[key]) for half in held}
+        twice = {half: cost(new[half] & held[BOTH - half]) for half in held}  # work done a second time
+        half = min(held, key=lambda h: after[h] + twice[h])
         load[half] = after[half]
         held[half] |= needs[key]
         for name in units[key]:
