@@ -171,10 +171,10 @@ def test_an_own_function(bars: tuple[np.ndarray, Arrays], capsys: pytest.Capture
     known_at, arrays = bars
     shipped_inputs = read(Workspace(shipped())).inputs
     engines = []
-    for kernel, params in (("own_ema", {}), ("ema", {"period": 20.0})):
+    for name, params in (("own_ema", {}), ("ema", {"period": 20.0})):
         feature = Feature(
-            name="average", kernel=kernel, inputs=("close",), params=params, family="test", unit="index points",
-            range=(0, None), warmup=Warmup(rows=19), definition="EMA 20 of the close", source="test",
+            name="average", kernel=name, inputs=("close",), params=params, family="test", stage=1, unit="index points",
+            range=(0, None), warmup=Warmup(rows=19), missing="holds", definition="EMA 20 of the close", source="test",
         )  # fmt: skip
         catalogue = Catalogue(inputs=shipped_inputs, auxiliary=(), features=(feature,))
         engines.append(FeatureEngine(make_plan(catalogue, BARS, bar_minutes=1.0, tick_size=0.25)))
