@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import talib
 from bars import Bars, Floats, same_bits
+from test_feature_engine import frame_of
 from test_kernels_unit import compute, walk
 
 from benchmarks.layouts import BARS, talib_layout
 from mia_fast.errors import DataError, StateError
 from mia_fast.features.catalogue import Catalogue
 from mia_fast.features.engine import FeatureEngine, FeatureEngines
+from mia_fast.features.frame import generate_features
 from mia_fast.features.plan import Plan, make_plan
+from mia_fast.workspace import Workspace
 from mia_kernels import opcodes as op
 
 
@@ -207,6 +210,12 @@ def test_two_threads_tell_of_progress_and_go_on_live(gappy: Bars, plan: Plan) ->
     assert told[-1] == len(head)
     values = [float(last.columns[name][0]) for name in plan.inputs]
     same_bits(one.update(int(last.known_at[0]), values), two.update(int(last.known_at[0]), values))
+
+
+def test_a_frame_on_two_threads(workspace: Workspace, gappy: Bars) -> None:
+    frame = frame_of(gappy)
+    one = generate_features(frame, workspace=workspace)
+    assert generate_features(frame, workspace=workspace, threads=2).equals(one)
 
 
 def test_only_one_or_two_threads(gappy: Bars, plan: Plan) -> None:

@@ -212,8 +212,8 @@ def _masked_each(job: int, start: int, n: int) -> None:
 def bring(rows: int, places: int, count: int, n: int) -> None:
     """Copy ``count`` scratch rows to their places, one after the other.
 
-    Lanes that are written side by side would miss the cache in as many places at once; a row that is copied
-    streams. On columns that do not fit the cache this halves the time of a whole program.
+    Lanes that are written side by side into a large matrix miss the cache in as many places at once; a row that is
+    copied streams.
     """
     for lane in range(count):
         x, y = floats_at(rows + lane * ROW, n), floats_at(get_integer(places + 8 * lane), n)
