@@ -352,7 +352,7 @@ class Journal:
 
     def _accept(self, table: Table, values: list[Any], *, durable: bool, wait: bool) -> int:
         try:
-            content, text = segments.encode(table.name, values)
+            content = segments.encode(table.name, values)
         except UnicodeEncodeError as error:
             raise JournalError(
                 f"a text cannot be written as UTF-8 ({error.reason})",
@@ -376,7 +376,7 @@ class Journal:
             segment = self._segment
             size = segment.size
             try:
-                segment.append(sequence, content, text)
+                segment.append(sequence, content)
                 self._pending.append((sequence, table.name, values))
                 self._next = sequence + 1
             except OSError as error:
