@@ -480,7 +480,9 @@ class _Run:
             policy=Policy.open(self.workspace),
             desk=desk,
             gate=desk.gate(
-                account=ACCOUNT, model_sha256=None if self.model is None else self.model.manifest.graph_sha256
+                account=ACCOUNT,
+                model_sha256=None if self.model is None else self.model.manifest.graph_sha256,
+                resume=False,
             ),
             journal=self.journal,
             levels=LevelsEngine(options_config(self.workspace)),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from mia_fast import clock
 from mia_fast import config as desk_config
 from mia_fast.errors import MiaError
 from mia_fast.risk import config as risk_config
+from mia_fast.risk import history
 from mia_fast.risk.calendar import EventCalendar, load_calendar
 from mia_fast.risk.codes import Code, Denial, denial
 from mia_fast.risk.controller import Journal, RiskController
@@ -23,6 +24,11 @@ from mia_fast.risk.instance import Instance
 from mia_fast.risk.windows import Sessions, TradeWindowFilter, WeeklySessions
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from mia_fast import journal as journals
 
 
 class WorkspaceJournal:
@@ -45,6 +51,16 @@ class WorkspaceJournal:
         """
         return self._open().append(table, row)
 
+    def query(self, sql: str, parameters: Sequence[Any] | None = None) -> pl.DataFrame:
+        """The result of one read-only statement over everything accepted so far.
+
+        Raises
+        ------
+        JournalError
+            The journal cannot be opened or read.
+        """
+        return self._open().query(sql, parameters)
+
     def health(self) -> str:
         """``"ok"``, or why rows cannot be taken."""
         try:
@@ -52,7 +68,7 @@ class WorkspaceJournal:
         except MiaError as error:
             return error.what
 
-    def _open(self) -> Journal:
+    def _open(self) -> journals.Journal:
         from mia_fast import journal  # DuckDB is loaded only where a row is written
 
         return journal.of(self._workspace)
@@ -116,12 +132,14 @@ class Desk:
         self.calendar: EventCalendar = load_calendar(workspace, self.config.events, self._events)
         self._told: tuple[Code, str] | None = None
 
-    def gate(self, passed_ids: tuple[str, ...] = (), *, account: str, model_sha256: str | None) -> Gate:
+    def gate(self, *, account: str, model_sha256: str | None, resume: bool = True) -> Gate:
         """A gate on this desk's controller, windows and journal; see :class:`~mia_fast.risk.gate.Gate`.
 
-        It claims the account: an older gate on the same risk state lets no entry through from now on.
+        It claims the account: an older gate on the same risk state lets no entry through from now on. With ``resume``
+        it takes over from the journal what passed before a restart; where the journal cannot be read no entry
+        passes until :meth:`recall` succeeds. A replay, which repeats its bars from a checkpoint, gives False.
         """
-        return Gate(
+        gate = Gate(
             self.controller,
             self.windows(),
             self.market.instrument,
@@ -130,8 +148,21 @@ class Desk:
             Instance(self._state_folder),
             account=account,
             model_sha256=model_sha256,
-            passed_ids=passed_ids,
         )
+        if resume:
+            self.recall(gate)
+        return gate
+
+    def recall(self, gate: Gate) -> bool:
+        """Read what passed before a restart; False where the journal cannot be read, and then no entry passes."""
+        if not isinstance(self.journal, history.Readable):
+            gate.unread = "this journal cannot be read back"
+            return False
+        try:
+            gate.recall(history.read(self.journal, gate.account))
+        except MiaError as error:
+            gate.unread = error.what
+        return gate.unread is None
 
     def windows(self) -> TradeWindowFilter:
         """When the clock alone forbids entries, by the calendar as it is now."""

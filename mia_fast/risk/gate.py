@@ -28,6 +28,7 @@ from mia_fast.config import Instrument
 from mia_fast.risk.codes import Code, Denial, denial
 from mia_fast.risk.config import RiskConfig
 from mia_fast.risk.controller import Journal, RiskController
+from mia_fast.risk.history import History
 from mia_fast.risk.instance import Instance
 from mia_fast.risk.windows import TradeWindowFilter
 from mia_kernels.limits import CHECKS, LIMITS, VALUES, failed_limits
@@ -198,8 +199,11 @@ class Gate:
         The account's name, as its reports give it.
     model_sha256
         Of the model whose outputs entries may rest on; None where no model was loaded: no entry passes.
-    passed_ids
-        Client ids that passed before a restart, from the journal.
+
+    Attributes
+    ----------
+    unread
+        Why it is not known what passed before the restart, see :meth:`recall`; None where it is. Blocks entries.
     """
 
     def __init__(
@@ -213,7 +217,6 @@ class Gate:
         *,
         account: str,
         model_sha256: str | None,
-        passed_ids: Iterable[str] = (),
     ) -> None:
         self.controller = controller
         self.windows = windows
@@ -223,9 +226,9 @@ class Gate:
         self.instance = instance
         self.account = account
         self.model_sha256 = model_sha256
-        self.passed_ids = set(passed_ids)
+        self.passed_ids: set[str] = set()
         self.last_ns = 0
-        self.unread: str | None = None  # why it is not known what passed before the restart
+        self.unread: str | None = None
         fresh, messages, limits = config.freshness, config.messages, config.limits
         self.market_ns, self.equity_ns = round(fresh.market_seconds * _NS), round(fresh.equity_seconds * _NS)
         self.skew_ns = round(fresh.clock_skew_seconds * _NS)
@@ -516,6 +519,26 @@ class Gate:
             (at, Order(name, symbol, Side(side), size, price, reduce))
             for at, name, symbol, side, size, price, reduce in saved["in_flight"]
         ]
+
+    def recall(self, history: History) -> None:
+        """Take over what the journal says passed before a restart; until then no entry passes.
+
+        What the present configuration does not count any more (a repeat too long ago) is left out.
+        """
+        self.passed_ids.update(history.ids)
+        self.last_ns = max(self.last_ns, history.last_ns)
+        latest = 0
+        for instant, action, name, symbol, side, size, price, reduce, stop in history.passed:
+            latest = at = max(latest, instant)  # an exit passes although the clock went backwards
+            self.sent.append(at)
+            if action != Action.NEW.value:
+                continue
+            order = Order(name, symbol, Side(side), size, price, reduce, stop=stop)
+            self.in_flight.append((at, order))
+            if self.repeat_ns and self.last_ns - at < self.repeat_ns:
+                self._contents[order.side, order.quantity, order.price] = at
+        self.controller.recall_entries(history.entries)
+        self.unread = None
 
     def save(self) -> dict[str, Any]:
         """What a restart must know, as JSON holds it."""
