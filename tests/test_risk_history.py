@@ -142,8 +142,11 @@ def test_a_journal_that_cannot_be_read_back_lets_no_entry_pass_until_it_can(work
     leave = Order("x", "ES", Side.SELL, 1, reduce_only=True)
     assert check(gate, leave, T0 + 7 * SECOND, position=1), "exits pass"
     assert desk.recall(gate)
-    assert check(gate, entry("id-1", 1, 2_398.0), T0 + 8 * SECOND)
-    assert check(gate, entry("id-0", 1, 2_397.0), T0 + 9 * SECOND).code == "ORDER_DUPLICATE"
+    assert [order.client_id for _, order in gate.in_flight] == ["id-0", "x"]
+    assert list(gate.sent) == [T0, T0 + 7 * SECOND]
+    later = T0 + 9 * SECOND
+    assert check(gate, entry("id-1", 1, 2_398.0), later, known_at=later)
+    assert check(gate, entry("id-0", 1, 2_397.0), later, known_at=later).code == "ORDER_DUPLICATE"
 
 
 def test_a_gate_whose_journal_cannot_be_read_back_says_so(tmp_path):

@@ -528,6 +528,9 @@ class Gate:
         self.passed_ids.update(history.ids)
         self.last_ns = max(self.last_ns, history.last_ns)
         latest = 0
+        self.sent.clear()
+        told = {row[2] for row in history.passed}
+        self.in_flight = [(at, order) for at, order in self.in_flight if order.client_id not in told]
         for instant, action, name, symbol, side, size, price, reduce, stop in history.passed:
             latest = at = max(latest, instant)  # an exit passes although the clock went backwards
             self.sent.append(at)
