@@ -362,7 +362,7 @@ class _Run:
                 now = times[k]
                 self.now = now
                 bar = Bar(now, opens[k], highs[k], lows[k], closes[k], volumes[k])
-                trade = self.broker.open_bar(bar.open, now)
+                trade = self.broker.take_bar(bar.open, bar.high, bar.low, now)
                 if trade is not None:
                     self._journal_trade(trade, now)
                 while self.next_chain < len(self.chains) and self.chains[self.next_chain][0] <= now:
