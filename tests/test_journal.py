@@ -145,7 +145,7 @@ def test_every_table_takes_a_full_and_a_bare_row(opened: Journal) -> None:
     for name, table in TABLES.items():
         full: dict[str, Any] = {}
         for column in table.columns:
-            full[column.name] = samples[column.kind.duckdb]
+            full[column.name] = "hold" if column.name == "decision" else samples[column.kind.duckdb]
             if column.kind is schema.JSON:
                 full[column.name] = {"b": 1, "a": [None, "é"]}
         if "verdict" in full:
@@ -188,6 +188,8 @@ def test_numpy_s_scalars_are_welcome(opened: Journal) -> None:
     [
         ("decisions", {"trade_id": None}, "trade_id is missing"),
         ("decisions", {"trade_id": 7}, "text is wanted"),
+        ("decisions", {"decision": "long"}, "one of buy, sell, exit, hold is wanted"),
+        ("decisions", {"decision": "BUY"}, "one of buy, sell, exit, hold is wanted"),
         ("decisions", {"signal_score": "high"}, "a number is wanted"),
         ("decisions", {"signal_score": True}, "a number is wanted"),
         ("decisions", {"timestamp": -1}, "between 1970 and 2262"),
@@ -227,7 +229,7 @@ rows = st.fixed_dictionaries(
     {
         "timestamp": st.integers(0, schema.LATEST_NS),
         "trade_id": texts,
-        "decision": texts,
+        "decision": st.sampled_from(schema.DECISIONS),
         "signal_score": st.floats(),
     },
     optional={

@@ -289,6 +289,9 @@ BOOLEAN: Final = Kind("BOOLEAN", bool, _boolean, "true or false")
 JSON: Final = Kind("VARCHAR", None, _json, "JSON text, quoted")
 FEATURES: Final = Kind("BLOB", None, _features, "not exported")
 
+DECISIONS: Final = ("buy", "sell", "exit", "hold")
+"""What a policy can decide; anything else in the audit trail would be a slip of the caller."""
+
 _RUN: Final = (Column("run_id", TEXT), Column("event_id", TEXT))
 """A replay names its run and each of its events, so that a resumed one doubles nothing."""
 
@@ -298,7 +301,7 @@ _TABLES: Final = (
         (
             Column("timestamp", INSTANT, required=True),
             Column("trade_id", TEXT, required=True),
-            Column("decision", TEXT, required=True),
+            Column("decision", _one_of(*DECISIONS), required=True),
             Column("signal_score", DOUBLE, required=True),
             Column("regime_probs", JSON),
             Column("run_id", TEXT),

@@ -225,7 +225,8 @@ def read(path: Path) -> Content:
 def decode(text: bytes, blobs: bytes, columns: Mapping[str, Sequence[str]]) -> tuple[str, list[Any]] | None:
     """Table and values of a row in the order of today's columns; None if it fits no known table.
 
-    ``text`` and ``blobs`` are what :attr:`Content.rows` holds of it. ``columns`` is what the segment's header lists; columns that did not exist then are None.
+    ``text`` and ``blobs`` are what :attr:`Content.rows` holds of it. ``columns`` is what the segment's
+    header lists; columns that did not exist then are None.
     """
     name, *stored = json.loads(text) if text else _UNPACK(blobs)
     table = TABLES.get(name)
