@@ -380,14 +380,25 @@ def test_a_database_another_program_holds(workspace: Workspace) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     try:
+        waited: list[float] = []
         with pytest.raises(JournalError, match="lock") as refusal:
-            Journal.open(workspace)
+            Journal.open(workspace, settings=Settings(pause=waited.append))
         assert "left as it is" in str(refusal.value)
+        assert waited == [2.0, 4.0, 8.0]
+        with pytest.raises(JournalError, match="lock"):
+            Journal.open(workspace, settings=Settings(pause=waited.append), wait=False)
+        assert len(waited) == 3, "a live path does not wait"
+
+        def let_go(_: float) -> None:
+            process.kill()
+            process.wait()
+
+        with Journal.open(workspace, settings=Settings(interval=0.01, pause=let_go)) as journal:
+            assert journal.health() == "ok"
     finally:
         process.kill()
         process.communicate()
     assert not (workspace.data / "quarantine").exists()
-    Journal.open(workspace, settings=QUICK).close()
 
 
 def test_a_half_made_database_of_a_killed_first_start(workspace: Workspace) -> None:

@@ -71,7 +71,7 @@ class WorkspaceJournal:
     def _open(self) -> journals.Journal:
         from mia_fast import journal  # DuckDB is loaded only where a row is written
 
-        return journal.of(self._workspace)
+        return journal.of(self._workspace, wait=False)  # the gate asks on the path of an order
 
 
 class Desk:
