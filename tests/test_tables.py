@@ -248,7 +248,9 @@ def test_bars_longer_than_every_interval_are_refused() -> None:
 
 def test_bars_full_of_holes_are_refused_for_their_faults_and_not_for_their_interval() -> None:
     """What 90 % of faulty rows leave has gaps of any length, which say nothing of the bars'."""
-    holes = bars(400).with_columns(close=pl.when(pl.int_range(pl.len()) % 10 == 0).then("close").otherwise(float("nan")))
+    holes = bars(400).with_columns(
+        close=pl.when(pl.int_range(pl.len()) % 10 == 0).then("close").otherwise(float("nan"))
+    )
     with pytest.raises(DataError, match=r"360 of 400 rows are faulty, 90.0% .* \[too_many_faults\]"):
         read("bars", holes)
 

@@ -26,7 +26,7 @@ from mia_fast.risk.codes import Code, Denial, denial
 from mia_fast.risk.config import RiskConfig
 from mia_fast.risk.overtrading import TradeRate
 from mia_fast.risk.store import Day, Fingerprint, Latch, Record, StateStore, merge, write_snapshot
-from mia_fast.risk.windows import Sessions, Span, WeeklySessions
+from mia_fast.risk.windows import Sessions, Span, WeeklySessions, trading_hours
 from mia_fast.workspace import Workspace
 from mia_kernels.account import DAY, DAY_LAST, DAY_OPEN, daily_loss, initial_day_state
 from mia_kernels.drawdown import DRAWDOWN, EQUITY, PEAK, drawdown, initial_state
@@ -169,13 +169,15 @@ class RiskController:
         ConfigError
             A configuration file is present but invalid.
         """
+        market = desk_config.market(workspace)
         return cls(
             workspace,
             config=risk_config.risk(workspace),
-            max_drawdown=desk_config.market(workspace).max_drawdown,
+            max_drawdown=market.max_drawdown,
             journal=journal,
             clock=clock,
             losing_share=losing_share,
+            sessions=trading_hours(workspace, market.instrument.symbol),
         )
 
     # What it knows

@@ -21,7 +21,7 @@ from mia_fast.risk.codes import Code, Denial, denial
 from mia_fast.risk.controller import Journal, RiskController
 from mia_fast.risk.gate import Gate
 from mia_fast.risk.instance import Instance
-from mia_fast.risk.windows import Sessions, TradeWindowFilter, WeeklySessions
+from mia_fast.risk.windows import Sessions, TradeWindowFilter, trading_hours
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 
@@ -87,8 +87,10 @@ class Desk:
         The engine's clock, ns UTC; by default the wall clock. A replay gives the bar's time.
     events
         The calendar's file; by default ``data/macro_events.csv``.
-    losing_share, state_folder, run_id, sessions
+    losing_share, state_folder, run_id
         See :class:`~mia_fast.risk.controller.RiskController`.
+    sessions
+        Trading hours; by default the dated table of ``config/sessions.yaml``. Outside it entries are blocked.
 
     Raises
     ------
@@ -113,7 +115,9 @@ class Desk:
         self.market = desk_config.market(workspace)
         self.journal: Journal = journal if journal is not None else WorkspaceJournal(workspace)
         self.clock = clock
-        self._sessions: Sessions = sessions if sessions is not None else WeeklySessions()
+        self._sessions: Sessions = (
+            sessions if sessions is not None else trading_hours(workspace, self.market.instrument.symbol)
+        )
         self._state_folder = state_folder if state_folder is not None else workspace.data
         self.controller = RiskController(
             workspace,
