@@ -12,7 +12,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mia_fast.errors import DataError
+from mia_fast import clock
+from mia_fast import journal as journals
+from mia_fast.errors import DataError, JournalError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.cross import daily_closes
 from mia_fast.features.engine import FeatureEngine
@@ -80,7 +82,7 @@ def train_predicted_vix(
     files = tuple(
         DataFile(name=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()) for path in (*bars, vix, index)
     )
-    return predicted_vix.train(
+    manifest = predicted_vix.train(
         samples,
         prior,
         out,
@@ -88,6 +90,40 @@ def train_predicted_vix(
         definitions=definitions(catalogues.read(workspace), INPUTS),
         progress=progress,
     )
+    try:
+        record(manifest, workspace)
+    except JournalError as error:  # the manifest holds the same numbers; an engine may have the journal
+        progress(f"the journal's table of trainings was not written: {error.what}")
+    return manifest
+
+
+def record(manifest: Manifest, workspace: Workspace, *, now_ns: int | None = None) -> int:
+    """Write a training into the journal: one row of ``training`` per period and view it was judged on; how many.
+
+    ``loss`` is the mean absolute error out of sample, in the unit of the output; ``detail`` holds the baselines' and
+    which data it rests on. The same model recorded again is the same rows.
+
+    Raises
+    ------
+    JournalError
+        The journal cannot be opened, or does not take the rows.
+    """
+    journal = journals.of(workspace)
+    run = f"train-{manifest.graph_sha256[:12]}"
+    first = journal.query("SELECT min(epoch_ns(timestamp)) FROM training WHERE run_id = ?", [run]).item()
+    at = first if first is not None else clock.now_ns() if now_ns is None else now_ns
+    for step, metric in enumerate(manifest.metrics):
+        detail = {
+            **metric.model_dump(mode="json"),
+            "version": manifest.version,
+            "graph_sha256": manifest.graph_sha256,
+            "trained_on": {file.name: file.sha256 for file in manifest.training.data},
+            "rows": manifest.training.rows,
+        }
+        row = {"timestamp": at, "model": manifest.name, "loss": metric.errors["model"], "step": step}
+        code = {"code": "OUT_OF_SAMPLE", "run_id": run, "event_id": f"{step}"}
+        journal.append("training", {**row, **code, "detail": detail})
+    return len(manifest.metrics)
 
 
 def vix_samples(

@@ -381,7 +381,7 @@ class _Run:
                 now = times[k]
                 self.now = now
                 bar = Bar(now, opens[k], highs[k], lows[k], closes[k], volumes[k], extras[k])
-                trade = self.broker.open_bar(bar.open, now)
+                trade = self.broker.take_bar(bar.open, bar.high, bar.low, now)
                 if trade is not None:
                     self._journal_trade(trade, now)
                 while self.next_chain < len(self.chains) and self.chains[self.next_chain][0] <= now:
@@ -501,7 +501,9 @@ class _Run:
             policy=Policy.open(self.workspace),
             desk=desk,
             gate=desk.gate(
-                account=ACCOUNT, model_sha256=None if self.model is None else self.model.manifest.graph_sha256
+                account=ACCOUNT,
+                model_sha256=None if self.model is None else self.model.manifest.graph_sha256,
+                resume=False,
             ),
             journal=self.journal,
             levels=LevelsEngine(options_config(self.workspace)),
