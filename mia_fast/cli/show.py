@@ -134,6 +134,7 @@ def summary(done: Summary, place: Workspace) -> None:
     latched = f", [red]latched at {_minute(done.tally.latched_at)}[/red]" if done.tally.latched_at else ""
     table.add_row("Largest drawdown", f"{done.tally.max_drawdown:.2%}{latched}")
     table.add_row("Levels", _levels_line(done))
+    table.add_row("Memory", done.memory)
     here = done.bars - done.resumed_at
     if here:
         table.add_row("Time", f"{done.seconds:.1f} s for {here:,} bars: {here / done.seconds:,.0f} bars/s")
