@@ -18,12 +18,12 @@ from typing import Any, Final
 import polars as pl
 
 from mia_fast import clock
-from mia_fast.errors import DataError
+from mia_fast.errors import DataError, MarketMemoryError
 from mia_fast.memory.config import MemoryConfig, memory_config
 from mia_fast.memory.index import ALWAYS
 from mia_fast.memory.manifest import SELECTION, MemoryManifest, memory_features
 from mia_fast.memory.recall import FEATURES, NEIGHBOURS, TRADES, Recollection, recollect
-from mia_fast.memory.store import FILE, MARKER, Check, Counts, MemoryStore, Outcome, Purged, Row, exists
+from mia_fast.memory.store import FILE, MARKER, Check, Counts, MemoryStore, Outcome, Purged, Row, exists, put_aside
 from mia_fast.memory.watch import MemoryWatch
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
@@ -50,6 +50,7 @@ __all__ = [
     "probe",
     "purge_old_data",
     "recall_patterns",
+    "renew",
     "setup_database",
     "store_pattern",
     "watch",
@@ -161,6 +162,38 @@ def purge_old_data(
     """
     now = clock.now_ns() if now_ns is None else now_ns
     return of(workspace).purge(now, days, vacuum=market_closed(clock.now_ns()) if vacuum is None else vacuum)
+
+
+def renew(workspace: Workspace, reason: str) -> list[Path]:
+    """Put a workspace's memory aside, into ``data/quarantine``, and begin an empty one; the files that were moved.
+
+    The journal takes it first.
+
+    Raises
+    ------
+    MarketMemoryError
+        The reason is empty, or the files cannot be moved.
+    JournalError
+        The journal does not take the row; nothing was changed.
+    """
+    from mia_fast import journal
+
+    if not reason.strip():
+        raise MarketMemoryError(
+            "to begin the memory anew needs a reason",
+            where="reason",
+            hint='say who decided what, for instance --renew "A. Smith: disk replaced, no backup"',
+            then="nothing was changed",
+            reason="input",
+        )
+    now = clock.now_ns()
+    text = f"the market memory is put aside and begun anew: {reason.strip()}"
+    row = {"timestamp": now, "priority": 4, "code": "MEMORY_RENEWED", "message": text, "source": "market_memory"}
+    journal.of(workspace).append("alerts", {**row, "detail": {"reason": reason.strip()}})
+    forget(workspace)
+    moved = put_aside(workspace.data, clock.file_stamp(now))
+    of(workspace)
+    return moved
 
 
 def market_closed(now_ns: int) -> bool:

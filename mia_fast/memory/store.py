@@ -483,6 +483,12 @@ class MemoryStore:
         with self._mutex, self._faults():
             return [(float(a), float(b)) for a, b in self._connection().execute(sql, (until, replays, count))]
 
+    def instants(self) -> NDArray[np.int64]:
+        """(n,) when the stored states were seen, ns UTC; without those whose timestamp cannot be read."""
+        with self._mutex, self._faults():
+            rows = self._connection().execute("SELECT timestamp FROM clusters WHERE datetime(timestamp) IS NOT NULL")
+            return np.array([_ns(stamp) for (stamp,) in rows], dtype=np.int64)
+
     def counts(self) -> Counts:
         """What is stored, and how much of it is compared."""
         with self._mutex:
@@ -755,7 +761,7 @@ class MemoryStore:
         return retrying(call, transient=_is_locked, sleep=self._sleep)
 
 
-def renew(folder: Path, stamp: str) -> list[Path]:
+def put_aside(folder: Path, stamp: str) -> list[Path]:
     """Put the memory of a folder aside, into ``quarantine/market_memory-STAMP``; the next open begins an empty one.
 
     Returns
