@@ -519,7 +519,7 @@ def memory_nearest(
     at: Annotated[
         dt.datetime | None, typer.Option(help="The moment, UTC (YYYY-MM-DD HH:MM:SS). Default: the last bar.")
     ] = None,
-    k: Annotated[int, typer.Option(min=1, help="How many states.")] = 10,
+    k: Annotated[int, typer.Option("--count", "-k", min=1, help="How many states.")] = 10,
     outcome: Annotated[str, typer.Option(help="winning, losing, closed or all.")] = "closed",
     minutes: Annotated[int, typer.Option(min=2, help="How many bars to look at after each state.")] = 60,
     cross: CrossOption = None,

@@ -507,7 +507,7 @@ def nearest(found: Nearest) -> None:
         out.print("[yellow]Nothing that was known by then can be compared.[/yellow]")
 
 
-def _sparks(path: Sequence[float], width: int = 20) -> str:
+def _sparks(path: Sequence[float], width: int = 16) -> str:
     """A line of blocks: the path sampled, from its lowest to its highest point."""
     if len(path) < 2:
         return ""

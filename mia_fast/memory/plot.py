@@ -55,12 +55,13 @@ def draw(found: Nearest, path: Path) -> Path:
         axes.plot(followed, color=colour, linewidth=1.1)
         if len(followed) < 2:
             axes.text(0.5, 0.6, "not in these bars", transform=axes.transAxes, **note)
-    for axes in panels:
+    used = len(rows) + 1
+    for number, axes in enumerate(panels[:used]):
         axes.axhline(0.0, color="black", linewidth=0.5)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=7, labelbottom=number + columns >= used)
         axes.grid(alpha=0.25)
-    for axes in panels[len(rows) + 1 :]:
-        axes.set_axis_off()
+    for axes in panels[used:]:
+        axes.remove()
     figure.supxlabel("bars after the state", fontsize=9)
     figure.supylabel("change of the close, points", fontsize=9)
     figure.suptitle(f"What followed the {len(rows)} nearest states that were known then", fontsize=10)
