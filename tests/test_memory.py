@@ -59,19 +59,16 @@ def test_the_table_is_the_contracts(workspace: Workspace) -> None:
     assert tuple(row[1] for row in columns) == CONTRACT
     assert [row[2] for row in columns] == ["INTEGER", "TEXT", "TEXT", "DATETIME"]
     assert columns[0][5] == 1, "the primary key"
-    indexed = {
-        rows(path, f"PRAGMA index_info({name})")[0][2]
-        for (name,) in rows(path, "SELECT name FROM pragma_index_list('clusters')")
-    }
+    indexes = [str(row[1]) for row in rows(path, "PRAGMA index_list(clusters)")]
+    indexed = {rows(path, f"PRAGMA index_info({name})")[0][2] for name in indexes}
     assert indexed == {"cluster_id", "timestamp"}
     assert rows(path, "PRAGMA journal_mode") == [("wal",)]
     assert mia_fast.setup_database() == path, "again changes nothing"
 
 
 def test_storing_as_the_old_programs_do(workspace: Workspace) -> None:
-    key = mia_fast.store_pattern(
-        pl.DataFrame({"rsi_14": [55.0], "ofi_score": [0.4], "regime": ["trend"]}), profit=100.0
-    )
+    data = pl.DataFrame({"rsi_14": [55.0], "ofi_score": [0.4], "regime": ["trend"]})
+    key = mia_fast.store_pattern(data, profit=100.0)
     path = workspace.data / "market_memory.db"
     ((number, kind, text, stamp),) = rows(path, "SELECT * FROM clusters")
     assert (number, kind) == (key, "trade")
