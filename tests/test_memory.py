@@ -426,6 +426,22 @@ def test_closed_trades_are_stored_and_tighten_from_the_twentieth_on(workspace: W
         watch.close()
 
 
+def test_a_live_engines_watch_is_the_workspaces(workspace: Workspace) -> None:
+    names = memory_features(workspace).names
+    live = memory.watch(workspace, names)
+    try:
+        live.entered("T1", START, np.ones(len(names)))
+        live.closed("T1", 7.0, START + MINUTE)
+        live.closed("a trade of an earlier process", 7.0, START + MINUTE)
+        live.observe(START + MINUTE, np.ones(len(names)))
+        assert live.settle()
+        assert live.fault is None
+        assert live.losing_share() is None
+        assert mia_fast.recall_patterns(frame(1), 5)["profit"].to_list() == [7.0]
+    finally:
+        live.close()
+
+
 def test_the_watch_never_looks_ahead(workspace: Workspace) -> None:
     with opened(workspace) as store:
         for number in range(25):
