@@ -162,6 +162,7 @@ class MemoryStore:
         self._index = NeighbourIndex(len(manifest.names))
         self._seen: tuple[int, int] | None = None  # data version of the file, generation of its removals
         self._last, self._behind = 0, False
+        self._recalled: tuple[tuple[Any, ...], int, list[tuple[float, float]]] | None = None
         self._skipped = {"other_manifest": 0, "incomplete": 0, "unreadable": 0}
         self._retried(self._open)
 
@@ -480,8 +481,18 @@ class MemoryStore:
             "SELECT recalled, profit FROM outcomes WHERE recalled IS NOT NULL AND known_ns <= ? AND (? OR run_id = '') "
             "ORDER BY known_ns DESC, cluster_id DESC LIMIT ?"
         )
-        with self._mutex, self._faults():
-            return [(float(a), float(b)) for a, b in self._connection().execute(sql, (until, replays, count))]
+        with self._mutex:
+            self._retried(self._refresh)
+            key = (self._seen, self._last, count, replays)
+            if self._recalled is not None and self._recalled[0] == key and until >= self._recalled[1]:
+                return self._recalled[2]
+            with self._faults():
+                db = self._connection()
+                found = [(float(a), float(b)) for a, b in db.execute(sql, (until, replays, count))]
+                latest = db.execute("SELECT max(known_ns) FROM outcomes").fetchone()[0]
+            if latest is None or until >= latest:  # the same for every later moment, until something is stored
+                self._recalled = key, latest or 0, found
+            return found
 
     def instants(self) -> NDArray[np.int64]:
         """(n,) when the stored states were seen, ns UTC; without those whose timestamp cannot be read."""

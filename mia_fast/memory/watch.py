@@ -214,7 +214,8 @@ class MemoryWatch:
             asked = self._asked.popleft() if self._asked else None
             try:
                 store = self._opened()
-                store.probe()
+                if asked is None:  # an answer looks at the file anyway
+                    store.probe()
                 while self._entered:
                     entry = self._entries.get(self._entered[0])
                     if entry is not None and store.comparable(state := self._state(np.array(entry.state))):
