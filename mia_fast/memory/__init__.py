@@ -233,7 +233,9 @@ def store_pattern(data: Any, profit: float, *, workspace: Workspace | None = Non
     row = _one_row(data, "store_pattern")
     at_ns = _instant(row.pop("timestamp", None))
     store = of(workspace)
-    return store.store(_vector(store, row), _number(profit), at_ns=at_ns, features=row)
+    values = _vector(store, row)
+    features = None if tuple(row) == store.manifest.names else row  # None: the same text, written faster
+    return store.store(values, _number(profit), at_ns=at_ns, features=features)
 
 
 @operation("market_memory", "recall_patterns")
