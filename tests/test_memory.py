@@ -535,6 +535,23 @@ def test_a_saved_watch_goes_on_as_if_nothing_had_been(workspace: Workspace) -> N
         assert row.recalled == values["pattern_replay_score"]
 
 
+def test_a_trade_that_waits_for_a_broken_memory_is_saved_too(workspace: Workspace, tmp_path: Path) -> None:
+    watch = watching(workspace, background=False)
+    path, aside = workspace.data / "market_memory.db", tmp_path / "aside.db"
+    path.rename(aside)
+    trade(watch, 3, -2.0)
+    assert watch.fault is not None
+    saved = json.loads(json.dumps(watch.save()))
+    watch.close()
+    aside.rename(path)
+    again = watching(workspace, background=False)
+    again.restore(saved)
+    again.observe(START + 9 * MINUTE, seen(1))
+    again.close()
+    with opened(workspace) as store:
+        assert [(row.trade_id, row.profit) for row in store.rows("run-1")] == [("T3", -2.0)]
+
+
 def test_beginning_anew_is_journalled_and_keeps_the_old_file(workspace: Workspace) -> None:
     path = mia_fast.setup_database()
     mia_fast.store_pattern(frame(1), 1.0)

@@ -279,6 +279,16 @@ def test_a_replay_knows_the_desks_memory_as_it_was_and_no_other_replay(tmp_path:
     memory.forget(place)
 
 
+def test_a_resume_without_the_runs_own_memory_is_refused(tmp_path: Path) -> None:
+    place, end = Workspace(tmp_path), START + 3_600_000_000_000
+    done = _run(place, _inputs(place), end=end)
+    (place.data / "runs" / done.run_id / memory.FILE).unlink()
+    with pytest.raises(StateError, match="own memory"):
+        _run(place, _inputs(place), end=end)
+    assert _run(place, _inputs(place), end=end, fresh=True).equity == done.equity
+    memory.forget(place)
+
+
 def test_a_replay_whose_memory_is_gone_enters_nothing(tmp_path: Path) -> None:
     place = Workspace(tmp_path)
     mia_fast.setup_database(place).unlink()

@@ -29,7 +29,7 @@ from mia_fast import clock as clocks
 from mia_fast import config as configs
 from mia_fast import journal as journals
 from mia_fast import memory as memories
-from mia_fast.errors import DataError, MarketMemoryError
+from mia_fast.errors import DataError, MarketMemoryError, StateError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.cross import VixHistory
 from mia_fast.features.frame import LATEST_ROWS, feature_frame, input_arrays, one_symbol, plan_for, write_latest
@@ -527,12 +527,20 @@ class _Run:
                 raise base.fault
             return memories.MemoryStore(self.folder, base.manifest, config)
 
-        if base.fault is None:
-            with opened() as store:
-                if until is None:
-                    store.adopt(base.rows)
-                else:
-                    store.forget_after(self.run_id, until)
+        try:
+            if base.fault is None:
+                with opened() as store:
+                    if until is None:
+                        store.adopt(base.rows)
+                    else:
+                        store.forget_after(self.run_id, until)
+        except MarketMemoryError as error:
+            raise StateError(
+                f"the run's own memory cannot be used: {error.what}",
+                where=str(self.folder),
+                hint="run again with --fresh to start this replay from its first bar",
+                then="nothing was started",
+            ) from error
         return memories.MemoryWatch(
             opened,
             self.plan.outputs,

@@ -161,11 +161,13 @@ class MemoryWatch:
         """What a restart must know, JSON-safe; of a watch that answers in place."""
         last = None if self._last is None else [self._last[0], self._last[1].tolist()]
         entries = {name: [entry.at_ns, entry.state, entry.recalled] for name, entry in self._entries.items()}
-        return {"last": last, "entries": entries, "offered": self._offered_ns}
+        waiting = [[trade.trade_id, trade.profit, trade.known_ns] for trade in self._closed]
+        return {"last": last, "entries": entries, "closed": waiting, "offered": self._offered_ns}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from :meth:`save`: the memory itself must stand as it stood then."""
         self._entries = {name: _Entry(*entry) for name, entry in saved["entries"].items()}
+        self._closed.extend(_Closed(*trade) for trade in saved["closed"])
         self._offered_ns = saved["offered"]
         if saved["last"] is not None:
             self._asked.append((saved["last"][0], np.array(saved["last"][1])))
