@@ -12,7 +12,7 @@ import numpy as np
 import talib
 from talib import stream
 
-from mia_fast.features.catalogue import Catalogue, Column, InputColumn
+from mia_fast.features.catalogue import Catalogue
 
 Arrays = dict[str, np.ndarray]
 Rows = list[dict[str, Any]]

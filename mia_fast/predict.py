@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-import mia_models
+from mia_fast import registry
 from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.catalogue import Catalogue
@@ -30,8 +30,8 @@ Floats = NDArray[np.float64]
 class NeuralPipeline:
     """The served models of a workspace, loaded once.
 
-    A model under ``data/models`` of the workspace is taken in place of the shipped one; if its files are damaged, that
-    is an error, not a reason to fall back.
+    A model under ``data/models`` of the workspace is taken in place of the shipped one (:mod:`mia_fast.registry`); if
+    its files are damaged, that is an error, not a reason to fall back.
 
     Parameters
     ----------
@@ -57,13 +57,10 @@ class NeuralPipeline:
 
     def __init__(self, workspace: Workspace | None = None) -> None:
         workspace = workspace or Workspace.current()
-        own = workspace.data / "models"
-        shipped = Path(mia_models.__file__).parent / "artifacts"
-        self.model = OnnxModel.load(own if any(own.glob(f"{MODEL}.*")) else shipped, MODEL)
+        self.model = load_model(workspace, MODEL, registry.folder(workspace, MODEL))
         self.refusals: dict[str, int] = {}
         catalogue = catalogues.read(workspace)
         self.auxiliary = tuple(name for name in self.model.features if name not in catalogue.names)
-        _check_definitions(self.model, catalogue)
 
     @operation("neural_pipeline", "generate_predictions")
     def generate_predictions(self, data: Any, *, missing: Literal["error", "impute"] = "error") -> pl.DataFrame:
@@ -121,6 +118,19 @@ class NeuralPipeline:
         self.refusals = {Reason(code).name: count for code, count in sorted(counts.items())}
         values = [pl.Series(name, predictions[:, k]).fill_nan(None) for k, name in enumerate(model.outputs)]
         return frame.with_columns(*values, *added)
+
+
+def load_model(workspace: Workspace, name: str, folder: Path) -> OnnxModel:
+    """The model ``name`` of a folder, if it is sound and the workspace's catalogue still computes its inputs.
+
+    Raises
+    ------
+    ModelError
+        Its files are damaged or do not belong together, or the catalogue computes an input otherwise than in training.
+    """
+    model = OnnxModel.load(folder, name)
+    _check_definitions(model, catalogues.read(workspace))
+    return model
 
 
 def definitions(catalogue: Catalogue, names: Sequence[str]) -> dict[str, str]:

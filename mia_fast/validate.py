@@ -95,6 +95,7 @@ def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
     from mia_fast.features import catalogue
     from mia_fast.journal.config import JournalConfig
     from mia_fast.live.policy import PolicyConfig
+    from mia_fast.memory.config import MemoryConfig
     from mia_fast.options.config import OptionsConfig
     from mia_fast.risk.config import RiskConfig
     from mia_fast.sessions import Sessions, SessionsConfig
@@ -108,6 +109,7 @@ def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
         "inputs.yaml": InputsConfig,
         "journal.yaml": JournalConfig,
         "alerts.yaml": AlertsConfig,
+        "memory.yaml": MemoryConfig,
         "feature_sets.yaml": catalogue.Catalogue,
         "sessions.yaml": SessionsConfig,
         "rolls.yaml": RollsConfig,

@@ -648,3 +648,17 @@ UNDECIDED: dict[str, Callable[[Twin], NDArray[np.bool_]]] = {
     ),
 }
 """Rows at which a threshold is met to 9 digits: rounding decides, so either side is right."""
+
+
+def nearest(rows, query, mean, weight, k):
+    """The k nearest rows: (numbers, squared distances), every distance written out, ties in the order of the rows."""
+    found = []
+    for i in range(len(rows)):
+        total = 0.0
+        for j in range(rows.shape[1]):
+            x = rows[i, j] if abs(rows[i, j]) <= 1e150 else mean[j]
+            q = query[j] if abs(query[j]) <= 1e150 else mean[j]
+            total += ((x - q) * weight[j]) ** 2
+        found.append((total, i))
+    found.sort()
+    return [i for _, i in found[:k]], [d for d, _ in found[:k]]

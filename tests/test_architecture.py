@@ -44,8 +44,8 @@ def _allowed(folder: str) -> set[str]:
     }[folder]  # fmt: skip
 
 
-GENERATORS = {"exchange_calendars": "mia_fast/session_table.py"}
-"""A development library that one generator may load, inside a function."""
+GENERATORS = {"exchange_calendars": "mia_fast/session_table.py", "sklearn": "mia_fast/memory/learner.py"}
+"""A library of an extra that one module may load, inside a function: a generator, and the adaptive learner."""
 
 
 def _draws(path: Path) -> bool:

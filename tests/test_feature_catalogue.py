@@ -22,6 +22,7 @@ from mia_fast.features.catalogue import Column, Feature
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.expression import parse
 from mia_fast.features.kernels import BY_KEY, FORGETS, HOLDS, KEEPS, KERNELS, PASSES, POINTWISE, SKIPS
+from mia_fast.workspace import shipped
 
 FEATURES = catalogue().names
 assert naive_families.FEATURES.keys() <= naive.TWINS.keys()
@@ -136,6 +137,13 @@ def raw_inputs(name: str) -> set[str]:
 
 def test_every_column_has_a_twin() -> None:
     assert set(ROWS) - set(naive.TWINS) == set(), "write the slow twin in tests/naive.py"
+
+
+def test_every_feature_states_stage_and_missing_value_policy() -> None:
+    text = (shipped() / "config" / "feature_sets.yaml").read_text(encoding="utf-8")
+    rows = text[text.index("\nfeatures:") : text.index("\nrefused:")]
+    assert len(FEATURES) == 350
+    assert rows.count("stage: ") == rows.count("missing: ") == rows.count("definition: ") == 350
 
 
 def test_every_twin_has_a_column() -> None:
@@ -486,7 +494,7 @@ def test_a_held_average_is_that_of_the_bars_without_the_bad_one(period: int, ker
     from mia_fast.features.plan import make_plan
 
     column = Feature(
-        name="average", kernel=kernel, inputs=("close",), params={"period": period}, family="test", stage=1, unit="points",
+        name="average", kernel=kernel, inputs=("close",), params={"period": period}, family="test", unit="points",
         range=(None, None), warmup=period - 1, missing="holds", definition="an average", source="test",
     )  # fmt: skip
     plan = make_plan(

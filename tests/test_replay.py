@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import pytest
 
 import mia_fast
 from mia_fast import journal as journals
+from mia_fast import memory
 from mia_fast.errors import ConfigError, DataError, StateError
 from mia_fast.live.engine import Bar, Engine
 from mia_fast.live.replay import Inputs, Summary, read_inputs, replay
@@ -218,6 +220,86 @@ def test_the_same_run_again_changes_nothing(whole: tuple[Workspace, Summary], tm
         assert journal.query("SELECT count(*) FROM alerts WHERE priority >= 3").item() == 0
 
 
+def _memory(place: Workspace) -> list[memory.Row]:
+    """The states that a replay left in the desk's memory, by their keys."""
+    (run,) = (path.name for path in (place.data / "runs").iterdir())
+    return memory.of(place).rows(run)
+
+
+def test_every_closed_trade_is_in_the_memory_with_the_state_of_its_entry(whole: tuple[Workspace, Summary]) -> None:
+    place, done = whole
+    held = _memory(place)
+    trades = _rows(place, "trades")
+    assert [row.trade_id for row in held] == trades["trade_id"].to_list()
+    assert [row.profit for row in held] == trades["profit"].to_list()
+    assert [row.known_ns for row in held] == trades["exit_timestamp"].dt.epoch("ns").to_list()
+    assert all(json.loads(row.features) for row in held)
+    features = _features(place, done.run_id)
+    names = memory.memory_features(place).names
+    known = features["timestamp"].dt.epoch("ns") + 60_000_000_000
+    for row in held:
+        (stamp,) = re.findall(r"\d{8}T\d{6}", row.trade_id or "")
+        at = int(dt.datetime.strptime(f"{stamp}Z", "%Y%m%dT%H%M%S%z").timestamp()) * 1_000_000_000
+        (expected,) = features.filter(known == at).select(names).fill_null(float("nan")).rows()
+        np.testing.assert_array_equal(np.frombuffer(row.state), expected)
+        assert (row.recalled is not None) == (sum(other.known_ns <= at for other in held) >= 20)
+
+
+def test_the_limit_is_tightened_by_what_is_known_from_the_twentieth_trade_on(whole: tuple[Workspace, Summary]) -> None:
+    place, done = whole
+    closed = sorted(row.known_ns for row in _memory(place))
+    limits = dict(done.marks.select("known_at", "drawdown_limit").rows())
+    before = [limit for at, limit in limits.items() if at <= closed[19]]
+    after = [limit for at, limit in limits.items() if at > closed[19]]
+    assert set(before) == {0.05}
+    assert min(after) < 0.05
+    assert all(0.025 <= limit <= 0.05 for limit in after)
+
+
+def _remember(place: Workspace, count: int, at: int, profit: float) -> None:
+    store = memory.of(place)
+    for number in range(count):
+        store.store(np.sin(np.arange(len(store.manifest.names)) + number), profit, at_ns=at - number * 60_000_000_000)
+
+
+def test_a_replay_knows_the_desks_memory_as_it_was_and_no_other_replay(tmp_path: Path) -> None:
+    place, end = Workspace(tmp_path), START + 3_600_000_000_000
+    plain = _run(place, _inputs(place), end=end)
+    assert set(plain.marks["drawdown_limit"]) == {0.05}
+    _remember(place, 25, START + 60_000_000_000 * 10, -1.0)
+    young = _run(place, _inputs(place), end=end)
+    assert young.run_id != plain.run_id
+    assert set(young.marks["drawdown_limit"]) == {0.05}, "of the 25, some lie after the start"
+    _remember(place, 20, START - 86_400_000_000_000, -1.0)
+    tight = _run(place, _inputs(place), end=end)
+    assert set(tight.marks["drawdown_limit"]) == {0.025}, "all of the nearest lost"
+    again = _run(place, _inputs(place), end=end, fresh=True)
+    assert again.run_id == tight.run_id
+    assert again.marks.equals(tight.marks)
+    memory.forget(place)
+
+
+def test_a_resume_without_the_runs_own_memory_is_refused(tmp_path: Path) -> None:
+    place, end = Workspace(tmp_path), START + 3_600_000_000_000
+    done = _run(place, _inputs(place), end=end)
+    (place.data / "runs" / done.run_id / memory.FILE).unlink()
+    with pytest.raises(StateError, match="own memory"):
+        _run(place, _inputs(place), end=end)
+    assert _run(place, _inputs(place), end=end, fresh=True).equity == done.equity
+    memory.forget(place)
+
+
+def test_a_replay_whose_memory_is_gone_enters_nothing(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    mia_fast.setup_database(place).unlink()
+    done = _run(place, _inputs(place), end=START + 8 * 3_600_000_000_000)
+    assert done.trades == 0
+    assert set(done.tally.blocks) == {"RISK_MEMORY"}
+    assert "gone" in done.memory
+    assert done.marks["drawdown_limit"].is_nan().all()
+    memory.forget(place)
+
+
 @pytest.mark.parametrize("kill_after", [1, 4])
 def test_a_killed_replay_resumes_to_the_same_end(
     whole: tuple[Workspace, Summary], tmp_path: Path, kill_after: int
@@ -252,6 +334,7 @@ def test_a_killed_replay_resumes_to_the_same_end(
         assert (place.data / name).read_bytes() == (undisturbed.data / name).read_bytes(), name
     assert resumed.tally == expected.tally
     assert resumed.equity == expected.equity
+    assert _memory(place) == _memory(undisturbed)
     with journals.Journal.open(place) as journal:
         assert journal.query("SELECT count(*) FROM alerts WHERE priority >= 3").item() == 0
 

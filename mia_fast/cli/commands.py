@@ -22,6 +22,10 @@ app = typer.Typer(
 )
 risk_app = typer.Typer(no_args_is_help=True, help="The latch: see it, set it, clear it.")
 app.add_typer(risk_app, name="risk")
+memory_app = typer.Typer(no_args_is_help=True, help="The market memory: what it holds, recalls and forgets.")
+app.add_typer(memory_app, name="memory")
+models_app = typer.Typer(no_args_is_help=True, help="Versions of the models: see them, serve one, go back.")
+app.add_typer(models_app, name="models")
 alerts_app = typer.Typer(no_args_is_help=True, help="Who is told: the alert channels.")
 app.add_typer(alerts_app, name="alerts")
 
@@ -559,6 +563,141 @@ def risk_reset(
     from mia_fast.risk import desk
 
     show.say(str(desk(Workspace.current(workspace)).controller.reset(reason)))
+
+
+@memory_app.command("status")
+def memory_status(workspace: WorkspaceOption = None) -> None:
+    """Show what the market memory holds, and by which features it compares."""
+    from mia_fast import memory
+
+    place = _existing(workspace)
+    show.memory(memory.of(place), place)
+
+
+@memory_app.command("nearest")
+def memory_nearest(
+    bars: Annotated[
+        Path, typer.Option(help="Bars that hold the moment and what followed the states (Parquet or CSV).")
+    ],
+    at: Annotated[
+        dt.datetime | None, typer.Option(help="The moment, UTC (YYYY-MM-DD HH:MM:SS). Default: the last bar.")
+    ] = None,
+    k: Annotated[int, typer.Option("--count", "-k", min=1, help="How many states.")] = 10,
+    outcome: Annotated[str, typer.Option(help="winning, losing, closed or all.")] = "closed",
+    minutes: Annotated[int, typer.Option(min=2, help="How many bars to look at after each state.")] = 60,
+    cross: CrossOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture of what followed each state (.png, .svg, .pdf).")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Show the stored states nearest to a moment in time, and what followed each.
+
+    Only outcomes that were known at that moment are recalled.
+
+    Example: [cyan]mia-fast memory nearest --bars es.parquet --at "2022-03-23 15:00:00" --plot nearest.png[/cyan]
+    """
+    from mia_fast.live import plot as pictures
+    from mia_fast.memory import plot as drawing
+    from mia_fast.memory.nearest import nearest_to
+
+    if plot is not None:
+        pictures.check(plot)
+    place = _existing(workspace)
+    moment = None if at is None else at.replace(tzinfo=at.tzinfo or dt.UTC)
+    with show.working("recalling"):
+        found = nearest_to(place, bars, at=moment, k=k, outcome=outcome, minutes=minutes, cross=cross)
+    show.nearest(found)
+    if plot is not None:
+        show.files([drawing.draw(found, plot)], place)
+
+
+@memory_app.command("purge")
+def memory_purge(
+    days: Annotated[int | None, typer.Option(min=1, help="Keep so many days. Default: memory.yaml, 30.")] = None,
+    vacuum: Annotated[
+        bool | None, typer.Option(help="Give free room back now. Default: only while the market is closed.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Remove the states that are too old, and check the file.
+
+    Example: [cyan]mia-fast memory purge --days 90[/cyan]
+    """
+    from mia_fast import memory
+
+    show.purged(memory.purge_old_data(days, workspace=_existing(workspace), vacuum=vacuum))
+
+
+@memory_app.command("check")
+def memory_check(
+    renew: Annotated[
+        str | None,
+        typer.Option(metavar="REASON", help="Put the memory aside into data/quarantine and begin an empty one."),
+    ] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Check the market memory's file, tables and rows. Ends with status 1 if anything is wrong.
+
+    Example: [cyan]mia-fast memory check --renew "A. Smith: disk replaced, no backup"[/cyan]
+    """
+    from mia_fast import memory
+
+    place = _existing(workspace)
+    if renew is not None:
+        show.files(memory.renew(place, renew), place)
+    found = memory.of(place).check()
+    show.memory_check(found)
+    if found.faults:
+        raise typer.Exit(1)
+
+
+@models_app.command("list")
+def models_list(
+    name: Annotated[str, typer.Argument(help="Model.")] = "predicted_vix", workspace: WorkspaceOption = None
+) -> None:
+    """Show the versions of a model, and which one is served."""
+    from mia_fast import registry
+
+    show.versions(registry.versions(Workspace.current(workspace), _model(name)))
+
+
+@models_app.command("promote")
+def models_promote(
+    version: Annotated[str, typer.Argument(help="shipped, own, or the beginning of an ID.")],
+    reason: Annotated[str, typer.Option(help="Who decided it and why; it is journalled.")],
+    name: Annotated[str, typer.Option(help="Model.")] = "predicted_vix",
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Serve this version from now on. Processes that run keep the one they have loaded.
+
+    Example: [cyan]mia-fast models promote 3fa9c1 --reason "A. Smith: better in the last quarter"[/cyan]
+    """
+    from mia_fast import registry
+
+    place = Workspace.current(workspace)
+    before = registry.promote(place, _model(name), version, reason=reason)
+    show.say(f"{name}: {before} -> {registry.served(place, name)}; mia-fast models rollback goes back")
+
+
+@models_app.command("rollback")
+def models_rollback(
+    reason: Annotated[str, typer.Option(help="Who decided it and why; it is journalled.")],
+    name: Annotated[str, typer.Option(help="Model.")] = "predicted_vix",
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Serve the version that was served before."""
+    from mia_fast import registry
+
+    now, before = registry.rollback(Workspace.current(workspace), _model(name), reason=reason)
+    show.say(f"{name}: {before} -> {now}")
+
+
+def _model(name: str) -> str:
+    from mia_fast.errors import ConfigError
+    from mia_fast.registry import MODELS
+
+    if name not in MODELS:
+        raise ConfigError(f"there is no model {name!r}", where="NAME", hint=", ".join(MODELS), then="no change")
+    return name
 
 
 def _existing(workspace: Path | None) -> Workspace:

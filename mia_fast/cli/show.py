@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from mia_fast.features.checks import Report
     from mia_fast.journal.explain import Explanation
     from mia_fast.live.replay import Summary
+    from mia_fast.memory import Check, MemoryStore, Purged
+    from mia_fast.memory.nearest import Nearest
     from mia_fast.options import Levels
+    from mia_fast.registry import Version
     from mia_fast.risk import Desk
     from mia_fast.tables import Table as InputTable
     from mia_fast.validate import Finding
@@ -183,6 +186,7 @@ def summary(done: Summary, place: Workspace) -> None:
     latched = f", [red]latched at {_minute(done.tally.latched_at)}[/red]" if done.tally.latched_at else ""
     table.add_row("Largest drawdown", f"{done.tally.max_drawdown:.2%}{latched}")
     table.add_row("Levels", _levels_line(done))
+    table.add_row("Memory", done.memory)
     here = done.bars - done.resumed_at
     if here:
         table.add_row("Time", f"{done.seconds:.1f} s for {here:,} bars: {here / done.seconds:,.0f} bars/s")
@@ -525,3 +529,83 @@ def _value(value: Any) -> str:
             return "unknown"
         return f"{value:,.2f}" if abs(value) >= 10 else f"{value:.4f}"
     return escape(str(value))
+
+
+def memory(store: MemoryStore, place: Workspace) -> None:
+    """What the memory holds."""
+    counts, (first, last) = store.counts(), store.span()
+    manifest = store.manifest
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_row("Memory", escape(str(_relative(store.path, place))))
+    table.add_row("States", f"{counts.stored:,}" + (f" from {first} to {last} UTC" if counts.stored else ""))
+    table.add_row("Compared", f"{counts.compared:,}: {counts.winning:,} winners, {counts.losing:,} losers")
+    source = "data/features/selection.json" if manifest.source == "selection" else "the catalogue's bar features"
+    table.add_row("By", f"{len(manifest.names)} features: {source}, manifest {manifest.digest}")
+    for count, what in (
+        (counts.other_manifest, "stored under another list of features"),
+        (counts.incomplete, "too many features missing"),
+        (counts.unreadable, "cannot be read as a state"),
+    ):
+        if count:
+            table.add_row("Not compared", f"[yellow]{count:,}[/yellow] {what}")
+    out.print(table)
+
+
+def memory_check(found: Check) -> None:
+    """Faults in red, what is not used in yellow."""
+    for text in found.faults:
+        out.print(f"[red]{escape(text)}[/red]")
+    for text in found.notes:
+        out.print(f"[yellow]{escape(text)}[/yellow]")
+    if not found.faults:
+        out.print(f"[green]sound[/green]: {found.counts.stored:,} states, {found.counts.compared:,} of them compared")
+
+
+def purged(done: Purged) -> None:
+    """What a purge removed and kept."""
+    out.print(f"{done.removed:,} states older than {done.before} UTC removed, {done.kept:,} kept; the file is sound")
+    if done.undated:
+        out.print(f"[yellow]{done.undated:,} have no timestamp that can be read, and are kept[/yellow]")
+    if done.freed_bytes:
+        out.print(f"{done.freed_bytes / 2**20:,.1f} MiB given back")
+
+
+def nearest(found: Nearest) -> None:
+    """The neighbours of a moment, with the points that the price moved after each and a line of its way."""
+    table = Table(title=f"Nearest to {_minute(found.at_ns)}", title_justify="left", box=None, padding=(0, 2))
+    for name in ("state, UTC", "distance", "USD", f"{found.minutes} bars on", ""):
+        table.add_column(name, justify="left" if name in ("state, UTC", "") else "right", no_wrap=True)
+    for row, path in zip(found.frame.iter_rows(named=True), found.followed, strict=True):
+        colour = "green" if (row["profit"] or 0.0) > 0 else "red" if (row["profit"] or 0.0) < 0 else "dim"
+        profit = "-" if row["profit"] is None else f"[{colour}]{row['profit']:+,.2f}[/{colour}]"
+        moment = "-" if row["timestamp"] is None else f"{row['timestamp']:%Y-%m-%d %H:%M}"
+        after = "not there" if len(path) < 2 else f"{path[-1]:+.2f}"
+        table.add_row(moment, f"{row['distance']:.2f}", profit, after, _sparks(path))
+    out.print(table)
+    if found.frame.is_empty():
+        out.print("[yellow]Nothing that was known by then can be compared.[/yellow]")
+
+
+def _sparks(path: Sequence[float], width: int = 16) -> str:
+    """A line of blocks: the path sampled, from its lowest to its highest point."""
+    if len(path) < 2:
+        return ""
+    chosen = [path[round(k * (len(path) - 1) / (width - 1))] for k in range(width)]
+    low, high = min(path), max(path)
+    return "".join("▁▂▃▄▅▆▇█"[int(7 * (x - low) / (high - low)) if high > low else 0] for x in chosen)
+
+
+def versions(found: Sequence[Version]) -> None:
+    """Versions of a model."""
+    table = Table(box=None, padding=(0, 2))
+    for name in ("", "version", "trained to", "gain over its champion", "note"):
+        table.add_column(name)
+    for one in found:
+        gain = "-" if one.gain is None else f"{one.gain:+.1%}"
+        mark = "[green]served[/green]" if one.served else ""
+        table.add_row(mark, one.version, one.trained_to, gain, escape(one.fault or ""))
+    out.print(table)
+
+
+def _relative(path: Path, place: Workspace) -> Path:
+    return path.relative_to(place.root) if path.is_relative_to(place.root) else path

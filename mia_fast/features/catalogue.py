@@ -165,13 +165,14 @@ class Feature(Column):
 
     family: str
     stage: Literal[1, 2, 3] = Field(
-        description="1 computed from market inputs; 2 by frozen models that read stage 1; 3 from account and memory"
+        default=1,
+        description="1 computed from market inputs; 2 by frozen models that read stage 1; 3 from account and memory",
     )
     unit: str
     range: tuple[float | None, float | None] = Field(description="closed; null is unbounded")
     warmup: WarmupField = Field(description="checked against what the plan derives")
-    missing: Literal["pointwise", "forgets", "keeps", "skips", "passes", "by_key", "holds"] = Field(
-        description="what becomes of a missing input (docs/features.md); checked against what the plan derives"
+    missing: Literal["pointwise", "forgets", "keeps", "skips", "passes", "by_key", "holds"] | None = Field(
+        default=None, description="what becomes of a missing input (docs/features.md); the plan derives and checks it"
     )
     definition: str = Field(min_length=8, description="one line: the formula in words or symbols")
     source: str = Field(min_length=4, description="paper, book or standard")

@@ -155,7 +155,7 @@ def make_plan(
                 where=f"{FILE}, {feature.name}",
                 hint=f"write warmup: {_yaml(warmups[feature.name])}",
             )
-        if POLICIES[feature.missing] != policies[feature.name]:
+        if feature.missing is not None and POLICIES[feature.missing] != policies[feature.name]:
             word = next(word for word, policy in POLICIES.items() if policy == policies[feature.name])
             raise ConfigError(
                 f"declares missing: {feature.missing}, but its kernel and inputs give {word}",

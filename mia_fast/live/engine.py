@@ -34,6 +34,7 @@ from mia_fast.tables import check_bar
 if TYPE_CHECKING:
     import polars as pl
 
+    from mia_fast.memory.watch import MemoryWatch
     from mia_models.session import OnnxModel
 
 Floats = NDArray[np.float64]
@@ -108,6 +109,8 @@ class Engine:
         The other rooms' long-lived objects.
     levels
         For :meth:`on_chain`.
+    memory
+        Is given each state after its bar was decided, and the state of each entry; None: no memory.
     account_name
         Part of every client id.
     interval_ns
@@ -135,6 +138,7 @@ class Engine:
         interval_ns: int,
         run_id: str | None,
         config_digest: str,
+        memory: MemoryWatch | None = None,
     ) -> None:
         self.plan, self.model, self.policy = plan, model, policy
         self.desk, self.gate, self.journal = desk, gate, journal
@@ -143,6 +147,7 @@ class Engine:
         self.predicted_vix = math.nan
         self.levels: FutureLevels | None = None
         self.latency_ns = [0] * len(STAGES)
+        self.memory = memory
         self._levels_engine = levels
         self._account_name, self._symbol = account_name, desk.market.instrument.symbol
         # Two runs in one workspace must not share the names of their trades.
@@ -268,6 +273,10 @@ class Engine:
             done - checked,
             done - started,
         ]
+        if self.memory is not None:
+            if decision.order is not None and not decision.order.reduce_only:
+                self.memory.entered(trade_id, now, row)
+            self.memory.observe(now, row)
         return decision
 
     def on_chain(self, chain: pl.DataFrame, now: int, *, known_at: int | None = None, settled: bool = False) -> Levels:

@@ -115,6 +115,7 @@ class Desk:
         self.market = desk_config.market(workspace)
         self.journal: Journal = journal if journal is not None else WorkspaceJournal(workspace)
         self.clock = clock
+        self._losing_share = losing_share
         self._sessions: Sessions = (
             sessions if sessions is not None else trading_hours(workspace, self.market.instrument.symbol)
         )
@@ -179,6 +180,18 @@ class Desk:
             return denial(Code.EVENT_ASSERTED)
         return self.calendar.blocked(now_ns)
 
+    def store_fault(self) -> Denial | None:
+        """Why the journal or the market memory cannot be relied on; None if both can."""
+        if (health := self.journal.health()) != "ok":
+            return denial(Code.JOURNAL_UNHEALTHY, why=health)
+        if self._losing_share is None:
+            return None
+        try:
+            self._losing_share()
+        except Exception as error:  # whatever a store raises, it does not answer
+            return denial(Code.RISK_MEMORY, why=error.what if isinstance(error, MiaError) else error)
+        return None
+
     def reload(self) -> None:
         """Read the calendar again if its file changed. The gate of an engine keeps the one it was given."""
         seen = self._fingerprint()
@@ -228,8 +241,15 @@ def desk(workspace: Workspace | None = None) -> Desk:
     with _MUTEX:
         found = _DESKS.get(key)
         if found is None:
-            found = _DESKS[key] = Desk(chosen)
+            found = _DESKS[key] = Desk(chosen, losing_share=lambda: _memory(chosen))
         return found
+
+
+def _memory(workspace: Workspace) -> float | None:
+    """The memory's say where no engine runs: nothing about a state, but whether it is there and sound."""
+    from mia_fast import memory  # its kernels are loaded only where it is asked
+
+    return memory.probe(workspace)
 
 
 def attach(engine_desk: Desk) -> None:
@@ -291,8 +311,8 @@ def block_trade(event_active: bool, *, workspace: Workspace | None = None, now_n
     now = here.clock() if now_ns is None else now_ns
     here.reload()
     found = here.blocked(event_active, now)
-    if found is None and (health := here.journal.health()) != "ok":  # a store that is gone, locked or damaged
-        found = denial(Code.JOURNAL_UNHEALTHY, why=health)
+    if found is None:
+        found = here.store_fault()
     with contextlib.suppress(MiaError):  # a block that cannot be journalled is still a block
         here.tell(found, now)
     return found is not None
