@@ -124,30 +124,72 @@ def run(
 
 @app.command()
 def features(
-    bars: Annotated[Path, typer.Argument(help="Bars of one symbol (Parquet or CSV).")],
-    out: Annotated[Path | None, typer.Argument(help="Parquet file to write. Without it, only the plan.")] = None,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IN... [OUT]",
+            help="Bars: files (Parquet, CSV), globs, folders. Last, with two or more: where to write, a folder for a "
+            "history, or one .parquet file for one file of bars.",
+            show_default=False,
+        ),
+    ],
     cross: CrossOption = None,
+    symbol: Annotated[
+        str | None, typer.Option(help="Symbol of files that name none. Default: the instrument's.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
+    compression: Annotated[str, typer.Option(help="zstd, lz4 or uncompressed.")] = "zstd",
+    part_rows: Annotated[int, typer.Option(min=1, help="Rows of a part at most; it bounds the memory.")] = 32_768,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and the expected size; write nothing.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option(help="Begin again although a stopped run could go on.")] = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Compute the features of a file of bars, or show which of them can be computed.
+    """Compute the features of bars, or show which of them can be computed.
 
-    Example: [cyan]mia-fast features es.parquet features.parquet --cross vix.parquet[/cyan]
+    A history is written as symbol=.../month=.../part-000.parquet with a manifest.json; DuckDB and Polars read it in
+    place. Files may hold several symbols and be named in any order. A run that was stopped, however, goes on when the
+    same command is given again. With bars alone, nothing is written.
+
+    Example: [cyan]mia-fast features "bars/es_1m_*.parquet" history --cross vix.parquet[/cyan]
     """
+    place = Workspace.current(workspace)
+    ins, out = (paths, None) if len(paths) == 1 else (paths[:-1], Path(paths[-1]))
+    if out is not None and out.suffix.lower() in (".parquet", ".pq") and not out.is_dir():
+        _features_file(place, ins, out, cross, dry_run)
+    else:
+        _features_history(place, ins, out, cross, symbol, (dtype, compression, part_rows), dry_run, fresh)
+
+
+def _features_file(place: Workspace, ins: list[str], out: Path, cross: Path | None, dry_run: bool) -> None:
+    """One file of bars of one symbol into one file of features."""
     import time
 
+    from mia_fast.errors import DataError
     from mia_fast.features.cross import VixHistory
     from mia_fast.features.frame import generate_features, one_symbol, plan_for
     from mia_fast.files import replacing
+    from mia_fast.histories import expand
     from mia_fast.tables import read_table
 
-    place = Workspace.current(workspace)
-    table = read_table("bars", bars, workspace=place)
+    files = expand(ins)
+    if len(files) > 1 or out.resolve() in {file.resolve() for file in files}:
+        raise DataError(
+            f"{len(files)} files of bars do not make one file of features"
+            if len(files) > 1
+            else "is the file of bars itself",
+            where=str(out),
+            hint="the last name is where to write: give a folder for a history, or another file for one file of bars",
+            then="nothing was computed",
+        )
+    table = read_table("bars", files[0], workspace=place)
     other = None if cross is None else read_table("cross", cross, workspace=place)
     vix = None if other is None else VixHistory.from_cross(other.frame)
     show.table_report(table)
     one_symbol(table)
     show.plan(plan_for(table, workspace=place, vix=vix))
-    if out is None:
+    if dry_run:
         return
     began = time.perf_counter()
     with show.progress("rows") as advance:
@@ -156,6 +198,53 @@ def features(
     with show.working("writing"), replacing(out) as temporary:
         frame.write_parquet(temporary)
     show.features_written(out, frame, computed - began, time.perf_counter() - computed)
+
+
+def _features_history(
+    place: Workspace,
+    ins: list[str],
+    out: Path | None,
+    cross: Path | None,
+    symbol: str | None,
+    written: tuple[str, str, int],
+    dry_run: bool,
+    fresh: bool,
+) -> None:
+    """Any number of bars into a folder of features; or only the plan."""
+    from mia_fast import config, histories
+    from mia_fast.histories.inputs import Beside
+
+    dtype, compression, part_rows = written
+    settings = histories.Settings(dtype, compression, part_rows)  # type: ignore[arg-type]  # checked by Settings
+    files = histories.expand(ins)
+    beside = Beside(place, cross=cross)
+    with show.progress("bytes read") as advance:
+        found = histories.survey(files, workspace=place, symbol=symbol, progress=advance)
+    for table in beside.reports:
+        show.table_report(table)
+    if out is None or dry_run:
+        name = symbol or config.market(place).instrument.symbol
+        show.history_preview(
+            histories.preview(found, beside, workspace=place, settings=settings, symbol=name), settings
+        )
+        return
+    show.survey(found)
+    try:
+        with show.progress("rows") as advance:
+            outcome = histories.write_history(
+                found,
+                out,
+                beside,
+                workspace=place,
+                settings=settings,
+                symbol=symbol,
+                fresh=fresh,
+                progress=advance,
+            )
+    except KeyboardInterrupt:
+        show.warn("Stopped. The finished parts stay; the same command goes on behind them.")
+        raise typer.Exit(130) from None
+    show.history_written(outcome)
 
 
 @app.command()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mia_fast.alerts import Channel
     from mia_fast.bars.stream import BarsReport
     from mia_fast.features.plan import Plan
+    from mia_fast.histories import Outcome, Preview, Settings, Survey
     from mia_fast.journal.explain import Explanation
     from mia_fast.live.replay import Summary
     from mia_fast.options import Levels
@@ -116,6 +117,85 @@ def features_written(path: Path, frame: pl.DataFrame, computing: float, writing:
         f"{frame.height:,} rows x {frame.width - 1} features to [bold]{escape(str(path))}[/bold]: "
         f"computed in {computing:.2f} s ({frame.height / computing:,.0f} rows/s), written in {writing:.2f} s"
     )
+
+
+def survey(found: Survey) -> None:
+    """What the files of a history hold."""
+    told: set[str] = set()
+    for source in found.sources:
+        faults = sum(source.quarantine.values())
+        rules = ", ".join(f"{rule} {count:,}" for rule, count in source.quarantine.items())
+        quarantined = f"; quarantined {faults:,} ({rules})" if faults else ""
+        out.print(escape(f"bars from {source.path}: {source.rows:,} rows{quarantined}"), style="dim")
+        for note in source.notes:
+            if note not in told:
+                out.print(escape(f"  {note}"), style="dim")
+        told.update(source.notes)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("symbol", "bars", "length", "first", "last", "months", "files"):
+        table.add_column(name, justify="right" if name in ("bars", "months", "files") else "left", no_wrap=True)
+    for name, own in found.symbols.items():
+        table.add_row(
+            name,
+            f"{found.rows(name):,}",
+            f"{found.interval_ns(name) / 1e9:g} s",
+            _minute(own[0].spans[name].first),
+            _minute(own[-1].spans[name].last),
+            f"{len(found.months(name)):,}",
+            f"{len(own):,}",
+        )
+    out.print(table)
+    for name in found.symbols:
+        for column, files_without in found.partial(name).items():
+            some = ", ".join(files_without[:3]) + (", ..." if len(files_without) > 3 else "")
+            out.print(f"  {escape(name)}: [yellow]{escape(column)}[/yellow] is missing in {escape(some)}: null there")
+
+
+def history_preview(found: Preview, settings: Settings) -> None:
+    """What a run would compute and write."""
+    survey(found.survey)
+    seen: dict[str, list[str]] = {}
+    for name, own in found.plans.items():
+        seen.setdefault(own.digest, []).append(name)
+    for names in seen.values():
+        if len(seen) > 1:
+            out.print(f"[bold]{escape(', '.join(names))}[/bold]")
+        plan(found.plans[names[0]])
+    for column, share in found.null_shares.items():
+        out.print(f"  [yellow]{escape(column)}[/yellow] was null in {share:.0%} of the rows looked at")
+    out.print(
+        f"Expected size: [bold]{_size(found.bytes)}[/bold] ({found.survey.total:,} rows x "
+        f"{found.bytes_per_row:,.0f} bytes as {settings.dtype}, {settings.compression}; measured on the first {found.sample_rows:,} rows). "
+        "Nothing was written."
+    )
+
+
+def history_written(done: Outcome) -> None:
+    """Rows, parts, size, and where the time went."""
+    manifest = done.manifest
+    what = (
+        f"{manifest.rows:,} rows x {len(manifest.features)} features in {len(manifest.parts):,} parts, "
+        f"{_size(manifest.bytes)}, in [bold]{escape(str(done.folder))}[/bold]"
+    )
+    if done.complete_before:
+        out.print(f"{what}\nThis history was complete already: every part was checked, nothing was computed again.")
+        return
+    earlier = manifest.rows - done.rows
+    resumed = f", {earlier:,} of them before this run" if earlier else ""
+    total = done.reading + done.computing + done.writing
+    shares = ", ".join(
+        f"{name} {spent:.2f} s ({spent / max(total, 1e-9):.0%})"
+        for name, spent in (("reading", done.reading), ("computing", done.computing), ("writing", done.writing))
+    )
+    speed = f"{done.rows / max(total, 1e-9):,.0f} rows/s" if done.rows else "nothing was left to compute"
+    out.print(f"{what}{resumed}\n{shares}: {speed}", soft_wrap=True)
+
+
+def _size(count: int) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:,.1f} {name}"
+    return f"{count} bytes"
 
 
 def summary(done: Summary, place: Workspace) -> None:
