@@ -165,7 +165,8 @@ def history_preview(found: Preview, settings: Settings) -> None:
         out.print(f"  [yellow]{escape(column)}[/yellow] was null in {share:.0%} of the rows looked at")
     out.print(
         f"Expected size: [bold]{_size(found.bytes)}[/bold] ({found.survey.total:,} rows x "
-        f"{found.bytes_per_row:,.0f} bytes as {settings.dtype}, {settings.compression}; measured on the first {found.sample_rows:,} rows). "
+        f"{found.bytes_per_row:,.0f} bytes as {settings.dtype}, {settings.compression}; "
+        f"measured on the first {found.sample_rows:,} rows). "
         "Nothing was written."
     )
 
