@@ -247,6 +247,122 @@ def _features_history(
     show.history_written(outcome)
 
 
+HistoryArgument = Annotated[
+    Path, typer.Argument(help="A history's folder that mia-fast features wrote, or one Parquet file of features.")
+]
+SymbolOption = Annotated[str | None, typer.Option(help="Which symbol, when the history holds several.")]
+ReportOption = Annotated[Path | None, typer.Option(help="One HTML page with pictures and tables (extra plot).")]
+
+
+@app.command()
+def select(
+    history: HistoryArgument,
+    target: Annotated[
+        str | None, typer.Option(help="What the features are to explain, or a column. Default: selection.yaml.")
+    ] = None,
+    bars: Annotated[Path | None, typer.Option(help="The bars, if the features hold no prices.")] = None,
+    cross: CrossOption = None,
+    symbol: SymbolOption = None,
+    since: Annotated[dt.datetime | None, typer.Option(help="First day (YYYY-MM-DD, UTC).")] = None,
+    until: Annotated[
+        dt.datetime | None, typer.Option(help="The day behind the last (UTC); keep what the networks are judged on.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Choose the 150 features by their SHAP values, out of sample (needs the extra [bold]select[/bold]).
+
+    Writes data/features/feature_importance.csv and selection.json, the manifest that networks and memory read.
+
+    Example: [cyan]mia-fast select history --target cnn_pressure --until 2022-01-01[/cyan]
+    """
+    from mia_fast.selection import select_features
+
+    place = Workspace.current(workspace)
+    with show.progress("folds") as advance:
+        chosen, _ = select_features(
+            history,
+            target,
+            bars=bars,
+            cross=cross,
+            workspace=place,
+            symbol=symbol,
+            since=_utc_day(since),
+            until=_utc_day(until),
+            progress=advance,
+        )
+    show.selection(chosen)
+    folder = place.data / "features"
+    show.files([folder / "feature_importance.csv", folder / "selection.json"], place)
+
+
+@app.command()
+def audit(
+    history: HistoryArgument,
+    symbol: SymbolOption = None,
+    reference_until: Annotated[
+        dt.datetime | None,
+        typer.Option(help="Rows before this day (UTC) are the reference. Default: the first quarter."),
+    ] = None,
+    report: ReportOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Folder for the pictures as PNG (extra plot).")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Audit features: empty values, outliers, drift, SHAP values.
+
+    Writes data/logs/market/features_audit_final.csv.
+
+    Example: [cyan]mia-fast audit history --report audit.html[/cyan]
+    """
+    from mia_fast.selection import audited
+    from mia_fast.selection import plot as pictures
+
+    place = Workspace.current(workspace)
+    if report is not None or plot is not None:
+        pictures.check()
+    with show.working("auditing"):
+        found = audited(history, workspace=place, symbol=symbol, reference_until=_utc_day(reference_until))
+    show.audit(found)
+    paths = [place.data / "logs" / "market" / "features_audit_final.csv"]
+    with show.working("drawing"):
+        if plot is not None:
+            paths += pictures.draw(found, plot)
+        if report is not None:
+            paths.append(pictures.write_page(found, report, f"Features of {history.name}"))
+    show.files(paths, place)
+
+
+@app.command("filter")
+def filter_command(
+    history: HistoryArgument,
+    out: Annotated[Path | None, typer.Argument(help="Parquet file for all filtered rows.")] = None,
+    symbol: SymbolOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Leave out empty, constant and repeated features, clip outliers, and say what was done.
+
+    Writes data/features/features_latest_filtered.csv. Chosen features always stay; what speaks against them is listed.
+
+    Example: [cyan]mia-fast filter history filtered.parquet[/cyan]
+    """
+    from mia_fast.files import replacing
+    from mia_fast.selection import filtered
+
+    place = Workspace.current(workspace)
+    with show.working("filtering"):
+        result = filtered(history, workspace=place, symbol=symbol)
+    show.filtered(result)
+    paths = [place.data / "features" / "features_latest_filtered.csv"]
+    if out is not None:
+        with replacing(out) as temporary:
+            result.frame.write_parquet(temporary)
+        paths.append(out)
+    show.files(paths, place)
+
+
+def _utc_day(day: dt.datetime | None) -> int | None:
+    return None if day is None else int(day.replace(tzinfo=dt.UTC).timestamp()) * 1_000_000_000
+
+
 @app.command()
 def bars(
     ticks: Annotated[Path, typer.Argument(help="Trades, or single order events (Parquet or CSV).")],

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mia_fast.live.replay import Summary
     from mia_fast.options import Levels
     from mia_fast.risk import Desk
+    from mia_fast.selection import Audit, Filtered, Selection
     from mia_fast.tables import Table as InputTable
     from mia_fast.validate import Finding
     from mia_models.manifest import Manifest
@@ -197,6 +198,71 @@ def _size(count: int) -> str:
         if count >= unit:
             return f"{count / unit:,.1f} {name}"
     return f"{count} bytes"
+
+
+def selection(chosen: Selection) -> None:
+    """Which features were chosen, and how sure the choice is."""
+    table = Table(
+        title=f"Choice for {chosen.target}", title_justify="left", show_header=False, box=None, padding=(0, 2)
+    )
+    taken = "; all candidates were taken, there are fewer than asked for" if chosen.all_taken else ""
+    table.add_row(
+        "Chosen", f"{len(chosen.names)} of {chosen.candidates} candidates ({chosen.features} in the catalogue){taken}"
+    )
+    table.add_row("Period", f"{chosen.period[0][:16]} to {chosen.period[1][:16]}: {chosen.rows:,} rows")
+    table.add_row("Used", f"{chosen.rows_used:,} rows, {sum(fold.shap_rows for fold in chosen.folds):,} explained")
+    table.add_row("Skill by fold", ", ".join(f"{fold.skill:+.4f}" for fold in chosen.folds))
+    agree = ", ".join(f"best {k}: {share:.0%}" for k, share in chosen.stability.overlap.items())
+    table.add_row("Two folds share", f"{agree}; rank correlation {chosen.stability.rank_correlation:.2f}")
+    table.add_row("First", ", ".join(chosen.names[:10]))
+    table.add_row("Digest", chosen.digest)
+    out.print(table)
+    if all(fold.skill <= 0 for fold in chosen.folds):
+        warn("No fold predicts better than the mean of its training rows: this order is that of fitted noise.")
+    why: dict[str, list[str]] = {}
+    for name, reason in chosen.not_candidates.items():
+        why.setdefault(reason.split()[0], []).append(name)
+    for reason, names in why.items():
+        some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        out.print(escape(f"  no candidates ({reason}): {some}"))
+
+
+def audit(found: Audit) -> None:
+    """The features that drift most, and those with most empty values."""
+    frame = found.frame
+    table = Table(title=f"{frame.height} features, {found.rows:,} rows: the largest drift", title_justify="left")
+    for name in ("feature", "empty", "outliers", "mean |SHAP|", "drift", "worst month's", "month"):
+        table.add_column(name, justify="left" if name in ("feature", "month") else "right")
+    for row in frame.sort("drift_worst", descending=True, nulls_last=True).head(12).iter_rows(named=True):
+        table.add_row(
+            row["feature"],
+            f"{row['nan_ratio']:.2%}",
+            f"{row['outlier_count']:,}",
+            "-" if row["shap_value"] is None else f"{row['shap_value']:.5f}",
+            "-" if row["drift"] is None else f"{row['drift']:.2f}",
+            "-" if row["drift_worst"] is None else f"{row['drift_worst']:.2f}",
+            row["drift_month"] or "-",
+        )
+    out.print(table)
+    shifted = int((frame["drift"] > 0.25).sum())
+    empty = int((frame["nan_ratio"] > 0.4).sum())
+    out.print(
+        f"{shifted} features drift by more than 0.25 against {found.reference[0][:10]} to {found.reference[1][:10]}; "
+        f"{empty} are empty in more than 40 % of the rows"
+    )
+
+
+def filtered(done: Filtered) -> None:
+    """What was left out, kept in spite of a rule, and clipped."""
+    out.print(f"[bold]{done.frame.height:,}[/bold] rows x {done.frame.width - 1} features")
+    for name, why in done.dropped.items():
+        out.print(escape(f"  left out {name}: {why}"))
+    for name, why in done.kept.items():
+        out.print(f"  [yellow]kept[/yellow] {escape(f'{name}, it was chosen: {why}')}")
+    out.print(
+        f"  clipped {sum(done.clipped.values()):,} values of {len(done.clipped)} features; "
+        f"left out {done.rows_dropped:,} rows that were mostly empty"
+    )
 
 
 def summary(done: Summary, place: Workspace) -> None:

@@ -70,9 +70,9 @@ class Selection(Model):
     rows_used: int
     min_coverage: float
     shap_values: tuple[float, ...]
-    """Mean absolute SHAP value over the folds' test rows, in the target's unit (log odds for yes_no and classes)."""
-    shap_spread: tuple[float, ...]
-    """Standard deviation of the same over the folds."""
+    """Median over the folds of the mean absolute SHAP value on test rows; target's unit (log odds: yes_no, classes)."""
+    shap_folds: tuple[tuple[float, ...], ...]
+    """The mean absolute SHAP value in each fold: (folds, chosen)."""
     coverage: tuple[float, ...]
     """Share of the period's rows with a value."""
     medians: tuple[float, ...]
@@ -92,8 +92,9 @@ class Selection(Model):
             raise ValueError("the digest is not that of the names: the file was edited")
         if not self.names or len(set(self.names)) != len(self.names):
             raise ValueError("the names must be there, each once")
-        for name in ("shap_values", "shap_spread", "coverage", "medians"):
-            if len(getattr(self, name)) != len(self.names):
+        own = {name: getattr(self, name) for name in ("shap_values", "coverage", "medians")}
+        for name, values in (*own.items(), *(("shap_folds", fold) for fold in self.shap_folds)):
+            if len(values) != len(self.names):
                 raise ValueError(f"{name} has another length than names")
         return self
 

@@ -225,7 +225,7 @@ def _fold(
         "objective": objective,
         "num_leaves": rules.leaves,
         "learning_rate": rules.learning_rate,
-        "min_data_in_leaf": max(5, min(200, len(train) // 50)),
+        "min_data_in_leaf": max(5, min(1000, len(train) // 50)),
         "feature_fraction": 0.5,
         "max_bin": 63,
         "seed": rules.seed,
@@ -296,9 +296,8 @@ def _selection(
     rows: Integers,
     lightgbm: Any,
 ) -> Selection:
-    mean = importance.values.mean(axis=0)
-    spread = importance.values.std(axis=0)
-    order = np.argsort(-mean, kind="stable")  # of equals, the catalogue's order
+    typical = np.median(importance.values, axis=0)  # one wild fold, of a model that extrapolates, decides nothing
+    order = np.argsort(-typical, kind="stable")  # of equals, the catalogue's order
     chosen = order[: rules.count]
     names = tuple(importance.names[k] for k in chosen)
     catalogue: Catalogue = features.catalogue
@@ -316,11 +315,11 @@ def _selection(
         rows=len(known),
         rows_used=len(rows),
         min_coverage=rules.min_coverage,
-        shap_values=tuple(float(mean[k]) for k in chosen),
-        shap_spread=tuple(float(spread[k]) for k in chosen),
+        shap_values=tuple(float(typical[k]) for k in chosen),
+        shap_folds=tuple(tuple(float(fold[k]) for k in chosen) for fold in importance.values),
         coverage=tuple(coverage[name] for name in names),
         medians=tuple(float(np.nanmedian(matrix[:, k])) for k in chosen),
-        not_chosen={importance.names[k]: float(mean[k]) for k in order[rules.count :]},
+        not_chosen={importance.names[k]: float(typical[k]) for k in order[rules.count :]},
         not_candidates=refused,
         stability=stability(importance.values, chosen),
         folds=tuple(folds),
