@@ -128,8 +128,11 @@ def read_selection(workspace: Workspace, catalogue: Catalogue | None = None) -> 
     except FileNotFoundError:
         raise ConfigError("no features were chosen yet", where=str(path), hint=again, then=_THEN) from None
     except (OSError, ValueError, ValidationError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        what = next((line.strip() for line in lines if "Value error" in line), lines[0])
+        if isinstance(error, ValidationError):
+            fault = error.errors()[0]
+            what = f"{'.'.join(map(str, fault['loc']))} {fault['msg']}".strip()
+        else:
+            what = str(error) or type(error).__name__
         raise ConfigError(f"cannot be used ({what})", where=str(path), hint=again, then=_THEN) from error
     if catalogue is not None:
         unknown = [name for name in selection.names if name not in catalogue.names]
