@@ -146,7 +146,7 @@ def choose(
             hint="give a longer period",
             then=_THEN,
         )
-    rows = known[_evenly(len(known), rules.max_rows)]
+    rows = known[evenly(len(known), rules.max_rows)]
     coverage, refused = _candidates(features, rules)
     names = tuple(coverage)
     if not names:
@@ -220,24 +220,10 @@ def _fold(
 ) -> tuple[Floats, Fold]:
     """Mean absolute SHAP values (candidates,) on the test block, from a model of the training rows."""
     classes = int(values.max()) + 1 if target.kind == "classes" else 1
-    objective = {"number": "regression", "yes_no": "binary", "classes": "multiclass"}[target.kind]
-    parameters = {
-        "objective": objective,
-        "num_leaves": rules.leaves,
-        "learning_rate": rules.learning_rate,
-        "min_data_in_leaf": max(5, min(1000, len(train) // 50)),
-        "feature_fraction": 0.5,
-        "max_bin": 63,
-        "seed": rules.seed,
-        "deterministic": True,
-        "force_col_wise": True,
-        "num_threads": 1,
-        "verbose": -1,
-        **({"num_class": classes} if classes > 1 else {}),
-    }
+    parameters = parameters_for(rules, len(train), target.kind, classes)
     data = lightgbm.Dataset(matrix[train], label=values[train], params={"verbose": -1, "max_bin": 63, "num_threads": 1})
     model = lightgbm.train(parameters, data, num_boost_round=rules.trees)
-    explained = test[_evenly(len(test), max(1, rules.shap_rows // rules.folds))]
+    explained = test[evenly(len(test), max(1, rules.shap_rows // rules.folds))]
     contributions = np.asarray(model.predict(matrix[explained], pred_contrib=True, num_threads=1))
     width = matrix.shape[1] + 1  # the last of each class is the expectation
     shap = np.abs(contributions.reshape(len(explained), -1, width)[:, :, :-1]).mean(axis=0).sum(axis=0)
@@ -252,6 +238,24 @@ def _fold(
         skill=_skill(values[train], values[explained], predicted, target),
     )
     return shap, fold
+
+
+def parameters_for(rules: SelectRules, rows: int, kind: str, classes: int) -> dict[str, Any]:
+    """What LightGBM is told, for a model of so many rows."""
+    return {
+        "objective": {"number": "regression", "yes_no": "binary", "classes": "multiclass"}[kind],
+        "num_leaves": rules.leaves,
+        "learning_rate": rules.learning_rate,
+        "min_data_in_leaf": max(5, min(1000, rows // 50)),
+        "feature_fraction": 0.5,
+        "max_bin": 63,
+        "seed": rules.seed,
+        "deterministic": True,
+        "force_col_wise": True,
+        "num_threads": 1,
+        "verbose": -1,
+        **({"num_class": classes} if classes > 1 else {}),
+    }
 
 
 def _skill(trained: Floats, true: Floats, predicted: Floats, target: Target) -> float:
@@ -350,7 +354,7 @@ def stability(values: Floats, chosen: Integers) -> Stability:
     )
 
 
-def _evenly(count: int, wanted: int) -> Integers:
+def evenly(count: int, wanted: int) -> Integers:
     """``wanted`` of ``count`` places, evenly spaced; all if there are fewer."""
     if count <= wanted:
         return np.arange(count)
