@@ -1,6 +1,6 @@
 """The choice of 150 on 100,000 rows against the ``shap`` package's full TreeSHAP, from the same models.
 
-Both rank by the median over the folds of the mean absolute SHAP value on test rows. Ours explains 10,000 evenly spaced
+Both rank by the median over the folds of the mean absolute SHAP value on test rows. Ours explains 5,000 evenly spaced
 test rows with LightGBM's ``pred_contrib``, a fold to a thread; the peer explains every test row. The table is the
 simulated features and their lags (1, 5, 20, 60 bars) where the catalogue is smaller than 350, so that 150 are a choice.
 """
