@@ -411,6 +411,14 @@ def test_columns_that_only_some_files_bring(bars: pl.DataFrame, place: Workspace
     assert values[5000:].null_count() == bars.height - 5000
 
 
+def test_a_column_without_any_value_is_absent(bars: pl.DataFrame, place: Workspace, tmp_path: Path) -> None:
+    source = _split(bars.with_columns(vix=pl.lit(None, dtype=pl.Float64)), tmp_path / "in")[0]
+    found = survey([source], workspace=place)
+    assert "vix" not in found.columns("ES")
+    done = _write(source, tmp_path / "out", place, cross=None)
+    assert done.manifest.null_features["ES"]["vix_term_1m"] == ["vix"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -47,8 +47,8 @@ class Beside:
         }
 
     def plan(self, columns: tuple[str, ...], interval_ns: int) -> Plan:
-        """The plan over bars with these columns and these tables."""
-        return plan_for(_bars(pl.DataFrame(schema=dict.fromkeys(columns, pl.Float64)), interval_ns), **self._tables())
+        """The plan over bars with values in these columns and these tables."""
+        return plan_for(_bars(pl.DataFrame({name: [1.0] for name in columns}), interval_ns), **self._tables())
 
     def arrays(self, plan: Plan, frame: pl.DataFrame, interval_ns: int) -> tuple[NDArray[np.int64], dict[str, Floats]]:
         """Closes (n,) ns UTC and the plan's inputs (n,); a column that these bars lack is NaN."""

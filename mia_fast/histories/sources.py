@@ -58,7 +58,7 @@ class Source:
     sha256: str
     interval_ns: int
     columns: tuple[str, ...]
-    """The canonical columns it brings, and its other numeric ones."""
+    """The canonical columns it brings, and its other numeric ones; one without any value is as good as absent."""
     rows: int
     quarantine: dict[str, int]
     """Rows taken out, by rule."""
@@ -233,6 +233,8 @@ def _survey_file(path: Path, mapping: InputsConfig, default: str) -> Source:
     examples: list[tuple[int, str, str, str, str]] = []
     reader = Reader(source, mapping, default)
     for table, group, first_row in reader.tables(None):
+        filled = (c.name for c in table.frame if c.name not in _NOT_INPUTS and c.null_count() < c.len())
+        source.columns = tuple(dict.fromkeys((*source.columns, *filled)))
         for rule, count in table.quarantine.group_by("rule", maintain_order=True).len().rows():
             source.quarantine[rule] = source.quarantine.get(rule, 0) + count
         room = _EXAMPLES - len(examples)
@@ -302,7 +304,6 @@ class Reader:
                 if not self.source.interval_ns:
                     assert table.interval_ns is not None
                     self.source.interval_ns = table.interval_ns
-                    self.source.columns = tuple(n for n in table.frame.columns if n not in _NOT_INPUTS)
                     self._fix_interval(table.interval_ns)
                 yield table, group, first
         except (pl.exceptions.PolarsError, pa.ArrowException, OSError, EOFError) as error:
