@@ -56,7 +56,7 @@ def _table() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 def test_against_full_tree_shap(capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its import calls what Matplotlib is about to deprecate
-        import shap
+        shap = pytest.importorskip("shap")
     rules = selection_config(Workspace(shipped())).select
     values, target, times, ends = _table()
     assert values.shape[1] == WIDTH

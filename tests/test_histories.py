@@ -31,7 +31,7 @@ from mia_fast.workspace import Workspace, shipped
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = shipped() / "data" / "sample"
 CROSS = SAMPLE / "cross.parquet"
-ROUNDS = int(os.environ.get("MIA_TORTURE_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("MIA_TORTURE_ROUNDS", "1"))
 
 
 @pytest.fixture(scope="module")

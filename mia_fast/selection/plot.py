@@ -120,7 +120,7 @@ def _importance(selection: Selection) -> bytes:
     axes.set_yticks(rows, selection.names[:count])
     axes.set_ylim(count - 0.4, -0.6)
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"mean |SHAP| on test rows ({selection.target}, {selection.target_unit})", fontsize=9)
+    axes.set_xlabel(f"mean |SHAP value| on test rows ({selection.target}, {selection.target_unit})", fontsize=9)
     more = f", {count} best" if count < len(selection.names) else ""
     axes.set_title(f"Importance of {len(selection.names)} features{more}: {selection.target}", loc="left", fontsize=11)
     axes.grid(axis="x", color="#e4e7eb", linewidth=0.7)
@@ -258,7 +258,7 @@ def _chosen(selection: Selection) -> str:
             )
         )
     ]
-    return _table(("", "feature", "mean |SHAP|", "deviation over folds", "chosen in folds", "coverage"), rows)
+    return _table(("", "feature", "|SHAP|, median of folds", "deviation over folds", "chosen in folds", "coverage"), rows)
 
 
 def _folds(selection: Selection) -> str:
