@@ -79,23 +79,24 @@ class Observer:
             )
         weights = self._weights(regime)
         frame = _frame(data)
-        absent = [name for name in self.names if name not in frame.columns]
+        schema = dict(frame.schema)  # once: Polars makes it anew at each asking
+        absent = [name for name in self.names if name not in schema]
         if absent and missing == "error":
-            raise _missing(absent, len(self.names), frame.columns, "features are missing")
+            raise _missing(absent, len(self.names), tuple(schema), "features are missing")
         if not frame.height:
             raise DataError("holds no rows", where="create_observation", hint="give at least one row", then=_THEN)
+        there = [k for k, name in enumerate(self.names) if name in schema]
+        for k in there:
+            dtype = schema[self.names[k]]
+            if not (dtype.is_numeric() or dtype == pl.Null):
+                raise DataError(
+                    f"the feature {self.names[k]!r} is {dtype}, not a number",
+                    where="create_observation",
+                    hint="cast the column to a float",
+                    then=_THEN,
+                )
         matrix = np.full((frame.height, len(self.names)), np.nan)
-        for k, name in enumerate(self.names):
-            if name in frame.columns:
-                series = frame[name]
-                if not (series.dtype.is_numeric() or series.dtype == pl.Null):
-                    raise DataError(
-                        f"the feature {name!r} is {series.dtype}, not a number",
-                        where="create_observation",
-                        hint="cast the column to a float",
-                        then=_THEN,
-                    )
-                matrix[:, k] = series.cast(pl.Float64).fill_null(np.nan).to_numpy()
+        matrix[:, there] = frame.select([self.names[k] for k in there]).cast(pl.Float64).to_numpy()
         if np.isinf(matrix).any():
             bad = [self.names[k] for k in np.flatnonzero(np.isinf(matrix).any(axis=0))]
             raise _missing(bad, len(self.names), (), "features are infinite")

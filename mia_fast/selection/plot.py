@@ -258,7 +258,8 @@ def _chosen(selection: Selection) -> str:
             )
         )
     ]
-    return _table(("", "feature", "|SHAP|, median of folds", "deviation over folds", "chosen in folds", "coverage"), rows)
+    heads = ("", "feature", "|SHAP|, median of folds", "deviation over folds", "chosen in folds", "coverage")
+    return _table(heads, rows)
 
 
 def _folds(selection: Selection) -> str:
