@@ -264,12 +264,12 @@ def test_a_stopped_run_refuses_what_it_was_not_begun_with(
         config = place.root / "config"
         config.mkdir(parents=True)
         text = (shipped() / "config" / "feature_sets.yaml").read_text(encoding="utf-8")
-        assert "params: {period: 14}" in text
-        kept = [line for line in text.splitlines() if "name: volume_atr_ratio" not in line]
-        drop = kept.index(
-            next(line for line in kept if "range: [0, null], warmup: 14, definition: volume over" in line)
+        assert "expression: volume / atr_14" in text
+        changed = text.replace("expression: volume / atr_14", "expression: volume / atr_21").replace(
+            "unit: contracts per point, range: [0, null], warmup: 14",
+            "unit: contracts per point, range: [0, null], warmup: 21",
         )
-        (config / "feature_sets.yaml").write_text("\n".join(kept[:drop] + kept[drop + 1 :]), encoding="utf-8")
+        (config / "feature_sets.yaml").write_text(changed, encoding="utf-8")
     elif change == "tables":
         options["cross"] = None
     elif change == "dtype":
@@ -499,11 +499,11 @@ def test_the_command(bars: pl.DataFrame, tmp_path: Path) -> None:
     common = ("--cross", CROSS, "--workspace", tmp_path / "desk")
     out = tmp_path / "out"
     text = _cli("features", tmp_path / "in", out, "--dry-run", *common)
-    assert "85 of 85" in text
+    assert "of 350 features can be computed" in text
     assert "Expected size" in text
     assert not out.exists()
     text = _cli("features", tmp_path / "in" / "*.parquet", out, *common)
-    assert "11,040 rows x 85 features" in text
+    assert "11,040 rows x 350 features" in text
     assert "computing" in text
     assert "complete already" in _cli("features", tmp_path / "in", out, *common)
     text = _cli("features", tmp_path / "in", *common)

@@ -637,7 +637,7 @@ def test_the_commands(frame: pl.DataFrame, planted: np.ndarray, tmp_path: Path) 
     assert "10 of" in text
     assert "data/features/selection.json" in text
     text = run("audit", path, "--report", tmp_path / "page.html", "--plot", tmp_path / "pictures")
-    assert "85 features, 11,040 rows" in text
+    assert "350 features, 11,040 rows" in text
     assert (tmp_path / "page.html").exists()
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 3
     text = run("filter", path, tmp_path / "filtered.parquet")

@@ -106,15 +106,23 @@ def preview(found: Survey, beside: Beside, *, workspace: Workspace, settings: Se
         matrix = engine.batch(known_at, columns)
         features = typed(feature_frame(frame["timestamp"], plan.outputs, matrix), settings)
         later = features[frame.height // 2 :]
-        buffer = io.BytesIO()
-        _encode(later, buffer, settings, {})
+        whole, half = (_encoded_size(part, settings) for part in (later, later[: later.height // 2]))
+        per_row = (whole - half) / max(1, later.height - later.height // 2)
+        footer = whole - per_row * later.height  # of a part, however long it is
+        per_row += footer / max(1, min(settings.part_rows, found.total))
         nulls = {
             column: share
             for column, share in zip(later.columns, (later.null_count() / later.height).row(0), strict=True)
             if share > 0.5 and column not in plan.missing
         }
-        return Preview(found, plans, buffer.tell() / later.height, frame.height, nulls)
+        return Preview(found, plans, per_row, frame.height, nulls)
     raise AssertionError("a survey holds at least one bar of each symbol")
+
+
+def _encoded_size(frame: pl.DataFrame, settings: Settings) -> int:
+    buffer = io.BytesIO()
+    _encode(frame, buffer, settings, {})
+    return buffer.tell()
 
 
 @operation("feature_engine", "write_history")
