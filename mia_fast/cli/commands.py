@@ -170,7 +170,8 @@ def features(
     """
     place = Workspace.current(workspace)
     ins, out = (paths, None) if len(paths) == 1 else (paths[:-1], Path(paths[-1]))
-    if out is not None and out.suffix.lower() in (".parquet", ".pq") and not out.is_dir():
+    one = out is None and bool(levels)
+    if one or (out is not None and out.suffix.lower() in (".parquet", ".pq") and not out.is_dir()):
         _features_file(place, ins, out, (cross, levels, events), dry_run, plan)
     else:
         if levels:
@@ -189,7 +190,7 @@ def features(
 def _features_file(
     place: Workspace,
     ins: list[str],
-    out: Path,
+    out: Path | None,
     beside: tuple[list[Path] | None, list[Path] | None, Path | None],
     dry_run: bool,
     whole: bool,
@@ -205,7 +206,7 @@ def _features_file(
     from mia_fast.tables import read_table
 
     files = expand(ins)
-    if len(files) > 1 or out.resolve() in {file.resolve() for file in files}:
+    if len(files) > 1 or (out is not None and out.resolve() in {file.resolve() for file in files}):
         raise DataError(
             f"{len(files)} files of bars do not make one file of features"
             if len(files) > 1
@@ -223,7 +224,7 @@ def _features_file(
     show.availability(
         feature_availability(table, cross=others, levels=known, events=calendar, workspace=place), whole=whole
     )
-    if dry_run:
+    if dry_run or out is None:
         return
     began = time.perf_counter()
     with show.progress("rows") as advance:

@@ -106,6 +106,9 @@ def table_report(table: InputTable) -> None:
     out.print(escape(table.report()), style="dim")
 
 
+_COLUMNS_SHOWN = 8
+
+
 def availability(found: pl.DataFrame, *, whole: bool = False) -> None:
     """How many features can be computed, by family, and what the others lack; ``whole`` lists each feature."""
     out.print(f"[bold]{found['available'].sum()}[/bold] of {found.height} features can be computed")
@@ -116,17 +119,34 @@ def availability(found: pl.DataFrame, *, whole: bool = False) -> None:
         count = part["available"].sum()
         table.add_row(str(family), str(count), str(part.height - count))
     out.print(table)
-    lacking: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    _wanting(found)
+    if not whole:
+        return
+    listed = Table(box=None, padding=(0, 2))
+    for title in ("Feature", "Family", "Stage", "Null for want of", "From"):
+        listed.add_column(title, overflow="fold")
+    for name, family, stage, available, lacks, wanted in found.iter_rows():
+        why = "[green]computed[/green]" if available else f"[yellow]{escape(', '.join(lacks))}[/yellow]"
+        listed.add_row(name, family, str(stage), why, escape("; ".join(wanted)))
+    out.print(listed)
+
+
+def _wanting(found: pl.DataFrame) -> None:
+    """For each table that is missing in part or whole: what it would have to bring, and to how many features."""
+    columns: dict[str, dict[str, None]] = {}
+    features: dict[str, set[str]] = {}
     for name, _, _, available, lacks, wanted in found.iter_rows():
-        if not available:
-            lacking.setdefault((tuple(lacks), tuple(wanted)), []).append(name)
-    for (columns, tables), names in lacking.items():
-        of = f" [dim]({escape('; '.join(tables))})[/dim]" if tables else ""
-        out.print(f"  null for want of [yellow]{', '.join(columns)}[/yellow]{of}: {', '.join(names)}")
-    if whole:
-        for (family,), part in found.group_by("family", maintain_order=True):
-            names = part.filter("available")["feature"].to_list()
-            out.print(f"  {family}, computed: {', '.join(names) or '-'}")
+        for origin in () if available else wanted or ["bars"]:
+            table, _, series = origin.partition(": ")
+            columns.setdefault(table, {}).update(dict.fromkeys(series.split(", ") if series else lacks))
+            features.setdefault(table, set()).add(name)
+    for table, names in columns.items():
+        shown = list(names)[:_COLUMNS_SHOWN]
+        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        out.print(
+            f"  null for want of [yellow]{escape(table)}[/yellow] ({escape(', '.join(shown))}{more}): "
+            f"{len(features[table])} feature{'s' * (len(features[table]) > 1)}"
+        )
 
 
 def feature_checks(report: Report) -> None:
@@ -325,7 +345,7 @@ def summary(done: Summary, place: Workspace) -> None:
     table = Table(title=f"Replay {done.run_id}", title_justify="left", show_header=False, box=None, padding=(0, 2))
     resumed = f", of which {done.resumed_at:,} before it was resumed" if done.resumed_at else ""
     table.add_row("Bars", f"{done.bars:,} from {_minute(done.first)} to {_minute(done.last)}{resumed}")
-    lacking = f"; null for want of inputs: {', '.join(done.null_features)}" if done.null_features else ""
+    lacking = "; mia-fast features BARS --plan says what the others lack" if done.null_features else ""
     table.add_row("Features", f"{done.features} of {done.features + len(done.null_features)} computed{lacking}")
     actions = ", ".join(f"{done.tally.actions[name]:,} {name}" for name in ("buy", "sell", "exit", "hold"))
     blocked = sum(done.tally.blocks.values())
