@@ -514,8 +514,8 @@ def _overlap(c: Twin) -> Floats:
 
 
 def _regime(c: Twin) -> Floats:
-    defensive = more(c["realized_vol_60m"] * 589.7, 1.5 * c["vol_historical_1d"])
-    return choose(defensive, np.float64(2.0), choose(more(c["efficiency_ratio_20"], 0.35), 0.0, 1.0))
+    busy, wild = more(c["session_volatility_index"], np.float64(2.0)), more(c["vol_historical_1d"], np.float64(0.4))
+    return choose(np.maximum(busy, wild), np.float64(2.0), choose(more(c["efficiency_ratio_20"], 0.35), 0.0, 1.0))
 
 
 def _efficiency(c: Twin) -> Floats:
@@ -597,13 +597,11 @@ TWINS: dict[str, Callable[[Twin], Floats]] = {
     # profile
     **{name: lambda c, name=name: c.profile(name) for name in PROFILE},
     # scores
-    "breakout_score": lambda c: divide(_outside(c), _outside(c) + c["atr_14"]),
+    "breakout_score": lambda c: divide(_outside(c), _outside(c) + lag(c["atr_14"], 1)),
     "trend_exhaustion_signal": lambda c: np.abs(c["rsi_14"] - 50) / 50 * more(lag(c["adx_14"], 5), c["adx_14"]),
     "market_momentum_score": lambda c: 0.5 + 0.5 * divide(c["momentum_10"], c["atr_14"] + np.abs(c["momentum_10"])),
     "trend_strength_score": lambda c: c["efficiency_ratio_20"],
-    "volatility_score": lambda c: divide(
-        c["volatility_rolling_10"], c["volatility_rolling_10"] + c["volatility_rolling_30"]
-    ),
+    "volatility_score": lambda c: divide(c["atr_7"], c["atr_7"] + c["atr_21"]),
     "market_liquidity_score": lambda c: divide(c["illiquidity_60"], c["illiquidity_60"] + c["illiquidity_10"]),
     "sharpe_ratio_rolling_20": lambda c: divide(c["return_mean_20"], c["volatility_rolling_20"]),
     "price_memory_zone_overlap": _overlap,
@@ -625,7 +623,7 @@ TWINS: dict[str, Callable[[Twin], Floats]] = {
     "vix_rolling_mean": lambda c: c["vix_mean_20"],
     "vix_rolling_std": lambda c: c["vix_deviation_20"],
     # interactions
-    "volume_atr_ratio": lambda c: divide(c["volume"], c["atr_14"]),
+    "volume_atr_ratio": lambda c: divide(c["volume"], np.maximum(c["atr_14"], c["close"] / 10_000)),
 }
 """Every column but the raw inputs, by name."""
 
@@ -644,7 +642,9 @@ UNDECIDED: dict[str, Callable[[Twin], NDArray[np.bool_]]] = {
         for name in ("vah", "val", "volume_at_vah", "volume_at_val", "price_memory_zone_overlap")
     },
     "market_regime": lambda c: (
-        _near(c["realized_vol_60m"] * 589.7, 1.5 * c["vol_historical_1d"]) | _near(c["efficiency_ratio_20"], 0.35)
+        _near(c["session_volatility_index"], 2.0)
+        | _near(c["vol_historical_1d"], 0.4)
+        | _near(c["efficiency_ratio_20"], 0.35)
     ),
 }
 """Rows at which a threshold is met to 9 digits: rounding decides, so either side is right."""

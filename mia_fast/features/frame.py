@@ -27,7 +27,7 @@ from mia_fast.files import replacing
 from mia_fast.options.config import options_config
 from mia_fast.options.levels import Levels
 from mia_fast.tables import Table, read_table
-from mia_fast.tables.mapping import day_closes
+from mia_fast.tables.mapping import day_closes, unscheduled_events
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 from mia_kernels.validity import validity_bitmap
@@ -125,8 +125,9 @@ def event_source(events: Any, workspace: Workspace, interval_ns: int) -> tuple[S
         A row cannot be read: an event that is left out would turn up as a calm hour.
     """
     declared = catalogues.read(workspace).inputs
+    surprises = unscheduled_events(workspace)
     if hasattr(events, "blocked"):
-        steps = EventSchedule.from_calendar(events, declared, interval_ns)
+        steps = EventSchedule.from_calendar(events, declared, interval_ns, surprises)
         return () if steps is None else (steps,)
     table = events if isinstance(events, Table) else read_table("events", events, workspace=workspace)
     if table.quarantine.height:
@@ -137,7 +138,7 @@ def event_source(events: Any, workspace: Workspace, interval_ns: int) -> tuple[S
             hint=row["hint"] or "correct the row",
             then="nothing was computed; an event that is left out would turn up as a calm hour",
         )
-    steps = EventSchedule.from_frame(table.frame, declared, interval_ns)
+    steps = EventSchedule.from_frame(table.frame, declared, interval_ns, surprises)
     return () if steps is None else (steps,)
 
 
