@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from mia_fast.errors import ConfigError, DataError, StateError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.builder import CALENDAR
-from mia_fast.features.catalogue import Catalogue, Warmup
+from mia_fast.features.catalogue import Catalogue
 from mia_fast.features.cross import DailyHistory
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.frame import feature_frame, generate_features
 from mia_fast.features.plan import Plan, make_plan, new_york
+from mia_fast.features.rows import Warmup
 from mia_fast.tables import mapping
 from mia_fast.workspace import Workspace, shipped
 

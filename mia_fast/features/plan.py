@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from mia_fast.errors import ConfigError
 from mia_fast.features import expression as expressions
 from mia_fast.features.builder import BOTH, CALENDAR, FIRST, SECOND, Builder
-from mia_fast.features.catalogue import TABLES, Catalogue, Column, Warmup
+from mia_fast.features.catalogue import TABLES, Catalogue
 from mia_fast.features.kernels import HOLDS, KEEPS, POINTWISE, POLICIES, SKIPS, Kernel, check, unfit
+from mia_fast.features.rows import Column, Warmup
 from mia_kernels import opcodes as op
 
 FILE = "feature_sets.yaml"
