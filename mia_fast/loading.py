@@ -31,8 +31,8 @@ def load_model(workspace: Workspace, name: str, folder: Path) -> OnnxModel:
 def definitions(catalogue: Catalogue, names: Sequence[str]) -> dict[str, str]:
     """A digest (16 hex digits) of all catalogue rows that decide the values of each named column.
 
-    A column of the bars is decided by its name alone, an input of a slower table by its declaration too (series,
-    statistic, period); a name that the catalogue does not know is left out.
+    A column of the bars or of the calendar is decided by its name alone, an input of a slower table by its declaration
+    too (series, statistic, period); a name that the catalogue does not know is left out.
     """
     columns = {column.name: column for column in (*catalogue.auxiliary, *catalogue.features)}
     inputs = {
@@ -53,7 +53,7 @@ def definitions(catalogue: Catalogue, names: Sequence[str]) -> dict[str, str]:
                 continue
             column = columns.get(current)
             if column is None or (current in inputs and column.kernel == "column"):
-                seen[current] = f"input{inputs[current]}"
+                seen[current] = f"input{inputs.get(current, '')}"
                 continue
             seen[current] = column.model_dump_json(include={"kernel", "inputs", "params", "output", "expression"})
             kernel = find(column.kernel, catalogue.own)

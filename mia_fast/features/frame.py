@@ -282,7 +282,10 @@ def generate_features(
 ) -> pl.DataFrame:
     """Compute the catalogue's features for a frame of bars, of one symbol or of several.
 
-    What a table does not bring is null; :func:`feature_availability` says beforehand which features that concerns.
+    What a table does not bring is null; :func:`feature_availability` says beforehand which features that concerns. The
+    features of stages 2 and 3 (forecasts, account, market memory) are among it: they are copied from columns that the
+    bars bring and null without them. The live engine makes some of them itself: ``predicted_vix`` by its model, and the
+    market memory's four by what it recalls.
 
     Parameters
     ----------
