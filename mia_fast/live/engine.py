@@ -182,7 +182,9 @@ class Engine:
             (table, [(name, len(own) + k) for k, (of, name) in enumerate(slow) if of == table])
             for table in dict.fromkeys(table for table, _ in slow)
         ]
-        self._feeds = [Feed(steps, self.features, skip=brought) for steps in sources if steps.table not in ("levels", "memory")]
+        self._feeds = [
+            Feed(steps, self.features, skip=brought) for steps in sources if steps.table not in ("levels", "memory")
+        ]
         self._level_feed = LevelsFeed(self.features, inputs, levels.config, skip=brought)
         self._daily = next((steps for steps in sources if steps.table == "daily"), None)
         self._closes: deque[tuple[int, float]] = deque(maxlen=CLOSES_KEPT)

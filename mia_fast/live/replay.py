@@ -622,9 +622,13 @@ class _Run:
 
     def _take_chain(self, number: int, *, settled: bool = False) -> None:
         known, chain = self.chains[number]
-        at = max(known, int(self.known_at[self.first]))  # an older chain is as old as it is when the run begins
+        begin = int(self.known_at[self.first])
+        at = max(known, begin)  # an older chain is as old as it is when the run begins
         levels = self.engine.on_chain(chain, at, known_at=known, settled=settled or self._early(known))
-        self._keep_levels(levels, at)
+        if (
+            number + 1 == len(self.chains) or self.chains[number + 1][0] > begin
+        ):  # of older chains, the last is in force
+            self._keep_levels(levels, at)
 
     def _keep_levels(self, levels: Levels, at: int) -> None:
         """One snapshot file and one journal row per chain; a run that is repeated finds its own file."""
