@@ -448,6 +448,11 @@ def test_the_bars_before_the_start_warm_the_features(whole: tuple[Workspace, Sum
     assert done.bars == 120
     part = _features(whole[0], whole[1].run_id)[1380:1500]
     assert _features(place, done.run_id).equals(part)
+    # Three chains are older than the run: the last one is in force when it begins.
+    assert len(list((place.data / "options_snapshots").glob("levels_*.json"))) == 1
+    with journals.Journal.open(place) as journal:
+        assert journal.query("SELECT count(*) FROM levels").item() == 1
+        assert journal.query("SELECT count(*) FROM alerts WHERE priority >= 3").item() == 0
 
 
 def test_a_stale_vix_is_missing_and_blocks(tmp_path: Path) -> None:
