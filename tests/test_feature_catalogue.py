@@ -18,10 +18,11 @@ import talib
 from bars import Bars, Floats, catalogue, same_bits
 
 from mia_fast.features.builder import CALENDAR
-from mia_fast.features.catalogue import Column, Feature
+from mia_fast.features.catalogue import Feature
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.expression import parse
 from mia_fast.features.kernels import BY_KEY, FORGETS, HOLDS, KEEPS, KERNELS, PASSES, POINTWISE, SKIPS
+from mia_fast.features.rows import Column
 from mia_fast.workspace import shipped
 
 FEATURES = catalogue().names

@@ -19,12 +19,13 @@ from mia_fast.errors import ConfigError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features import kernels
 from mia_fast.features.builder import Builder
-from mia_fast.features.catalogue import Catalogue, Column, Warmup
+from mia_fast.features.catalogue import Catalogue
 from mia_fast.features.checks import CHECKS, UNWAIVABLE, Bench, Finding, Report, check_features, degrees
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.kernels import FORGETS, HOLDS, KEEPS, KERNELS, POINTWISE, POLICIES, SKIPS, Kernel, Parameter
 from mia_fast.features.own import register_kernel
 from mia_fast.features.plan import derived_missing, make_plan
+from mia_fast.features.rows import Column, Warmup
 from mia_fast.features.sample import SESSION_ROWS, Sample, simulate
 from mia_fast.workspace import Workspace
 from mia_kernels import opcodes as op

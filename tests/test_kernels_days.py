@@ -20,9 +20,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mia_fast.errors import ConfigError
-from mia_fast.features.catalogue import Catalogue, Warmup
+from mia_fast.features.catalogue import Catalogue
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.plan import Plan, make_plan
+from mia_fast.features.rows import Warmup
 
 MINUTE = bars.MINUTE
 PROFILE = naive.PROFILE

@@ -27,7 +27,7 @@ from mia_fast.features.checks import check_features
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.kernels import Parameter
 from mia_fast.features.plan import Plan, make_plan
-from mia_fast.predict import definitions
+from mia_fast.loading import definitions
 from mia_fast.workspace import Workspace
 from mia_kernels import external
 from mia_kernels import opcodes as op

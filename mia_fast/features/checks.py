@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from mia_fast.errors import ConfigError, StateError
 from mia_fast.features import kernels
 from mia_fast.features.builder import CALENDAR
-from mia_fast.features.catalogue import Catalogue, Column, Feature
+from mia_fast.features.catalogue import Catalogue, Feature
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.expression import Expression, parse
 from mia_fast.features.kernels import FORGETS, HOLDS, KEEPS, POINTWISE, SKIPS
 from mia_fast.features.plan import Plan, make_plan
+from mia_fast.features.rows import Column
 from mia_fast.features.sample import SESSION_ROWS, Sample, is_foreign, simulate
 from mia_kernels import opcodes as op
 

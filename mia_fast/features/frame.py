@@ -182,12 +182,15 @@ def _engine(
 
 
 def input_arrays(plan: Plan, bars: Table, sources: Sequence[Steps] = ()) -> tuple[NDArray[np.int64], dict[str, Floats]]:
-    """The closes (ns UTC) and the plan's inputs as arrays; the bars' float64 columns are not copied."""
+    """The closes (ns UTC) and the plan's inputs as arrays; the bars' float64 columns are not copied.
+
+    What the bars bring themselves comes before any source, and of two sources of one input the later one.
+    """
     known_at = bars.frame["known_at"].dt.epoch("ns").to_numpy()
     present = set(brought(bars.frame))
     columns = {name: _array(bars.frame[name]) for name in plan.inputs if name in present}
     for steps in sources:
-        wanted = [name for name in plan.held.get(steps.table, ()) if name not in columns]
+        wanted = [name for name in plan.held.get(steps.table, ()) if name not in present]
         columns |= steps.columns(known_at, wanted)
     return known_at, columns
 
@@ -283,7 +286,10 @@ def generate_features(
 ) -> pl.DataFrame:
     """Compute the catalogue's features for a frame of bars, of one symbol or of several.
 
-    What a table does not bring is null; :func:`feature_availability` says beforehand which features that concerns.
+    What a table does not bring is null; :func:`feature_availability` says beforehand which features that concerns. The
+    features of stages 2 and 3 (forecasts, account, market memory) are among it: they are copied from columns that the
+    bars bring and null without them. The live engine makes some of them itself: ``predicted_vix`` by its model, and the
+    market memory's four by what it recalls.
 
     Parameters
     ----------

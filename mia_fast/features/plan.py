@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from mia_fast.errors import ConfigError
 from mia_fast.features import expression as expressions
 from mia_fast.features.builder import BOTH, CALENDAR, FIRST, SECOND, Builder
-from mia_fast.features.catalogue import TABLES, Catalogue, Column, Warmup
+from mia_fast.features.catalogue import TABLES, Catalogue
 from mia_fast.features.kernels import HOLDS, KEEPS, POINTWISE, POLICIES, SKIPS, Kernel, check, unfit
+from mia_fast.features.rows import Column, Warmup
 from mia_kernels import opcodes as op
 
 FILE = "feature_sets.yaml"
@@ -106,7 +107,7 @@ def make_plan(
     ------
     ConfigError
         A row that does not fit its kernel, names an unknown column, depends on itself, or declares a
-        warm-up other than the derived one.
+        warm-up other than the derived one; or an auxiliary column is a feature or asked for twice.
     """
     columns: dict[str, Column] = {}
     kernels: dict[str, Kernel] = {}
@@ -129,7 +130,13 @@ def make_plan(
         for name in column.inputs:
             if name not in known:
                 raise _unknown(name, column.name, known)
-    for name in auxiliary:
+    for k, name in enumerate(auxiliary):
+        if name in catalogue.names or name in auxiliary[:k]:
+            raise ConfigError(
+                f"the column {name!r} would be put out twice",
+                where="auxiliary",
+                hint="ask once for each column, and not for features: they are put out anyway",
+            )
         if name in inputs or name in CALENDAR:
             raw_copies[name] = name
         elif name not in columns:

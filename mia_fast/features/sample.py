@@ -156,7 +156,8 @@ class _Maker:
         self.daily = self._since_16_15()
         self.five = np.arange(self.n) // 5
         """Rows that share the levels of one chain."""
-        quiet = rng.exponential(5400.0, self.n // 20 + 50)
+        span = int(self.known_at[-1] - self.known_at[0]) // 1_000_000_000 if self.n else 0
+        quiet = rng.exponential(5400.0, max(self.n // 20, span // 2700) + 50)  # well beyond the last bar, of any length
         self.events = 60.0 * np.cumsum(np.rint(quiet / 60.0)) - 2 * 86_400.0 + self.known_at[0] / 1e9
         self.impacts = np.round(rng.beta(1.5, 1.5, len(self.events)), 1)
 
