@@ -94,8 +94,9 @@ def feed(engine: FeatureEngine, bars: Bars, *, live: bool = False) -> Floats:
 
 
 def same_bits(a: Floats, b: Floats, names: Sequence[str] = ()) -> None:
-    """Fail where two matrices differ in any bit; all NaN are equal."""
+    """Fail where two matrices, or two columns, differ in any bit; all NaN are equal."""
     assert a.shape == b.shape
+    a, b = np.atleast_2d(a), np.atleast_2d(b)
     different = (a.copy().view(np.int64) != b.copy().view(np.int64)) & ~(np.isnan(a) & np.isnan(b))
     if different.any():
         row, column = np.argwhere(different.T)[0][::-1]
