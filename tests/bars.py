@@ -64,6 +64,12 @@ def catalogue() -> Catalogue:
     return catalogues.read(Workspace(shipped()))
 
 
+def with_rows(text: str, *lines: str) -> str:
+    """The text of a catalogue with more lines at the end of its features."""
+    head, refused, rest = text.partition("\nrefused:")
+    return head.rstrip() + "\n" + "\n".join(lines) + "\n" + refused + rest
+
+
 def plan_for(bars: Bars, *, auxiliary: bool = True, tick_size: float = TICK) -> Plan:
     """The shipped catalogue over these bars' columns, all auxiliary columns put out as well."""
     names = [column.name for column in catalogue().auxiliary] if auxiliary else []
