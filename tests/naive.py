@@ -261,16 +261,16 @@ def deviation(parts: Floats, ddof: int) -> Floats:
 
 
 def correlation(x: Floats, y: Floats, period: int) -> Floats:
-    """Pearson's correlation of each full window, from deviations by exact sums; missing where either is constant."""
+    """Pearson's correlation of each full window, in long doubles; missing where either is constant."""
+
+    def deviations(a: Floats) -> NDArray[np.longdouble]:
+        parts = np.lib.stride_tricks.sliding_window_view(a, period).astype(np.longdouble)
+        return np.where((parts == parts[:, :1]).all(axis=1, keepdims=True), NAN, parts - parts.mean(1, keepdims=True))
+
     out = np.full(len(x), NAN)
-    for i in range(period - 1, len(x)):
-        a, b = x[i - period + 1 : i + 1].tolist(), y[i - period + 1 : i + 1].tolist()
-        if any(math.isnan(v) for v in (*a, *b)) or len(set(a)) == 1 or len(set(b)) == 1:
-            continue
-        mean_a, mean_b = math.fsum(a) / period, math.fsum(b) / period
-        squares_a, squares_b = math.fsum((v - mean_a) ** 2 for v in a), math.fsum((v - mean_b) ** 2 for v in b)
-        product = math.fsum((v - mean_a) * (w - mean_b) for v, w in zip(a, b, strict=True))
-        out[i] = product / math.sqrt(squares_a) / math.sqrt(squares_b)
+    if len(x) >= period:
+        a, b = deviations(x), deviations(y)
+        out[period - 1 :] = (a * b).sum(1) / np.sqrt((a * a).sum(1)) / np.sqrt((b * b).sum(1))
     return out
 
 
@@ -359,14 +359,12 @@ def value_area(at: Mapping[int, float]) -> tuple[int, int, int, bool]:
     held, wanted = most, 0.7 * math.fsum(at.values())
     near = abs(held - wanted) <= 1e-9 * wanted
     while held < wanted and (top < highest or bottom > lowest):
-        above = [tick for tick in (top + 1, top + 2) if tick <= highest]
-        below = [tick for tick in (bottom - 1, bottom - 2) if tick >= lowest]
-        volume_above = sum(at.get(tick, 0.0) for tick in above)
-        volume_below = sum(at.get(tick, 0.0) for tick in below)
-        if above and (not below or volume_above >= volume_below):
-            top, held = above[-1], held + volume_above
+        above = at.get(top + 1, 0.0) + at.get(top + 2, 0.0)
+        below = at.get(bottom - 1, 0.0) + at.get(bottom - 2, 0.0)
+        if bottom == lowest or (top < highest and above >= below):
+            top, held = min(top + 2, highest), held + above
         else:
-            bottom, held = below[-1], held + volume_below
+            bottom, held = max(bottom - 2, lowest), held + below
         near = near or abs(held - wanted) <= 1e-9 * wanted
     return poc, top, bottom, near
 

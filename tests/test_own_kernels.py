@@ -97,7 +97,7 @@ def own_yaml(workspace: Workspace, *lines: str, top: str = "") -> Path:
     text = Workspace(workspace.root / "nowhere").config("feature_sets.yaml").read_text(encoding="utf-8")
     path = workspace.root / "config" / "feature_sets.yaml"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(top + text.rstrip() + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text(top + bars.with_rows(text, *lines), encoding="utf-8")
     return path
 
 

@@ -410,8 +410,12 @@ def blocks(bench: Bench, data: Sample | None = None) -> Iterator[Finding]:
     rows = min(len(data), 1000)
     engine.reset()
     live = np.empty((len(plan.outputs), rows))
-    bars = np.column_stack([data.columns[name][:rows] for name in plan.inputs] or [np.empty((rows, 0))]).tolist()
+    bars = _listed(data, plan.bar_inputs, rows)
+    slow = {table: _listed(data, names, rows) for table, names in plan.held.items()}
     for k, (instant, bar) in enumerate(zip(data.known_at[:rows].tolist(), bars, strict=True)):
+        for table, values in slow.items():
+            if k == 0 or values[k] != values[k - 1]:  # what a slow table brings stands until it is set anew
+                engine.hold(table, values[k])
         live[:, k] = engine.update(instant, bar)
     yield from _each_difference(
         bench, "blocks", live, whole[:, :rows], f"{data.what}, live", "bar by bar it is another", repair
@@ -422,6 +426,14 @@ def blocks(bench: Bench, data: Sample | None = None) -> Iterator[Finding]:
         yield from _each_difference(
             bench, "blocks", got, whole, f"{data.what}, two threads", "the number of threads changes it", repair
         )
+
+
+def _listed(data: Sample, names: Sequence[str], rows: int) -> list[list[float]]:
+    """The first rows of some columns, each as a list."""
+    listed: list[list[float]] = np.column_stack(
+        [data.columns[name][:rows] for name in names] or [np.empty((rows, 0))]
+    ).tolist()
+    return listed
 
 
 def warmup(bench: Bench) -> Iterator[Finding]:

@@ -245,21 +245,22 @@ def _lower(
                 defined.add(row.name)
         ready = [row for row in rows if not _pointwise(row) and defined.issuperset(row.inputs)]
         groups: dict[tuple[Any, ...], list[Column]] = {}
-        read: dict[str, int] = {}
         for row in ready:
-            halves = builder.halves_of(row.name)
             average = row.kernel in ("ema", "wilder")
             key = ("average", ()) if average else (row.kernel, row.inputs)
             groups.setdefault(key, []).append(row)
-            for source in row.inputs:
-                if source in columns and _pointwise(columns[source]):
-                    read[source] = read.get(source, 0) | halves
+        parts = [(halves, part) for group in groups.values() for halves, part in _parts(builder, group).items()]
+        read: dict[str, int] = {}
+        for halves, part in parts:
+            for row in part:
+                for source in row.inputs:
+                    if source in columns and _pointwise(columns[source]):
+                        read[source] = read.get(source, 0) | halves
         if read:
             builder.need(read)
-        for group in groups.values():
-            for halves, part in _parts(builder, group).items():
-                builder.halves = halves
-                kernels[part[0].name].lower(builder, part)
+        for halves, part in parts:
+            builder.halves = halves
+            kernels[part[0].name].lower(builder, part)
         builder.halves = BOTH
         defined |= {row.name for row in ready}
         rows = [row for row in rows if row.name not in defined]
@@ -274,11 +275,16 @@ _WORTH_PARTING = 16
 
 
 def _parts(builder: Builder, group: list[Column]) -> dict[int, list[Column]]:
-    """Rows that one instruction computes, by the halves that need them; few rows are not worth parting."""
-    if len(group) < _WORTH_PARTING or group[0].kernel in _WHOLE:
-        halves = 0
-        for row in group:
-            halves |= builder.halves_of(row.name)
+    """Rows that one instruction computes, by the halves that need them.
+
+    Few rows are not worth parting, if whatever they read is there in every half that would compute them all.
+    """
+    halves = 0
+    for row in group:
+        halves |= builder.halves_of(row.name)
+    read = {source for row in group for source in row.inputs if source in builder.columns}
+    there = all(halves & ~builder.halves_of(source) == 0 for source in read)
+    if group[0].kernel in _WHOLE or (len(group) < _WORTH_PARTING and there):
         return {halves: group}
     parts: dict[int, list[Column]] = {}
     for row in group:
