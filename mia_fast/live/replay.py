@@ -625,9 +625,8 @@ class _Run:
         begin = int(self.known_at[self.first])
         at = max(known, begin)  # an older chain is as old as it is when the run begins
         levels = self.engine.on_chain(chain, at, known_at=known, settled=settled or self._early(known))
-        if (
-            number + 1 == len(self.chains) or self.chains[number + 1][0] > begin
-        ):  # of older chains, the last is in force
+        # Of the chains before the first bar, the last is in force when the run begins.
+        if number + 1 == len(self.chains) or self.chains[number + 1][0] > begin:
             self._keep_levels(levels, at)
 
     def _keep_levels(self, levels: Levels, at: int) -> None:
