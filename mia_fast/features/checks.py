@@ -445,8 +445,8 @@ def warmup(bench: Bench) -> Iterator[Finding]:
         low = high = max(declared.rows, declared.sessions * SESSION_ROWS)
         if declared.sessions and any(bench.inputs[raw].unit == "s UTC" for raw in bench.raw(name)):
             low, high = 1, declared.sessions * SESSION_ROWS  # the next daily value arrives inside the session
-        elif declared.sessions and bench.counts_minutes(name):
-            high = declared.sessions * SESSION_ROWS + declared.rows  # its window fills after the session's break
+        elif declared.sessions:  # a window over what takes sessions fills in the session that follows
+            low, high = declared.sessions * SESSION_ROWS, declared.sessions * SESSION_ROWS + declared.rows
         if not low <= first <= high:
             saw = f"its first value is at row {first:,}" if present.any() else "it never has a value"
             yield Finding(
@@ -643,7 +643,7 @@ _BASES: Final[dict[str, tuple[int, int]]] = {
             "year", "years", "count", "events", "event", "levels", "strikes", "number", "1", "volatility",
             "volatility points", "vol point", "vol points", "z", "standard deviations", "sd", "correlation", "bits",
             "nats", "rank", "probability", "turns", "ticks", "1 % move", "1 % of rate", "volatility point", "zones",
-            "annualised variance", "log return", "log ratio", "releases", "impact", "days since 1970", "ounce",
+            "annualised variance", "log return", "log ratio", "releases", "impact", "days since 1970", "ounce", "percentage points",
             "barrel", "expiries",
         ),
         (0, 0),

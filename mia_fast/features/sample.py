@@ -189,7 +189,8 @@ class _Maker:
         if column.table == "events" and column.statistic is not None:
             return self._event(column.statistic, 60.0 * (column.minutes or 0))
         if unit == "days since 1970":
-            return 19_780.0 + np.arange(self.n) // SESSION_ROWS
+            day = (self.known_at // 1_000_000_000 + 7_199) // 86_400  # the trade date, near enough
+            return day - 1.0 if "interest" in name else day + (rng.random(int(self.daily[-1]) + 1) < 0.5)[self.daily]
         if name == "net_gamma":  # no more than the unsigned exposure
             return self.column(column.model_copy(update={"name": "gex"})) * np.tanh(_wander(rng, self.n)[self.five])
         split = {
