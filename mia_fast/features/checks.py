@@ -264,10 +264,6 @@ class Bench:
         longest = max((max(p.get("span", 0.0), p.get("sessions", 0.0)) for p in spans), default=0.0)
         return self.plan.warmups[name].sessions + int(longest)
 
-    def counts_minutes(self, name: str) -> bool:
-        """True when a time window is among what a column rests on."""
-        return any(self._own_minutes(part) for part in self.ancestors(name) if part in self.columns)
-
     def looks_ago(self, name: str) -> bool:
         """True when a column rests on a formula with ago()."""
         return any(
@@ -643,7 +639,8 @@ _BASES: Final[dict[str, tuple[int, int]]] = {
             "year", "years", "count", "events", "event", "levels", "strikes", "number", "1", "volatility",
             "volatility points", "vol point", "vol points", "z", "standard deviations", "sd", "correlation", "bits",
             "nats", "rank", "probability", "turns", "ticks", "1 % move", "1 % of rate", "volatility point", "zones",
-            "annualised variance", "log return", "log ratio", "releases", "impact", "days since 1970", "ounce", "percentage points",
+            "annualised variance", "log return", "log ratio", "releases", "impact", "days since 1970", "ounce",
+            "percentage points",
             "barrel", "expiries",
         ),
         (0, 0),
