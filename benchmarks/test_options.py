@@ -144,13 +144,14 @@ def test_volatility_and_greeks_against_py_vollib_vectorized(book: Arrays, capsys
     out, status = np.empty((black.N_GREEKS, n)), np.zeros(n, np.int8)
     interest, level = np.ones((2, n)), np.arange(n) % 500
     exposure, scale, start = np.empty((1, 2, 500)), np.full(64, 1e5), np.zeros(65, np.int64)
+    sums = np.empty((64, 2, black.N_SUMS))
     order = np.argsort(group, kind="stable")
     strike, price, grouped = book["strike"][order], book["price"][order], group[order]
     start[:] = np.searchsorted(grouped, np.arange(65))
 
     def ours() -> None:
         status[:] = black.OK
-        black.smile(price, strike, grouped, terms, 4480.0, out, status)
+        black.smile(price, strike, grouped, terms, 4480.0, out, status, interest, sums)
         gamma.exposure_by_strike(out[black.GAMMA], status, level, start, np.array([64]), interest, scale, exposure)
 
     def theirs() -> None:

@@ -45,7 +45,7 @@ class Account(Model):
     starting_equity: float = Field(gt=0, description="USD")
     contracts: int = Field(ge=1, description="contracts per trade")
     fee_per_side: float = Field(ge=0, description="USD per contract and side")
-    slippage_ticks: float = Field(ge=0, description="ticks lost at each fill against the next bar's open")
+    slippage_ticks: float = Field(ge=0, description="ticks lost at each fill, against the next bar's open or the stop")
 
 
 class MarketConfig(Model):

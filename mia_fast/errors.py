@@ -8,6 +8,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "JournalError",
+    "MarketMemoryError",
     "MiaError",
     "RiskError",
     "StateError",
@@ -44,6 +45,29 @@ class DataError(MiaError):
 
 class JournalError(MiaError):
     """The audit trail cannot take or give back a row."""
+
+
+class MarketMemoryError(MiaError):
+    """The market memory cannot be opened, read or written.
+
+    Parameters
+    ----------
+    reason
+        One word for programs: ``gone``, ``locked``, ``damaged``, ``read_only``, ``full``, ``newer``, ``input``, ``io``.
+        The other parameters are those of :class:`MiaError`.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        hint: str | None = None,
+        then: str | None = None,
+        reason: str = "io",
+    ) -> None:
+        self.reason = reason
+        super().__init__(what, where=where, hint=hint, then=then)
 
 
 class RiskError(MiaError):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -12,18 +12,17 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-import mia_models
+from mia_fast import registry
 from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
-from mia_fast.features.catalogue import Catalogue
 from mia_fast.files import replacing
+from mia_fast.loading import load_model
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
-from mia_models.errors import ModelError
 from mia_models.session import OnnxModel, Reason, missing_features
 
-MODEL = "networks"
-VIX_MODEL = "predicted_vix"
+MODEL = "predicted_vix"
+NETWORKS = "networks"
 IMPUTED = "imputed"
 LATENT = ("latent_vol_regime_vec_1", "latent_vol_regime_vec_2", "cluster_id")
 LATENT_FILE = "latent_vectors.csv"
@@ -33,12 +32,13 @@ Missing = Literal["error", "impute"]
 
 
 class NeuralPipeline:
-    """The served models of a workspace, loaded once.
+    """The served models of a workspace, each loaded once.
 
-    The shipped model ``networks`` gives every output in one call. Models of the desk's own stand under ``data/models``
-    of the workspace, ``NAME.onnx`` with ``NAME.manifest.json``: one called ``networks`` is taken in place of the
-    shipped one; the outputs of any other are added, or take the place of those of the same name. If the files of an own
-    model are damaged, that is an error, not a reason to fall back.
+    ``predicted_vix`` is what a live engine steps; ``networks`` gives every other output of a frame in one call, and is
+    loaded when a frame first asks for it. A version under ``data/models`` of the workspace is taken in place of the
+    shipped one (:mod:`mia_fast.registry`). Any other ``NAME.onnx`` there, with its ``NAME.manifest.json``, is a model
+    of the desk's own: its outputs are added, or take the place of those of the same name. If the files of a model are
+    damaged, that is an error, not a reason to fall back.
 
     Parameters
     ----------
@@ -49,38 +49,47 @@ class NeuralPipeline:
     ------
     ModelError
         A model's files are damaged or do not belong together, or the workspace's catalogue computes one of its inputs
-        otherwise than in training.
+        otherwise than in training. For ``model`` at once, for the others when they are first asked for.
 
     Attributes
     ----------
     model
-        What a live engine steps for each bar; its first output is ``predicted_vix``. An own model of that name, else
-        ``networks``.
-    networks, own
-        The model of all outputs, and the desk's further ones.
-    auxiliary
-        The models' inputs that are not among the catalogue's features; ``generate_features`` and ``make_plan`` give
-        them when they are asked for by their argument ``auxiliary``.
+        ``predicted_vix``; a live engine calls its ``step`` for each bar.
     refusals
         How many rows of the last call lacked a prediction, by reason.
     """
 
     def __init__(self, workspace: Workspace | None = None) -> None:
-        workspace = workspace or Workspace.current()
-        folder = workspace.data / "models"
-        shipped = Path(mia_models.__file__).parent / "artifacts"
-        names = sorted(
-            {path.name.removesuffix(".manifest.json").removesuffix(".onnx") for path in _model_files(folder)}
-        )
-        self.networks = OnnxModel.load(folder if MODEL in names else shipped, MODEL)
-        self.own = tuple(OnnxModel.load(folder, name) for name in names if name != MODEL)
-        self.model = next((model for model in self.own if model.manifest.name == VIX_MODEL), self.networks)
+        self._workspace = workspace or Workspace.current()
+        self.model = load_model(self._workspace, MODEL, registry.folder(self._workspace, MODEL))
         self.refusals: dict[str, int] = {}
-        catalogue = catalogues.read(workspace)
-        needed = dict.fromkeys(name for model in (self.networks, *self.own) for name in model.features)
-        self.auxiliary = tuple(name for name in needed if name not in catalogue.names)
-        for model in (self.networks, *self.own):
-            _check_definitions(model, catalogue)
+
+    @cached_property
+    def networks(self) -> OnnxModel:
+        """The model of all outputs."""
+        return load_model(self._workspace, NETWORKS, registry.folder(self._workspace, NETWORKS))
+
+    @cached_property
+    def own(self) -> tuple[OnnxModel, ...]:
+        """The desk's further models, in the order of their names."""
+        folder = self._workspace.data / "models"
+        names = {path.name.removesuffix(".manifest.json").removesuffix(".onnx") for path in _model_files(folder)}
+        return tuple(load_model(self._workspace, name, folder) for name in sorted(names - {MODEL, NETWORKS}))
+
+    @cached_property
+    def auxiliary(self) -> tuple[str, ...]:
+        """The models' inputs that are not among the catalogue's features.
+
+        ``generate_features`` and ``make_plan`` give them when they are asked for by their argument ``auxiliary``.
+        """
+        known = catalogues.read(self._workspace).names
+        needed = dict.fromkeys(name for model in self._all for name in model.features)
+        return tuple(name for name in needed if name not in known)
+
+    @property
+    def _all(self) -> tuple[OnnxModel, ...]:
+        """Later outputs take the place of earlier ones: a frame's ``predicted_vix`` is that of the live engine."""
+        return (self.networks, self.model, *self.own)
 
     @operation("neural_pipeline", "generate_predictions")
     def generate_predictions(self, data: Any, *, missing: Missing = "error") -> pl.DataFrame:
@@ -112,7 +121,7 @@ class NeuralPipeline:
         DataError
             ``data`` is no table, or a feature is not numeric.
         """
-        frame, outputs, imputed = self._outputs(data, missing, (self.networks, *self.own), "generate_predictions")
+        frame, outputs, imputed = self._outputs(data, missing, self._all, "generate_predictions")
         return frame.with_columns(*outputs.values(), imputed)
 
     def encode(self, data: Any, *, missing: Missing = "error") -> pl.DataFrame:
@@ -200,7 +209,8 @@ _PIPELINES: Final[dict[Path, tuple[Any, NeuralPipeline]]] = {}
 
 def _pipeline(workspace: Workspace) -> NeuralPipeline:
     """The pipeline of a workspace, loaded once for as long as its models and its catalogue stay the same."""
-    files = (*_model_files(workspace.data / "models"), workspace.config("feature_sets.yaml"))
+    models = workspace.data / "models"
+    files = (*_model_files(models), *models.glob("served.json"), workspace.config("feature_sets.yaml"))
     state = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
     held = _PIPELINES.get(workspace.root)
     if held is None or held[0] != state:
@@ -210,63 +220,6 @@ def _pipeline(workspace: Workspace) -> NeuralPipeline:
 
 def _model_files(folder: Path) -> list[Path]:
     return sorted([*folder.glob("[a-z]*.onnx"), *folder.glob("[a-z]*.manifest.json")])
-
-
-def definitions(catalogue: Catalogue, names: Sequence[str]) -> dict[str, str]:
-    """A digest (16 hex digits) of all catalogue rows that decide the values of each named column.
-
-    A column of the bars is decided by its name alone, an input of a slower table by its declaration too (series,
-    statistic, period); a name that the catalogue does not know is left out.
-    """
-    columns = {column.name: column for column in (*catalogue.auxiliary, *catalogue.features)}
-    inputs = {
-        column.name: ""
-        if column.table == "bars"
-        else " " + column.model_dump_json(exclude={"name", "unit", "meaning"}, exclude_none=True)
-        for column in catalogue.inputs
-    }
-    result = {}
-    for name in names:
-        if name not in columns and name not in inputs:
-            continue
-        seen: dict[str, str] = {}
-        stack = [name]
-        while stack:
-            current = stack.pop()
-            if current in seen:
-                continue
-            column = columns.get(current)
-            if column is None or (current in inputs and column.kernel == "column"):
-                seen[current] = f"input{inputs.get(current, '')}"  # a calendar column is decided by its name
-                continue
-            seen[current] = column.model_dump_json(include={"kernel", "inputs", "params", "output", "expression"})
-            stack += reads(column.expression, columns.keys() | inputs.keys()) if column.expression else column.inputs
-        text = "\n".join(f"{key} {seen[key]}" for key in sorted(seen))
-        result[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return result
-
-
-def reads(expression: str, known: set[str]) -> list[str]:
-    """The catalogue's columns that a formula reads."""
-    from mia_fast.features.expression import parse
-
-    return [name for name in parse(expression, "formula").columns if name in known]
-
-
-def _check_definitions(model: OnnxModel, catalogue: Catalogue) -> None:
-    present = definitions(catalogue, model.features)
-    changed = [
-        part.name
-        for part in model.manifest.inputs
-        if part.definition and part.name in present and present[part.name] != part.definition
-    ]
-    if changed:
-        raise ModelError(
-            f"the catalogue computes {', '.join(changed)} otherwise than when {model.manifest.name!r} was trained",
-            where="feature_sets.yaml",
-            hint="restore these rows of the catalogue, or train the model again with it",
-            then="the model was not loaded; nothing is predicted without it",
-        )
 
 
 def _frame(data: Any, where: str) -> pl.DataFrame:

@@ -14,12 +14,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 import mia_models
-from mia_fast.errors import ConfigError, DataError
+from mia_fast import clock
+from mia_fast import journal as journals
+from mia_fast.errors import ConfigError, DataError, JournalError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.cross import daily_closes
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.frame import event_source, input_arrays, market_sources, one_symbol, plan_for, read_cross
-from mia_fast.predict import definitions, reads
+from mia_fast.loading import definitions, reads
 from mia_fast.tables import Table, read_table
 from mia_fast.tables.mapping import day_closes
 from mia_fast.workspace import Workspace
@@ -85,7 +87,7 @@ def train_predicted_vix(
     files = tuple(
         DataFile(name=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()) for path in (*bars, vix, index)
     )
-    return predicted_vix.train(
+    manifest = predicted_vix.train(
         samples,
         prior,
         out,
@@ -93,6 +95,45 @@ def train_predicted_vix(
         definitions=definitions(catalogues.read(workspace), INPUTS),
         progress=progress,
     )
+    _recorded(manifest, workspace, progress)
+    return manifest
+
+
+def _recorded(manifest: Manifest, workspace: Workspace, progress: Progress) -> None:
+    try:
+        record(manifest, workspace)
+    except JournalError as error:  # the manifest holds the same numbers; an engine may have the journal
+        progress(f"the journal's table of trainings was not written: {error.what}")
+
+
+def record(manifest: Manifest, workspace: Workspace, *, now_ns: int | None = None) -> int:
+    """Write a training into the journal: one row of ``training`` per output, period and view it was judged on; how
+    many.
+
+    ``loss`` is that of what is served, out of sample, by the measure of the output; ``detail`` names both, and holds
+    the baselines' losses and which data it rests on. The same model recorded again is the same rows.
+
+    Raises
+    ------
+    JournalError
+        The journal cannot be opened, or does not take the rows.
+    """
+    journal = journals.of(workspace)
+    run = f"train-{manifest.graph_sha256[:12]}"
+    first = journal.query("SELECT min(epoch_ns(timestamp)) FROM training WHERE run_id = ?", [run]).item()
+    at = first if first is not None else clock.now_ns() if now_ns is None else now_ns
+    for step, metric in enumerate(manifest.metrics):
+        detail = {
+            **metric.model_dump(mode="json"),
+            "version": manifest.version,
+            "graph_sha256": manifest.graph_sha256,
+            "trained_on": {file.name: file.sha256 for file in manifest.training.data},
+            "rows": manifest.training.rows,
+        }
+        row = {"timestamp": at, "model": manifest.name, "loss": metric.errors[metric.model], "step": step}
+        code = {"code": "OUT_OF_SAMPLE", "run_id": run, "event_id": f"{step}"}
+        journal.append("training", {**row, **code, "detail": detail})
+    return len(manifest.metrics)
 
 
 def vix_samples(
@@ -183,7 +224,7 @@ def train_networks(
     names, chosen = chosen_features(workspace)
     rows = network_rows(bars, (vix, index, *cross), events, names, workspace=workspace, progress=progress)
     paths = (*bars, vix, index, *cross, *(() if events is None else (events,)))
-    return neural.train(
+    manifest = neural.train(
         rows,
         vix_prior(vix, index, workspace=workspace),
         out,
@@ -192,6 +233,8 @@ def train_networks(
         data=tuple(DataFile(name=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths),
         progress=progress,
     )
+    _recorded(manifest, workspace, progress)
+    return manifest
 
 
 def chosen_features(workspace: Workspace) -> tuple[tuple[str, ...], Chosen]:

@@ -95,8 +95,10 @@ def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
     from mia_fast.features import catalogue
     from mia_fast.journal.config import JournalConfig
     from mia_fast.live.policy import PolicyConfig
+    from mia_fast.memory.config import MemoryConfig
     from mia_fast.options.config import OptionsConfig
     from mia_fast.risk.config import RiskConfig
+    from mia_fast.selection.config import SelectionConfig
     from mia_fast.sessions import Sessions, SessionsConfig
     from mia_fast.tables import InputsConfig
 
@@ -108,9 +110,11 @@ def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
         "inputs.yaml": InputsConfig,
         "journal.yaml": JournalConfig,
         "alerts.yaml": AlertsConfig,
+        "memory.yaml": MemoryConfig,
         "feature_sets.yaml": catalogue.Catalogue,
         "sessions.yaml": SessionsConfig,
         "rolls.yaml": RollsConfig,
+        "selection.yaml": SelectionConfig,
     }
     findings = [
         Finding(path, 0, "this file is not read under its name", f"did you mean {name!r}?")

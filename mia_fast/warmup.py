@@ -50,7 +50,10 @@ def _options() -> None:
 
     place = Workspace(shipped())
     chain = read_table("chain", shipped() / "data" / "sample" / "chain.parquet", workspace=place).frame
-    LevelsEngine(options_config(place)).update(chain.filter(chain["quote_time"] == chain["quote_time"].min()))
+    engine = LevelsEngine(options_config(place))
+    first = chain.filter(chain["quote_time"] == chain["quote_time"].min())
+    engine.update_spot(1.0001 * (engine.update(first).underlying_price or 1.0))
+    engine.update_quotes(first.head(1))
 
 
 def _bars() -> None:
@@ -67,12 +70,24 @@ def _bars() -> None:
     OrderBook(0.25).apply(pl.DataFrame({"timestamp": stamp, **order}).cast({"side": pl.Int8}))
 
 
+def _memory() -> None:
+    import numpy as np
+
+    from mia_fast.memory.index import OUTCOMES, NeighbourIndex
+
+    index = NeighbourIndex(2)
+    one = np.zeros(1, dtype=np.int64)
+    index.append(one, np.zeros((1, 2)), np.ones(1), one, np.zeros(1, dtype=np.bool_))
+    index.nearest(np.zeros(2), 1, wanted=OUTCOMES["all"])
+
+
 STEPS: Final[dict[str, Callable[[], None]]] = {
     "features": _features,
     "bitmaps": _bitmaps,
     "risk": _risk,
     "options": _options,
     "bars": _bars,
+    "memory": _memory,
 }
 
 

@@ -275,3 +275,321 @@ def naive_levels(
         "call_gex": call_gex,
         "put_gex": put_gex,
     }
+
+
+def at_maturity(points, days):
+    """Volatility from (years, sigma) points: total variance linear in T; None outside them."""
+    target = days * 86400 / YEAR
+    points = sorted(points)
+    if not points or not points[0][0] <= target <= points[-1][0]:
+        return None
+    years, sigma = np.array(points).T
+    return math.sqrt(float(np.interp(target, years, sigma**2 * years)) / target)
+
+
+def between(points, f):
+    """Volatility at K = F from (K, sigma) points within 6 % of F: variance linear in ln K."""
+    points = sorted((k, sigma) for k, sigma in points if abs(k / f - 1) < 0.06)
+    if not points or not points[0][0] <= f <= points[-1][0]:
+        return None
+    k, sigma = np.array(points).T
+    return math.sqrt(float(np.interp(0.0, np.log(k / f), sigma**2)))
+
+
+def naive_skew(slow, atm, days=30):
+    """d sigma / d ln K at the money at a fixed maturity."""
+    points = []
+    for key, smile in slow["surface"].items():
+        t, f, _ = slow["about"][key]
+        if atm.get(key) is None:
+            continue
+        width = atm[key] * math.sqrt(t)
+        x = np.array([math.log(k / f) for k in smile])
+        y = np.array(list(smile.values()))
+        near = np.abs(x) <= width
+        if near.sum() >= 5 and (x[near] < 0).any() and (x[near] > 0).any():
+            slope = float(np.polyfit(x[near] / width, y[near], 2)[1]) / width
+            points.append((t, atm[key], slope))
+    target = days * 86400 / YEAR
+    if not points or not points[0][0] <= target <= points[-1][0]:
+        return None
+    t, sigma, slope = np.array(sorted(points)).T
+    variance = float(np.interp(target, t, sigma**2 * t))
+    change = float(np.interp(target, t, 2 * sigma * t * slope))
+    return change / (2 * math.sqrt(variance / target) * target)
+
+
+def naive_fields(rows, *, american=False, multiplier=100.0, early=frozenset()):
+    """Every field of the levels of one snapshot, by the definitions in words."""
+    slow = naive_levels(rows, american=american, multiplier=multiplier, early=early)
+    spot = rows[0]["underlying_price"]
+    market = (rows[0].get("market_time") or rows[0]["quote_time"]).astimezone(NEW_YORK)
+    live = [row for row in rows if (row["root"], row["expiry"]) in slow["forwards"]]
+    half = {(row["root"], row["expiry"]): row["settlement"] for row in live}
+    first = min(half, key=lambda key: (settle(key[1], half[key], early), key[0]))
+    seconds = {key: max((settle(key[1], half[key], early) - market).total_seconds(), 60.0) for key in half}
+
+    def usable(row):
+        f, discount, _ = slow["forwards"][row["root"], row["expiry"]]
+        k, right = row["strike"], 1 if row["type"] == "C" else -1
+        if not (row["bid"] > 0 and row["ask"] > row["bid"]):
+            return False
+        value = (row["bid"] + row["ask"]) / 2 / discount
+        return max(right * (f - k), 0.0) < value < (f if right > 0 else k)
+
+    quoted = [row for row in live if usable(row)]
+    by_key = {key: [row for row in quoted if (row["root"], row["expiry"]) == key] for key in half}
+    # volatilities
+    atm = {key: between(smile.items(), slow["about"][key][1]) for key, smile in slow["surface"].items()}
+    known = [(seconds[key] / YEAR, sigma) for key, sigma in atm.items() if sigma is not None]
+    iv = {days: at_maturity(known, days) for days in (7, 30, 60)}
+    sides = {}
+    for kind, right in (("C", 1.0), ("P", -1.0)):
+        points = []
+        for key, part in by_key.items():
+            f, discount, _ = slow["forwards"][key]
+            mine = [row for row in part if row["type"] == kind and abs(row["strike"] / f - 1) < 0.06]
+            if mine:
+                ks = np.array([row["strike"] for row in mine])
+                mids = np.array([(row["bid"] + row["ask"]) / 2 for row in mine])
+                sigma = between(zip(ks, implied(mids / discount, f, ks, seconds[key] / YEAR, right), strict=True), f)
+                if sigma is not None:
+                    points.append((seconds[key] / YEAR, sigma))
+        sides[kind] = at_maturity(points, 30)
+    wings = naive_wings(slow)
+    put25, call25 = (
+        at_maturity([(seconds[key] / YEAR, pair[side]) for key, pair in wings.items() if pair[side] is not None], 30)
+        for side in range(2)
+    )
+    f, discount, _ = slow["forwards"][first]
+    straddle = 0.0
+    for kind in "CP":
+        mine = sorted(
+            (row["strike"], (row["bid"] + row["ask"]) / 2)
+            for row in by_key[first]
+            if row["type"] == kind and abs(row["strike"] / f - 1) < 0.06
+        )
+        ks = [k for k, _ in mine]
+        inside = bool(ks) and ks[0] <= f <= ks[-1]
+        straddle += float(np.interp(f, ks, [mid for _, mid in mine])) if inside else math.nan
+    gaps, spreads = [], []
+    for key, part in by_key.items():
+        f, discount, parity = slow["forwards"][key]
+        mids = {(row["strike"], row["type"]): (row["bid"] + row["ask"]) / 2 for row in part}
+        for k, kind in mids:
+            if parity and kind == "C" and (k, "P") in mids and abs(k / f - 1) < 0.06:
+                gaps.append(abs(mids[k, "C"] - mids[k, "P"] - discount * (f - k)) / f)
+    for row in live:
+        key = row["root"], row["expiry"]
+        width = None if atm.get(key) is None else atm[key] * math.sqrt(seconds[key] / YEAR)
+        near = width is not None and abs(math.log(row["strike"] / slow["forwards"][key][0])) <= width
+        if near and row["bid"] > 0 and row["ask"] > row["bid"]:
+            spreads.append(2 * (row["ask"] - row["bid"]) / (row["ask"] + row["bid"]))
+    implied_spot = [
+        f * math.exp(-(RATE - DIVIDENDS) * seconds[key] / YEAR)
+        for key, (f, _, parity) in slow["forwards"].items()
+        if parity and seconds[key] / YEAR < 30 / 365
+    ]
+    # open interest and volume
+    held = {kind: float(sum(row["open_interest"] for row in live if row["type"] == kind)) for kind in "CP"}
+    by_strike: dict[float, float] = {}
+    for row in live:
+        by_strike[row["strike"]] = by_strike.get(row["strike"], 0.0) + row["open_interest"]
+    share = np.array(list(by_strike.values())) / sum(held.values())
+    x = np.log(np.array(list(by_strike)) / spot)
+    x = x - share @ x
+    traded = {kind: float(sum(row["volume"] or 0 for row in live if row["type"] == kind)) for kind in "CP"}
+    with_interest = [key for key in half if any(row["open_interest"] for row in live if _key(row) == key)]
+    near_key = min(with_interest, key=lambda key: (settle(key[1], half[key], early), key[0]))
+
+    def top(values):
+        best = [k for k, value in values.items() if value == max(values.values()) and value > 0]
+        return min(best, key=lambda k: (abs(k - spot), k)) if best else None
+
+    peaks = {
+        kind: top(
+            {row["strike"]: row["open_interest"] for row in live if _key(row) == near_key and row["type"] == kind}
+        )
+        for kind in "CP"
+    }
+    # gamma and the other greeks
+    calls, puts = slow["call_gex"], slow["put_gex"]
+    both = {k: calls[k] + puts[k] for k in calls}
+    gex = sum(both.values())
+    weights = np.array([value for value in both.values() if value > 0]) / gex
+    sums = dict.fromkeys(("call_delta", "put_delta", "vega", "near_vega", "theta", "rho", "charm", "speed"), 0.0)
+
+    def vanna(level):
+        total = 0.0
+        for ks, sigma, t, r, q, c, p in slow["strips"]:
+            s = sigma * math.sqrt(t)
+            d1 = np.log(level / ks) / s + (r - q) * math.sqrt(t) / sigma + s / 2
+            total += float((-math.exp(-q * t) * _n(d1) * (d1 - s) / sigma * (c - p)).sum())
+        return total * multiplier * level * 0.01
+
+    def vega_at(shift, signed=True):
+        total = 0.0
+        for ks, sigma, t, r, q, c, p in slow["strips"]:
+            s = (sigma + shift) * math.sqrt(t)
+            d1 = (np.log(spot / ks) + (r - q) * t) / s + s / 2
+            total += float((spot * math.exp(-q * t) * _n(d1) * math.sqrt(t) * (c - p if signed else c + p)).sum())
+        return total * multiplier
+
+    for ks, sigma, t, r, q, c, p in slow["strips"]:
+        s = sigma * math.sqrt(t)
+        carry, paid = math.exp(-q * t), ks * math.exp(-r * t)
+        d1 = (np.log(spot / ks) + (r - q) * t) / s + s / 2
+        d2 = d1 - s
+        decay = -spot * carry * _n(d1) * sigma / 2 / math.sqrt(t)
+        vega = spot * carry * _n(d1) * math.sqrt(t)
+        sums["call_delta"] += float((carry * ncdf(d1) * c).sum())
+        sums["put_delta"] -= float((carry * ncdf(-d1) * p).sum())
+        sums["vega"] += float((vega * (c + p)).sum())
+        sums["near_vega"] += float((vega * (c + p)).sum()) if t <= 30 / 365 else 0.0
+        for right, held_by in ((1.0, c), (-1.0, -p)):
+            theta = decay - right * r * paid * ncdf(right * d2) + right * q * spot * carry * ncdf(right * d1)
+            drift = (r - q) / (sigma * math.sqrt(t)) - d2 / (2 * t)
+            sums["theta"] += float((theta * held_by).sum())
+            sums["rho"] += float((right * t * paid * ncdf(right * d2) * held_by).sum())
+            sums["charm"] += float(((right * q * carry * ncdf(right * d1) - carry * _n(d1) * drift) * held_by).sum())
+        speed = -carry * _n(d1) / (spot**2 * s) * (d1 / s + 1)
+        sums["speed"] += float((speed * (c - p)).sum())
+    delta_call, delta_put = (sums[f"{side}_delta"] * spot * multiplier for side in ("call", "put"))
+    pin = {}
+    t, f, carry = slow["about"].get(first, (1.0, spot, 1.0))
+    for k, sigma in slow["surface"].get(first, {}).items():
+        s = sigma * math.sqrt(t)
+        d1 = math.log(f / k) / s + s / 2
+        pin[k] = _n(d1) / s * sum(row["open_interest"] for row in live if _key(row) == first and row["strike"] == k)
+    roots = slow["roots"]
+    h = 2e-6
+    net = {shift: _net(slow["strips"], spot * (1 + shift), multiplier) for shift in (-h, 0.0, h)}
+    return {
+        "roots": tuple(sorted({row["root"] for row in rows})),
+        "underlying_price": spot,
+        "ref_px": float(np.median(implied_spot)) if implied_spot else None,
+        "gamma_wall": slow["gamma_wall"],
+        "call_wall": slow["call_wall"],
+        "put_wall": slow["put_wall"],
+        **{f"key_strikes_{i + 1}": k for i, k in enumerate(slow["key_strikes"])},
+        "zero_gamma": slow["zero_gamma"],
+        "zero_gamma_roots": tuple(roots),
+        "net_gamma": net[0.0],
+        "call_gamma": sum(calls.values()),
+        "put_gamma": sum(puts.values()),
+        "dealer_position_bias": slow["dealer_position_bias"],
+        "iv_atm": iv[30],
+        "iv_atm_nearest": atm.get(first),
+        "nearest_expiry": first[1],
+        "iv_7d": iv[7],
+        "iv_60d": iv[60],
+        "call_iv_atm": sides["C"],
+        "put_iv_atm": sides["P"],
+        "call_put_skew": _minus(sides["C"], sides["P"]),
+        "risk_reversal_25": _minus(call25, put25),
+        "butterfly_25": None if None in (call25, put25, iv[30]) else (call25 + put25) / 2 - iv[30],
+        "option_skew": None if None in (call25, put25, iv[30]) else (put25 - call25) / iv[30],
+        "iv_skew": naive_skew(slow, atm),
+        "short_dated_iv_slope": None if _minus(iv[30], iv[7]) is None else _minus(iv[30], iv[7]) / 23,
+        "vol_term_structure_slope": _minus(iv[30], iv[7]),
+        "term_structure_skew": _minus(iv[60], iv[30]),
+        "atm_straddle_cost": None if math.isnan(straddle) else straddle / spot,
+        "time_to_expiry": (settle(first[1], half[first], early) - market).total_seconds() / 86400,
+        "is_expiry_day": first[1] == market.date(),
+        "put_call_parity_deviation": float(np.median(gaps)) if gaps else None,
+        "option_spread_cost": float(np.median(spreads)) if spreads else None,
+        "gex": gex,
+        "gex_slope": (net[h] - net[-h]) / (2 * h) * 0.01,
+        "gamma_bucket_exposure": sum(v for k, v in both.items() if abs(k / spot - 1) <= 0.1) / gex,
+        "spot_gamma_corridor": sum(v for k, v in both.items() if abs(k / spot - 1) <= 0.01) / gex,
+        "skewed_gamma_exposure": sum(v * ((k > spot) - (k < spot)) for k, v in both.items()) / gex,
+        "gamma_notional_distribution": float(-(weights * np.log(weights)).sum() / math.log(weights.size)),
+        "gamma_peak_distance": slow["gamma_wall"] / spot - 1,
+        "gamma_wall_call": top(calls),
+        "gamma_wall_put": top(puts),
+        "zero_gamma_zone_width": roots[-1] - roots[0] if roots else None,
+        "dealer_zones_count": len(roots) + 1,
+        "pinning_strike": top(pin) if pin else None,
+        "delta_notional_call": delta_call,
+        "delta_notional_put": delta_put,
+        "delta_exposure_ratio": delta_call / -delta_put,
+        "delta_positioning_tilt": (delta_call + delta_put) / (delta_call - delta_put),
+        "vanna_exposure": vanna(spot),
+        "vanna_cliff_slope": (vanna(spot * (1 + h)) - vanna(spot * (1 - h))) / (2 * h) * 0.01,
+        "charm_exposure": sums["charm"] * multiplier * spot / 365,
+        "vega_exposure": vega_at(0.0) * 0.01,
+        "theta_exposure": sums["theta"] * multiplier / 365,
+        "rho_exposure": sums["rho"] * multiplier * 0.01,
+        "vomma_exposure": (vega_at(1e-5) - vega_at(-1e-5)) / 2e-5 * 1e-4,
+        "speed_exposure": sums["speed"] * multiplier * spot**3 * 1e-4,
+        "ultima_exposure": (vega_at(2e-5) - 2 * vega_at(0.0) + vega_at(-2e-5)) / 4e-10 * 1e-6,
+        "vega_bucket_ratio": sums["near_vega"] / sums["vega"],
+        "open_interest_calls": held["C"],
+        "open_interest_puts": held["P"],
+        "call_put_oi_ratio": held["C"] / held["P"],
+        "oi_concentration": float((share**2).sum()),
+        "oi_concentration_ratio": float(np.sort(share)[-3:].sum()),
+        "skewness_open_interest": float(share @ x**3 / (share @ x**2) ** 1.5),
+        "oi_peak_call_near": peaks["C"],
+        "oi_peak_put_near": peaks["P"],
+        "option_volume": traded["C"] + traded["P"],
+        "call_put_volume_ratio": traded["C"] / traded["P"] if traded["P"] else None,
+        "max_pain": slow["max_pain"],
+        "max_pain_expiry": near_key[1],
+        "coverage": slow["coverage"],
+        "contracts": len(rows),
+        "contracts_live": len(live),
+        "contracts_two_sided": len(quoted),
+        "expiries_live": len(half),
+        "forward_fallbacks": sum(not parity for *_, parity in slow["forwards"].values()),
+    }
+
+
+def _key(row):
+    return row["root"], row["expiry"]
+
+
+def _minus(a, b):
+    return None if a is None or b is None else a - b
+
+
+def _n(d):
+    return np.exp(-d * d / 2) / math.sqrt(2 * math.pi)
+
+
+def _net(strips, level, multiplier):
+    total = 0.0
+    for ks, sigma, t, r, q, c, p in strips:
+        s = sigma * math.sqrt(t)
+        d1 = (np.log(level / ks) + (r - q) * t) / s + s / 2
+        total += float((math.exp(-q * t) * _n(d1) / (level * s) * (c - p)).sum())
+    return total * multiplier * level**2 * 0.01
+
+
+# Where a sum of signed terms may be small, the size that its rounding has: another field.
+_SCALES = {
+    "net_gamma": "gex",
+    "gex_slope": "gex",
+    "speed_exposure": "gex",
+    "vanna_exposure": "vega_exposure",
+    "vomma_exposure": "vega_exposure",
+}
+_TOLERANCE = {"gex_slope": 1e-5, "vanna_cliff_slope": 1e-5, "vomma_exposure": 1e-5, "ultima_exposure": 3e-3}
+
+
+def assert_fields(levels, slow):
+    """Every field of the levels that the twin computes; returns their names."""
+    names = set(slow)
+    for name in sorted(names):
+        found, wanted = getattr(levels, name), slow[name]
+        if isinstance(wanted, float) or (isinstance(found, float) and wanted is not None):
+            scale = abs(slow[_SCALES[name]]) if name in _SCALES else 0.0
+            room = _TOLERANCE.get(name, 1e-6) * max(abs(wanted), scale, 1e-6)
+            assert found is not None, (name, found, wanted)
+            assert abs(found - wanted) <= room, (name, found, wanted)
+        elif isinstance(wanted, tuple) and wanted and isinstance(wanted[0], float):
+            assert len(found) == len(wanted), (name, found, wanted)
+            assert np.allclose(found, wanted, rtol=1e-6), (name, found, wanted)
+        else:
+            assert found == wanted, (name, found, wanted)
+    return names

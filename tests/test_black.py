@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 
 import mpmath as mp
 import numpy as np
@@ -58,6 +60,62 @@ def test_volatility_out_of_the_money_is_exact_to_2e_12(seconds):
     found, status = solve(price, 4500.0, strike, years, 1.0, right)
     assert (status == black.OK).all()
     assert np.max(np.abs(found / sigma - 1)) < 2e-12
+
+
+def test_volatility_over_the_whole_grid():
+    """60 seconds to 5 years, 1 % to 1000 %, to the last price above 1e-12; make torture takes every point."""
+    seconds = [60, 300, 3600, 21_600, 86_400, 7 * 86_400, 30 * 86_400, 91 * 86_400, YEAR // 2, YEAR, 2 * YEAR, 5 * YEAR]
+    widths = [0.0, 1e-9, -1e-6, 1e-4, -0.01, 0.05, *np.linspace(-8.3, 8.3, 48)]
+    points = itertools.product(seconds, np.geomspace(0.01, 10.0, 24), widths)
+    rows = []
+    for whole, sigma, h in itertools.islice(points, 0, None, 1 if os.environ.get("MIA_WHOLE") else 13):
+        s = sigma * math.sqrt(whole / YEAR)
+        strike = 4500.0 * math.exp(h * s)
+        right = 1.0 if strike >= 4500.0 else -1.0
+        exact = exact_price(4500.0, strike, s, right)
+        price = float(exact)
+        if price > 1e-12 and price < min(4500.0, strike):
+            with mp.workdps(60):  # what a relative error of 2^-53 in the price means for s
+                x, w = mp.log(mp.mpf(4500) / strike), mp.mpf(s)
+                vega = mp.sqrt(mp.mpf(4500) * strike) * mp.npdf(x / w) * mp.exp(-w * w / 8)
+                room = float(exact / vega / w) * 2.3e-16
+            rows.append((price, strike, whole / YEAR, right, sigma, room))
+    price, strike, years, right, sigma, room = np.array(rows).T
+    found, status = solve(price, 4500.0, strike, years, 1.0, right)
+    assert (status == black.OK).all()
+    error = np.abs(found / sigma - 1)
+    assert (error <= 2e-12 + 8 * room).all()
+    assert (room < 2.5e-13).mean() > 0.9  # the bound is the solver's own nearly everywhere
+    print(f"{price.size:,} prices: largest error {error[room < 2.5e-13].max():.2e}, median {np.median(error):.1e}")
+
+
+def test_far_prices_are_right_whatever_the_first_guess():
+    """Where exp(-h^2/2) of a trial value is clamped its price is noise: it once passed for a solution."""
+    rng = np.random.default_rng(5)
+    rows = []
+    while len(rows) < 600:
+        s, reach = math.exp(rng.uniform(math.log(1e-4), math.log(8))), rng.choice([1, 8, 30])
+        strike = 4500.0 * math.exp(rng.uniform(-1, 1) * min(12.0, s * reach))
+        right = 1.0 if strike >= 4500.0 else -1.0
+        exact = exact_price(4500.0, strike, s, right)
+        if float(exact) > 1e-240 and float(exact) < min(strike, 4500.0) * (1 - 1e-12):
+            with mp.workdps(60):
+                x, w = mp.log(mp.mpf(4500) / strike), mp.mpf(s)
+                vega = mp.sqrt(mp.mpf(4500) * strike) * mp.npdf(x / w) * mp.exp(-w * w / 8)
+                rows.append((float(exact), strike, right, s, float(exact / vega / w) * 2.3e-16))
+    rows.append(
+        (
+            float(exact_price(4500.0, 0.1811750923764748, 1.4771647895120223, -1.0)),
+            0.1811750923764748,
+            -1.0,
+            1.4771647895120223,
+            0.0,
+        )
+    )
+    price, strike, right, s, room = np.array(rows).T
+    found, status = solve(price, 4500.0, strike, 1.0, 1.0, right)
+    assert (status == black.OK).all()
+    assert (np.abs(found / s - 1) <= 2e-12 + 8 * room).all()
 
 
 def test_prices_outside_the_fit_are_finished_by_the_bracketed_iteration():
@@ -162,7 +220,32 @@ def test_volatility_is_monotone_symmetric_and_free_of_scale(h, sigma, years, pow
     assert mirrored[0] == pytest.approx(middle, rel=1e-13)
 
 
+@settings(max_examples=60, deadline=None)
+@given(h=st.floats(-4, 4), sigma=st.floats(0.03, 2.0), years=st.floats(1e-3, 4.0), discount=st.floats(0.7, 1.0))
+def test_call_and_put_of_one_strike_have_one_volatility(h, sigma, years, discount):
+    """Put-call parity C - P = D (F - K): what the in-the-money price's own bits allow."""
+    s = sigma * math.sqrt(years)
+    strike = 4096.0 * math.exp(h * s)
+    right = 1.0 if strike >= 4096.0 else -1.0
+    out_of_it = discount * float(exact_price(4096.0, strike, s, right))
+    in_it = out_of_it + discount * abs(4096.0 - strike)
+    (one,), _ = solve(out_of_it, 4096.0, strike, years, discount, right)
+    (other,), status = solve(in_it, 4096.0, strike, years, discount, -right)
+    assert status[0] == black.OK
+    vega = discount * math.sqrt(4096.0 * strike) * math.exp(-h * h / 2 - s * s / 8) / math.sqrt(2 * math.pi)
+    room = 8 * (np.spacing(in_it) + np.spacing(4096.0) + np.spacing(strike)) / vega / s
+    assert one == pytest.approx(other, rel=1e-11 + room)
+
+
 # --- greeks -----------------------------------------------------------------------------------
+
+
+def smile(price, strike, terms, spot, out, status, interest=None):
+    """One expiry's smile and its sums."""
+    sums = np.empty((terms.shape[1], 2, black.N_SUMS))
+    held = np.empty((2, 0)) if interest is None else interest
+    black.smile(price, strike, np.zeros(strike.size, np.int64), terms, spot, out, status, held, sums)
+    return sums
 
 
 def table_of_terms(forward, discount, years, spot):
@@ -191,7 +274,7 @@ def test_greeks_agree_with_derivatives_in_50_digits(years, h):
     terms = table_of_terms(forward, discount, years, spot)
     price = float(discount * exact_price(forward, strike, sigma * math.sqrt(years), right))
     out, status = np.empty((black.N_GREEKS, 1)), np.zeros(1, np.int8)
-    black.smile(np.array([price]), np.array([strike]), np.zeros(1, np.int64), terms, spot, out, status)
+    smile(np.array([price]), np.array([strike]), terms, spot, out, status)
     assert status[0] == black.OK
 
     with mp.workdps(50):
@@ -237,6 +320,89 @@ def test_greeks_agree_with_derivatives_in_50_digits(years, h):
         assert abs(out[row, 0] - value) <= 1e-12 * max(scale[row], abs(value)), row
 
 
+def test_greeks_agree_with_quantlib():
+    """Delta, gamma, vega, theta, rho of calls and puts; the other five are against mpmath above."""
+    ql = pytest.importorskip("QuantLib")
+    rng = np.random.default_rng(11)
+    spot = 4480.0
+    for years in (1 / 365, 0.08, 0.7, 4.0):
+        r, q = rng.uniform(0.0, 0.08), rng.uniform(0.0, 0.04)
+        forward, discount = spot * math.exp((r - q) * years), math.exp(-r * years)
+        terms = table_of_terms(forward, discount, years, spot)
+        n = 80
+        sigma = rng.uniform(0.08, 0.9, n)
+        strike = forward * np.exp(rng.uniform(-4, 4, n) * sigma * math.sqrt(years))
+        out, held = np.empty((black.N_GREEKS, n)), rng.integers(0, 50, (2, n)).astype(float)
+        sums = np.empty((1, 2, black.N_SUMS))
+        black.reprice(sigma, strike, np.zeros(n, np.int64), terms, spot, out, held, sums)
+        carry = terms[black.CARRY, 0]
+        for i in range(n):
+            w = sigma[i] * math.sqrt(years)
+            vega, gamma = out[black.VEGA, i], out[black.GAMMA, i]
+            scales = {
+                "delta": 1.0,
+                "gamma": gamma,
+                "vega": vega,
+                "theta": vega * sigma[i] / years + abs(r) * strike[i] + abs(q) * spot,
+                "rho": strike[i] * years,
+            }
+            for kind, put in ((ql.Option.Call, 0.0), (ql.Option.Put, 1.0)):
+                theirs = ql.BlackCalculator(ql.PlainVanillaPayoff(kind, float(strike[i])), forward, float(w), discount)
+                mine = {
+                    "delta": out[black.DELTA, i] - put * carry,
+                    "gamma": gamma,
+                    "vega": vega,
+                    "theta": out[black.THETA, i] + put * (r * strike[i] * discount - q * spot * carry),
+                    "rho": out[black.RHO, i] - put * strike[i] * years * discount,
+                }
+                wanted = {
+                    "delta": theirs.delta(spot),
+                    "gamma": theirs.gamma(spot),
+                    "vega": theirs.vega(years),
+                    "theta": theirs.theta(spot, years),
+                    "rho": theirs.rho(years),
+                }
+                for name, value in wanted.items():
+                    assert abs(mine[name] - value) <= 1e-12 * scales[name], (name, years, strike[i], sigma[i])
+        for side in range(2):
+            np.testing.assert_allclose(sums[0, side, black.DELTA : black.N_GREEKS], out[1:] @ held[side], rtol=1e-12)
+            assert sums[0, side, black.SIGMA] == held[side].sum()
+            assert sums[0, side, black.STRUCK] == pytest.approx(strike @ held[side], rel=1e-13)
+
+
+def test_sums_by_expiry_leave_out_what_has_no_volatility():
+    """Runs of expiries that straddle the blocks of 256, strikes without a price, an expiry that is over."""
+    rng = np.random.default_rng(2)
+    size = [3, 250, 70, 1, 300, 64]
+    n, g = sum(size), len(size)
+    group = np.repeat(np.arange(g), size)
+    terms = np.hstack([table_of_terms(100.0 + k, 0.99, 0.1 * k + 0.05, 100.0) for k in range(g)])
+    terms[:, 3] = np.nan
+    strike = rng.uniform(80, 120, n)
+    price = np.abs(rng.normal(1.0, 0.3, n)) + 1e-3
+    status = np.where(rng.random(n) < 0.2, black.NO_BID, black.OK).astype(np.int8)
+    status[group == 3] = black.EXPIRED
+    out, held, sums = np.empty((black.N_GREEKS, n)), rng.integers(0, 9, (2, n)) * 1.0, np.empty((g, 2, black.N_SUMS))
+    black.smile(price, strike, group, terms, 100.0, out, status, held, sums)
+    again, twice = np.empty_like(out), np.empty_like(sums)
+    black.reprice(out[black.SIGMA].copy(), strike, group, terms, 100.0, again, held, twice)
+    np.testing.assert_allclose(again, out, rtol=1e-12, atol=1e-300)
+    np.testing.assert_allclose(twice, sums, rtol=1e-11)
+    for k in range(g):
+        rows = (group == k) & (status == black.OK)
+        for side in range(2):
+            weight = held[side, rows]
+            assert sums[k, side, black.SIGMA] == weight.sum()
+            np.testing.assert_allclose(
+                sums[k, side, 1 : black.N_GREEKS], out[1:, rows] @ weight, rtol=1e-12, atol=1e-300
+            )
+            sigma, years = out[black.SIGMA, rows], terms[black.YEARS, k]
+            slope = (out[black.VOMMA, rows] * sigma - out[black.VEGA, rows]) / (sigma**2 * years)
+            if rows.any():
+                assert sums[k, side, black.VANNA_SLOPE] == pytest.approx(slope @ weight, rel=1e-10)
+                assert sums[k, side, black.STRUCK] == pytest.approx(strike[rows] @ weight, rel=1e-13)
+
+
 def test_put_call_parity_of_the_call_row():
     spot, years, sigma = 4480.0, 0.2, 0.3
     terms = table_of_terms(4500.0, 0.99, years, spot)
@@ -245,7 +411,7 @@ def test_put_call_parity_of_the_call_row():
         [float(0.99 * exact_price(4500.0, k, sigma * years**0.5, r)) for k, r in zip(strikes, (-1, 1), strict=True)]
     )
     out, status = np.empty((black.N_GREEKS, 2)), np.zeros(2, np.int8)
-    black.smile(price, strikes, np.zeros(2, np.int64), terms, spot, out, status)
+    smile(price, strikes, terms, spot, out, status)
     np.testing.assert_allclose(out[black.SIGMA], sigma, rtol=1e-12)
     put_delta = out[black.DELTA] - terms[black.CARRY, 0]
     assert -1 < put_delta[1] < put_delta[0] < 0
@@ -256,7 +422,7 @@ def test_smile_flags_impossible_prices_and_skips_what_has_a_status():
     price = np.array([5.0, 0.0, 100.0, math.nan, 5.0])
     strikes = np.array([100.0, 100.0, 120.0, 100.0, 100.0])
     out, status = np.empty((black.N_GREEKS, 5)), np.array([0, 0, 0, 0, black.NO_BID], np.int8)
-    black.smile(price, strikes, np.zeros(5, np.int64), terms, 100.0, out, status)
+    smile(price, strikes, terms, 100.0, out, status)
     assert status.tolist() == [black.OK, black.BELOW_INTRINSIC, black.ABOVE_MAX, black.INVALID, black.NO_BID]
     assert (np.isnan(out) == (status != black.OK)).all()
 
@@ -416,6 +582,30 @@ def test_the_fused_exponential_agrees_with_mpmath():
     over(x, out)
     worst = max(abs(float(mp.mpf(b) / mp.exp(mp.mpf(a)) - 1)) for a, b in zip(x, out, strict=True))
     assert worst < 3e-16
+
+
+def test_logarithms_and_roots_agree_with_mpmath():
+    from mia_kernels.compile import kernel
+    from mia_kernels.vector import inverse_root, log_quotient, rough_log
+
+    @kernel
+    def over(a, b, out):
+        for i in range(a.shape[0]):
+            out[0, i] = log_quotient(a[i], b[i])
+            out[1, i] = inverse_root(a[i])
+            out[2, i] = rough_log(a[i])
+
+    rng = np.random.default_rng(1)
+    a = np.concatenate([np.exp(rng.uniform(-600, 600, 800)), rng.uniform(0.5, 2.0, 800), np.full(400, 4500.0)])
+    b = np.concatenate([np.exp(rng.uniform(-80, 80, 800)), rng.uniform(0.5, 2.0, 800), 4500.0 + rng.normal(0, 1, 400)])
+    out = np.empty((3, a.size))
+    over(a, b, out)
+    for i, (x, y) in enumerate(zip(a.tolist(), b.tolist(), strict=True)):
+        with mp.workdps(40):
+            exact = mp.log(mp.mpf(x) / mp.mpf(y))
+            assert abs(float(mp.mpf(out[0, i]) - exact)) <= 3e-16 * float(abs(exact)), (x, y)
+            assert abs(float(mp.mpf(out[1, i]) * mp.sqrt(mp.mpf(x)) - 1)) <= 3e-16
+            assert abs(float(mp.mpf(out[2, i]) - mp.log(mp.mpf(x)))) <= 4e-8 + 1e-13 * abs(math.log(x))
 
 
 def test_constant_maturity_is_linear_in_total_variance():

@@ -145,7 +145,7 @@ def test_every_table_takes_a_full_and_a_bare_row(opened: Journal) -> None:
     for name, table in TABLES.items():
         full: dict[str, Any] = {}
         for column in table.columns:
-            full[column.name] = samples[column.kind.duckdb]
+            full[column.name] = "hold" if column.name == "decision" else samples[column.kind.duckdb]
             if column.kind is schema.JSON:
                 full[column.name] = {"b": 1, "a": [None, "é"]}
         if "verdict" in full:
@@ -188,6 +188,8 @@ def test_numpy_s_scalars_are_welcome(opened: Journal) -> None:
     [
         ("decisions", {"trade_id": None}, "trade_id is missing"),
         ("decisions", {"trade_id": 7}, "text is wanted"),
+        ("decisions", {"decision": "long"}, "one of buy, sell, exit, hold is wanted"),
+        ("decisions", {"decision": "BUY"}, "one of buy, sell, exit, hold is wanted"),
         ("decisions", {"signal_score": "high"}, "a number is wanted"),
         ("decisions", {"signal_score": True}, "a number is wanted"),
         ("decisions", {"timestamp": -1}, "between 1970 and 2262"),
@@ -227,7 +229,7 @@ rows = st.fixed_dictionaries(
     {
         "timestamp": st.integers(0, schema.LATEST_NS),
         "trade_id": texts,
-        "decision": texts,
+        "decision": st.sampled_from(schema.DECISIONS),
         "signal_score": st.floats(),
     },
     optional={
@@ -245,8 +247,7 @@ rows = st.fixed_dictionaries(
 def test_a_frame_gives_back_what_went_in(row: dict[str, Any]) -> None:
     table = TABLES["decisions"]
     values = table.values(row)
-    content, text = segments.encode("decisions", values)
-    decoded = segments.decode(content[:text], content[text:], {"decisions": list(table.names)})
+    decoded = segments.decode(b"", segments.encode("decisions", values), {"decisions": list(table.names)})
     assert decoded is not None
     assert decoded[0] == "decisions"
     assert repr(decoded[1]) == repr(values)  # repr: NaN is not equal to itself, -0.0 is equal to 0.0
@@ -258,7 +259,7 @@ def test_arrow_and_duckdb_keep_every_value(batch: list[dict[str, Any]]) -> None:
     import duckdb
 
     table = TABLES["decisions"]
-    given_rows = [(number, "decisions", table.values(row)) for number, row in enumerate(batch)]
+    given_rows = [(number, "decisions", table.settled(table.values(row))) for number, row in enumerate(batch)]
     if not given_rows:
         return
     with duckdb.connect() as connection:
@@ -612,7 +613,7 @@ def test_an_interrupted_append_leaves_no_row_that_could_hide_the_next(
     assert one.append("decisions", decision("accepted")) == 1
     content = segments.read(one._segment.path)
     assert [row[0] for row in content.rows] == [1]
-    assert b"accepted" in content.rows[0][1]
+    assert b"accepted" in content.rows[0][2]
     assert not content.damage
     assert one.query("SELECT trade_id FROM decisions")["trade_id"].to_list() == ["accepted"]
     one.close()
@@ -754,13 +755,43 @@ def test_a_segment_of_an_older_version_is_read(workspace: Workspace) -> None:
     folder.mkdir(parents=True)
     columns = {"penalties": ("timestamp", "penalty_active"), "retired": ("x",)}
     segment = segments.Segment(segments.path_of(folder, 1), 1, columns)
-    segment.append(1, *segments.encode("penalties", [START, True]))
-    segment.append(2, *segments.encode("retired", [1]))
+    segment.append(1, segments.encode("penalties", [START, True]))
+    segment.append(2, segments.encode("retired", [1]))
     segment.close()
     with Journal.open(workspace) as one:
         assert one.query("SELECT penalty_active, code FROM penalties").rows() == [(True, None)]
         assert "row 2" in one.health()
     assert list((workspace.data / "quarantine").rglob("segment-00000001.journal"))
+
+
+def test_a_segment_of_format_1_is_read(workspace: Workspace) -> None:
+    """Rows as JSON with their binary columns behind it, as the journal wrote them before MessagePack."""
+    folder = workspace.data / "journal"
+    folder.mkdir(parents=True)
+    columns = ["timestamp", "trade_id", "decision", "signal_score", "regime_probs", "context", "feature_list"]
+    seen = np.array([1.5, np.nan, -0.0]).tobytes()
+    texts = [
+        json.dumps({"format": 1, "columns": {"decisions": columns}}).encode(),
+        json.dumps(["decisions", START, "T1", "buy", float("nan"), '{"trend":0.5}', len(seen), "f"]).encode(),
+        json.dumps(["decisions", START + 1, "T2", "hold", -0.0, None, None, None]).encode(),
+    ]
+    frames = [segments.frame(segments.HEADER, 1, texts[0], len(texts[0]))]
+    frames += [segments.frame(segments.ROW, 1, texts[1] + seen, len(texts[1]))]
+    frames += [segments.frame(segments.ROW, 2, texts[2], len(texts[2]))]
+    segments.path_of(folder, 1).write_bytes(b"".join(frames))
+    with Journal.open(workspace) as one:
+        assert one.health() == "ok"
+        found = one.query("SELECT trade_id, signal_score, regime_probs, context, feature_list FROM decisions").rows()
+    assert repr(found) == repr([("T1", math.nan, '{"trend":0.5}', seen, "f"), ("T2", -0.0, None, None, None)])
+
+
+def test_a_dictionary_is_copied_when_it_is_accepted(workspace: Workspace) -> None:
+    """Its text is made later, by the writer; what the caller does to it meanwhile must not show."""
+    with Journal.open(workspace) as one:
+        probs = {"trend": 0.25, "range": math.nan}
+        one.append("decisions", decision("T1") | {"regime_probs": probs})
+        probs["trend"] = 0.9
+        assert one.query("SELECT regime_probs FROM decisions").item() == '{"range":null,"trend":0.25}'
 
 
 def test_the_registry_forgets_what_did_not_open(workspace: Workspace) -> None:

@@ -173,7 +173,7 @@ def test_no_flipped_bit_yields_a_wrong_row_or_passes_unnoticed(tmp_path: Path) -
     segment = segments.Segment(tmp_path / "segment-00000001.journal", 1, columns)
     for number in range(1, 4):
         values = [START, True, number / 3, None, "é", None, None]
-        segment.append(number, *segments.encode("penalties", values))
+        segment.append(number, segments.encode("penalties", values))
     segment.close()
     data = segment.path.read_bytes()
     sound = segments.read(segment.path)
@@ -194,7 +194,7 @@ def test_a_damaged_row_in_the_middle_is_quarantined_and_the_rest_saved(workspace
     path = journal._segment.path
     crash(journal)
     data = bytearray(path.read_bytes())
-    data[data.index(b'"b"')] ^= 1
+    data[data.index(b"\xa1b") + 1] ^= 1
     path.write_bytes(data)
     with Journal.open(workspace, settings=QUICK) as journal:
         assert names(journal) == ["a", "c"]
@@ -380,14 +380,25 @@ def test_a_database_another_program_holds(workspace: Workspace) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     try:
+        waited: list[float] = []
         with pytest.raises(JournalError, match="lock") as refusal:
-            Journal.open(workspace)
+            Journal.open(workspace, settings=Settings(pause=waited.append))
         assert "left as it is" in str(refusal.value)
+        assert waited == [2.0, 4.0, 8.0]
+        with pytest.raises(JournalError, match="lock"):
+            Journal.open(workspace, settings=Settings(pause=waited.append), wait=False)
+        assert len(waited) == 3, "a live path does not wait"
+
+        def let_go(_: float) -> None:
+            process.kill()
+            process.wait()
+
+        with Journal.open(workspace, settings=Settings(interval=0.01, pause=let_go)) as journal:
+            assert journal.health() == "ok"
     finally:
         process.kill()
         process.communicate()
     assert not (workspace.data / "quarantine").exists()
-    Journal.open(workspace, settings=QUICK).close()
 
 
 def test_a_half_made_database_of_a_killed_first_start(workspace: Workspace) -> None:

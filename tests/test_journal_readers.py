@@ -181,7 +181,7 @@ def test_a_reader_of_nothing_and_of_damage_says_so(workspace: Workspace) -> None
     path = one._segment.path
     pristine = path.read_bytes()
     damaged = bytearray(pristine)
-    damaged[damaged.index(b'"b"')] ^= 1
+    damaged[damaged.index(b"\xa1b") + 1] ^= 1
     path.write_bytes(damaged)
     with pytest.raises(JournalError, match=r"row 2 cannot be read") as refusal:
         Reader(workspace)

@@ -671,3 +671,22 @@ def test_a_cache_that_cannot_be_written_falls_back_to_a_private_temporary_folder
     assert Path(folder).is_relative_to(temporary)
     assert Path(folder).parent.stat().st_mode & 0o077 == 0
     assert in_a_process(copied, CALL, **environment).split() == ["2.0", "1", folder]
+
+
+def test_a_cache_folder_that_cannot_be_used_is_told_of_once(tmp_path):
+    """A file where the folder should be: the fallback is taken, and standard error says which, one time."""
+    (tmp_path / "taken").write_text("")
+    code = "from mia_kernels.compile import cache_dir, cache_root; cache_root(); cache_dir(); print(cache_root())"
+    folders = str(Path(mia_kernels.__file__).resolve().parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": folders, "MIA_KERNEL_CACHE": str(tmp_path / "taken"), "TMPDIR": str(tmp_path)},
+    )
+    used = done.stdout.strip()
+    assert used.startswith(str(tmp_path / "mia-fast-kernels-"))
+    assert done.stderr.count("compiled kernels are kept in") == 1
+    assert used in done.stderr
+    assert str(tmp_path / "taken") in done.stderr

@@ -121,7 +121,7 @@ def test_the_account_adds_up_to_the_cent(path: list[tuple[int, bool]]) -> None:
     for move, trade in path:
         now += 60_000_000_000
         was_pending = broker.pending
-        closed = broker.open_bar(price, now)
+        closed = broker.take_bar(price, price, price, now)
         if was_pending is not None:
             sign = 1 if was_pending.side == "buy" else -1
             cash -= sign * (price + sign * tick) * market.instrument.point_value + market.account.fee_per_side
@@ -143,9 +143,9 @@ def test_profit_of_a_round_trip_is_after_both_fees_and_both_slippages() -> None:
     market = config.market(SHIPPED)
     broker = SimulatedBroker(market)
     broker.submit(Order("a", "ES", Side.SELL, 1.0), "T1", {"trend": 1.0}, "ENTRY_SIGNAL")
-    assert broker.open_bar(4000.0, 1) is None
+    assert broker.take_bar(4000.0, 4000.0, 4000.0, 1) is None
     broker.submit(Order("b", "ES", Side.BUY, 1.0, None, True), "T2", None, "EXIT_TIME")
-    trade = broker.open_bar(3990.0, 2)
+    trade = broker.take_bar(3990.0, 3990.0, 3990.0, 2)
     assert trade is not None
     assert trade.trade_id == "T1"
     assert trade.side == "sell"
@@ -154,3 +154,107 @@ def test_profit_of_a_round_trip_is_after_both_fees_and_both_slippages() -> None:
     assert trade.profit == pytest.approx(9.5 * 50 - 2 * 2.25)
     assert broker.equity(5000.0) == pytest.approx(market.account.starting_equity + trade.profit)
     assert np.isclose(broker.cash, broker.equity(1.0))
+
+
+class NaiveVenue:
+    """Walks every tick of the worst way through a bar: from the open against the position, then to the rest."""
+
+    def __init__(self, slippage: float) -> None:
+        self.slippage = slippage
+        self.pending: tuple[int, float | None, bool] | None = None
+        self.held, self.entry, self.stop = 0, 0.0, None
+        self.points = 0.0
+        self.fills: list[float] = []
+
+    def fill(self, sign: int, price: float) -> None:
+        self.fills.append(price + sign * self.slippage)
+
+    def bar(self, opened: float, high: float, low: float) -> str | None:
+        closed = None
+        if self.pending is not None:
+            sign, stop, leaves = self.pending
+            self.pending = None
+            self.fill(sign, opened)
+            if leaves:
+                self.leave()
+                closed = "ordered"
+            else:
+                self.held, self.entry, self.stop = sign, self.fills[-1], stop
+        if self.held and self.stop is not None:
+            worst = low if self.held > 0 else high
+            steps = round(abs(opened - worst) / 0.25)
+            for k in range(steps + 1):
+                price = opened - self.held * 0.25 * k
+                if self.held * (price - self.stop) <= 0:
+                    self.fill(-self.held, price)
+                    self.leave()
+                    closed = "stopped"
+                    break
+        return closed
+
+    def leave(self) -> None:
+        self.points += self.held * (self.fills[-1] - self.entry)
+        self.held, self.stop = 0, None
+
+
+ticks = st.integers(0, 12)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(-10, 10), ticks, ticks, st.sampled_from(["hold", "buy", "sell", "leave"]),
+                  st.one_of(st.none(), st.integers(1, 10)), st.integers(-3, 3)), min_size=1, max_size=40)
+)  # fmt: skip
+def test_a_protective_stop_is_filled_as_a_walk_over_every_tick_fills_it(
+    bars: list[tuple[int, int, int, str, int | None, int]],
+) -> None:
+    """Gaps through the stop, touches, entries stopped in their own bar: fill by fill as the naive twin."""
+    market = config.market(SHIPPED)
+    broker = SimulatedBroker(market)
+    naive = NaiveVenue(market.instrument.tick_size * market.account.slippage_ticks)
+    close, fees = 4000.0, 0.0
+    for now, (gap, above, below, wish, away, drift) in enumerate(bars, start=1):
+        opened = close + 0.25 * gap
+        high, low = opened + 0.25 * above, opened - 0.25 * below
+        before = len(naive.fills)
+        expected = naive.bar(opened, high, low)
+        trade = broker.take_bar(opened, high, low, now)
+        fees += market.account.fee_per_side * (len(naive.fills) - before)
+        assert (trade is not None) == (expected is not None)
+        if trade is not None:
+            assert trade.exit_price == naive.fills[-1]
+            assert (trade.reason == "EXIT_PROTECTIVE_STOP") == (expected == "stopped")
+        assert (broker.position.quantity if broker.position else 0) == naive.held
+        close = min(max(opened + 0.25 * drift, low), high)
+        unrealised = naive.held * (close - naive.entry)
+        points = (naive.points + unrealised) * market.instrument.point_value
+        assert broker.equity(close) == pytest.approx(market.account.starting_equity + points - fees, abs=1e-6)
+        other = SimulatedBroker(market)
+        other.restore(broker.save())
+        broker = other  # a restart at every bar
+        if wish in ("buy", "sell") and not naive.held:
+            sign = 1 if wish == "buy" else -1
+            stop = None if away is None else close - sign * 0.25 * away
+            naive.pending = (sign, stop, False)
+            broker.submit(Order(f"o{now}", "ES", Side(wish), 1.0, stop=stop), f"T{now}", None, "ENTRY_SIGNAL")
+        elif wish == "leave" and naive.held:
+            naive.pending = (-naive.held, None, True)
+            side = Side.SELL if naive.held > 0 else Side.BUY
+            broker.submit(Order(f"o{now}", "ES", side, 1.0, reduce_only=True), f"T{now}", None, "EXIT_TIME")
+
+
+@pytest.mark.parametrize(
+    ("bar", "price"),
+    [
+        ((3999.0, 4002.0, 3995.25), None),
+        ((3999.0, 4002.0, 3995.0), 3994.75),  # touched: at the stop, less a tick
+        ((3999.0, 4010.0, 3990.0), 3994.75),  # a gain in the same bar does not come first
+        ((3993.0, 3994.0, 3990.0), 3992.75),  # jumped over: at the open
+    ],
+)
+def test_the_stop_of_a_long_position(bar: tuple[float, float, float], price: float | None) -> None:
+    broker = SimulatedBroker(config.market(SHIPPED))
+    broker.submit(Order("a", "ES", Side.BUY, 1.0, stop=3995.0), "T1", None, "ENTRY_SIGNAL")
+    assert broker.take_bar(4000.0, 4000.0, 4000.0, 1) is None
+    trade = broker.take_bar(*bar, 2)
+    assert (None if trade is None else trade.exit_price) == price

@@ -14,7 +14,15 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive_options import black_price, call_and_put, naive_exposures, naive_levels, naive_wings
+from naive_options import (
+    assert_fields,
+    black_price,
+    call_and_put,
+    naive_exposures,
+    naive_fields,
+    naive_levels,
+    naive_wings,
+)
 
 from mia_fast.clock import from_datetime, iso
 from mia_fast.errors import ConfigError, DataError, WorkspaceError
@@ -126,6 +134,54 @@ def test_levels_agree_with_the_slow_twin(seed):
         assert parity == (surface.source[g] == black.FROM_PARITY)
         assert surface.terms[black.FORWARD, g] == pytest.approx(f, rel=1e-9)
         assert surface.terms[black.DISCOUNT, g] == pytest.approx(discount, rel=1e-8)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_every_field_agrees_with_its_twin(seed):
+    frame = simulated(seed).with_columns(volume=(pl.col("strike") % 7).cast(pl.Int64))
+    levels = engine().update(frame)
+    compared = assert_fields(levels, naive_fields(frame.to_dicts()))
+    told_otherwise = {  # what the twin does not compute: what the caller gave, and what other tests compare
+        "timestamp_ns",
+        "status",
+        "reasons",
+        "notes",
+        "quote_time_ns",
+        "market_time_ns",
+        "sign_convention",
+        "zero_gamma_status",
+        "vol_trigger",
+        "open_interest_date",
+        "open_interest_date_source",
+        "buckets",
+        "path",
+    }
+    assert compared | told_otherwise == {field.name for field in dataclasses.fields(Levels)}
+
+
+def test_what_rests_on_quotes_stands_while_only_the_price_moves():
+    frame = simulated(2)
+    worker = engine()
+    first = worker.update(frame)
+    moved = worker.update_spot(SPOT * 1.006)
+    for name in (
+        "call_iv_atm",
+        "put_iv_atm",
+        "call_put_skew",
+        "atm_straddle_cost",
+        "put_call_parity_deviation",
+        "option_spread_cost",
+        "coverage",
+        "oi_concentration",
+        "contracts_two_sided",
+    ):
+        assert moved[name] == first[name], name
+    assert moved.ref_px == pytest.approx(first.ref_px * 1.006, rel=1e-12)
+    assert moved.iv_atm < first.iv_atm  # along the smile: strikes keep their volatilities
+    changed = frame.filter(pl.col("bid") > 1.0).with_columns(ask=pl.col("ask") * 1.01)
+    assert worker.update_quotes(changed).option_spread_cost == first.option_spread_cost  # two prices side by side
+    assert worker.update(frame) == first
+    assert worker.update_quotes(changed).option_spread_cost > 1.5 * first.option_spread_cost
 
 
 # --- buckets, exposures, wings ----------------------------------------------------------------------
@@ -377,6 +433,10 @@ def test_what_cannot_be_brought_up_to_date_is_refused():
         worker.update_quotes(frame.drop("bid"))
     with pytest.raises(DataError, match="is not in the chain"):
         worker.update_quotes(frame.head(1).with_columns(strike=pl.lit(1.0)))
+    before = worker.update_spot(SPOT)
+    with pytest.raises(DataError, match="not a number"):
+        worker.update_quotes(frame.head(5).with_columns(bid=pl.lit(0.0), ask=pl.lit("1")))
+    assert worker.update_spot(SPOT) == before  # nothing of it was taken
 
 
 def test_the_layout_is_kept_while_the_contracts_stay():
@@ -480,7 +540,11 @@ def test_the_engine_does_not_remember_the_last_chain():
 # --- edges ------------------------------------------------------------------------------------
 
 BY_INTEREST = {"max_pain", "oi_peak_call_near", "oi_peak_put_near"}
-WITHHELD = [*[name for name in PRICE_LEVELS if name not in BY_INTEREST], "net_gamma", "dealer_position_bias"]
+WITHHELD = [
+    *[name for name in PRICE_LEVELS if name not in {*BY_INTEREST, "ref_px"}],
+    "net_gamma",
+    "dealer_position_bias",
+]
 
 
 def test_an_empty_chain_and_no_chain():
@@ -541,6 +605,32 @@ def test_coverage_is_weighted_by_open_interest():
     for threshold, status in ((levels.coverage - 1e-6, "OK"), (levels.coverage + 1e-6, "DEGRADED")):
         quality = CONFIG.quality.model_copy(update={"coverage_threshold": threshold})
         assert LevelsEngine(CONFIG.model_copy(update={"quality": quality})).update(wiped).status == status
+
+
+def test_exposure_too_small_for_a_number_is_none():
+    frame = simulated(days=(9,)).with_columns(open_interest=pl.lit(0.0))
+    far = pl.col("strike") == frame["strike"].max()
+    frame = frame.with_columns(
+        bid=pl.when(far).then(1e-250).otherwise("bid"),
+        ask=pl.when(far).then(2e-250).otherwise("ask"),
+        open_interest=pl.when(far).then(1e-200).otherwise("open_interest"),
+    )
+    levels = engine().update(frame)
+    assert levels.reasons == ("GAMMA_ZERO: exposure=0",)
+    assert levels.coverage == 1.0
+    assert all(levels[name] is None for name in WITHHELD)
+
+
+def test_expiries_without_parity_leave_the_price_unconfirmed():
+    rng = np.random.default_rng(1)
+    frame = simulated()
+    frame = frame.with_columns(
+        shift=pl.Series(rng.uniform(0, 60, frame.height)) * (pl.col("type") == "C")
+    ).with_columns(bid=pl.col("bid") + pl.col("shift"), ask=pl.col("ask") + pl.col("shift"))
+    levels = engine().update(frame)
+    assert levels.status == "DEGRADED"
+    assert any(reason.startswith("UNDERLYING_UNCONFIRMED: parity=") for reason in levels.reasons)
+    assert levels.forward_fallbacks > 3
 
 
 def test_age_gap_and_missing_interest_are_reported():

@@ -65,3 +65,26 @@ def test_the_command_draws(workspace, tmp_path):
     assert head[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", head[16:24]) == (2210, 1365)
     assert "By expiry" in done.output
+    assert "> 0: puts dearer" in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "message"),
+    [
+        (None, None, 2, "Missing argument 'chain'"),
+        ("absent.parquet", None, 2, "does not exist"),
+        ("", None, 2, "is a directory"),
+        ("empty.parquet", b"", 1, "cannot be read"),
+        ("bars.csv", b"timestamp,close\n2024-05-15T12:00:00Z,5300\n", 1, "quote_time"),
+        ("chain.json", b"{}", 1, "is not Cboe's JSON"),
+        ("notes.md", b"hello", 1, "is not a format that is read"),
+    ],
+)
+def test_a_file_that_is_no_chain_is_refused(workspace, tmp_path, name, content, code, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    done = CliRunner().invoke(app, ["levels", *([] if name is None else [str(tmp_path / name)])])
+    said = " ".join(f"{done.output} {done.exception or ''}".replace("│", " ").split())
+    assert message in said
+    assert done.exit_code == code
+    assert not (workspace.data / "options_snapshots").exists()

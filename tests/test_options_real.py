@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
-from naive_options import naive_levels
+from naive_options import assert_fields, naive_fields, naive_levels
 from test_options_levels import CONFIG, assert_agree
 
 from mia_fast.options import LevelsEngine, recalculate_levels
@@ -24,6 +24,13 @@ def test_levels_of_a_real_chain(real_data, name):
     assert_agree(levels, slow, spot=levels.underlying_price)
     if name.startswith("spx"):  # an American root has no parity forward by design
         assert levels.forward_fallbacks <= 3
+
+
+@pytest.mark.parametrize("name", ["spx_20220323_1011", "spx_20230914", "spx_20230904_gth", "spy_20230914"])
+def test_every_field_of_a_real_chain(real_data, name):
+    frame = pl.read_parquet(real_data / "options" / f"{name}.parquet")
+    levels = LevelsEngine(CONFIG).update(frame)
+    assert_fields(levels, naive_fields(frame.to_dicts(), american=name.startswith("spy")))
 
 
 def test_the_degraded_chain_yields_no_flip(real_data):

@@ -17,7 +17,8 @@ import pytest
 import mia_models
 from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
-from mia_fast.predict import NeuralPipeline, definitions
+from mia_fast.loading import definitions
+from mia_fast.predict import NeuralPipeline
 from mia_fast.workspace import Workspace, shipped
 from mia_models.errors import ModelError
 from mia_models.session import OnnxModel
@@ -452,3 +453,25 @@ def test_an_input_that_is_declared_otherwise_is_another_input(workspace: Workspa
     )
     with pytest.raises(ModelError, match="computes vix_mean_5 otherwise"):
         NeuralPipeline(workspace)
+
+
+def test_a_training_is_recorded_once_with_its_errors_out_of_sample(tmp_path: Path) -> None:
+    from mia_fast import journal
+    from mia_fast.training import record
+    from mia_models.manifest import Manifest
+
+    text = (ARTIFACTS / "predicted_vix.manifest.json").read_text(encoding="utf-8")
+    manifest = Manifest.model_validate_json(text)
+    workspace = Workspace(tmp_path)
+    with journal.of(workspace) as store:
+        assert record(manifest, workspace, now_ns=1_600_000_000_000_000_000) == len(manifest.metrics)
+        assert record(manifest, workspace) == len(manifest.metrics), "again: nothing doubled, nothing in conflict"
+        rows = store.query("SELECT model, loss, step, detail, epoch_ns(timestamp) FROM training ORDER BY step").rows()
+        assert store.query("SELECT count(*) FROM alerts").item() == 0
+    assert [(row[0], row[1], row[2]) for row in rows] == [
+        ("predicted_vix", metric.errors["model"], step) for step, metric in enumerate(manifest.metrics)
+    ]
+    assert {row[4] for row in rows} == {1_600_000_000_000_000_000}
+    first = json.loads(rows[0][3])
+    assert first["errors"] == manifest.metrics[0].errors
+    assert first["trained_on"] == {file.name: file.sha256 for file in manifest.training.data}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,7 +19,9 @@ import pytest
 
 import mia_fast
 from mia_fast import journal as journals
+from mia_fast import memory
 from mia_fast.errors import ConfigError, DataError, StateError
+from mia_fast.features import catalogue as catalogues
 from mia_fast.live.engine import Bar, Engine
 from mia_fast.live.replay import Inputs, Summary, read_inputs, replay
 from mia_fast.sessions import session_open
@@ -137,14 +140,28 @@ def test_without_matplotlib_the_run_is_refused_before_it_starts(
 
 
 def test_live_features_equal_batch_bit_for_bit(whole: tuple[Workspace, Summary]) -> None:
+    """All but what the live engine makes itself, which a batch has only from its caller."""
     place, done = whole
     live = _features(place, done.run_id)
+    pipeline = mia_fast.NeuralPipeline(place)
     batch = mia_fast.generate_features(
-        SAMPLE / "bars.parquet", cross=SAMPLE / "cross.parquet", workspace=Workspace(place.root / "batch")
+        SAMPLE / "bars.parquet",
+        cross=SAMPLE / "cross.parquet",
+        levels=SAMPLE / "chain.parquet",
+        events=SAMPLE / "events.parquet",
+        auxiliary=pipeline.auxiliary,
+        workspace=Workspace(place.root / "batch"),
     )[WARMUP:]
-    assert live.columns == batch.columns
+    assert [*live.columns, *pipeline.auxiliary] == batch.columns
     assert live["timestamp"].equals(batch["timestamp"])
-    for name in live.columns[1:]:
+    assert done.features == sum(1 for name in live.columns[1:] if name not in done.null_features)
+    made = ("predicted_vix", *memory.FEATURES)
+    for name in made:
+        assert batch[name].null_count() == BARS, name
+    forecast = pipeline.generate_predictions(batch)["predicted_vix"]
+    assert live["predicted_vix"].null_count() == forecast.null_count() == 0
+    np.testing.assert_allclose(live["predicted_vix"], forecast, rtol=1e-6)
+    for name in (name for name in live.columns[1:] if name not in made):
         assert live[name].is_null().equals(batch[name].is_null()), name
         a, b = (np.asarray(frame[name].fill_null(0.0)).view(np.int64) for frame in (live, batch))
         assert np.array_equal(a, b), name
@@ -218,6 +235,106 @@ def test_the_same_run_again_changes_nothing(whole: tuple[Workspace, Summary], tm
         assert journal.query("SELECT count(*) FROM alerts WHERE priority >= 3").item() == 0
 
 
+def _memory(place: Workspace) -> list[memory.Row]:
+    """The states that a replay left in the desk's memory, by their keys."""
+    (run,) = (path.name for path in (place.data / "runs").iterdir())
+    return memory.of(place).rows(run)
+
+
+def test_every_closed_trade_is_in_the_memory_with_the_state_of_its_entry(whole: tuple[Workspace, Summary]) -> None:
+    place, done = whole
+    held = _memory(place)
+    trades = _rows(place, "trades")
+    assert [row.trade_id for row in held] == trades["trade_id"].to_list()
+    assert [row.profit for row in held] == trades["profit"].to_list()
+    assert [row.known_ns for row in held] == trades["exit_timestamp"].dt.epoch("ns").to_list()
+    assert all(json.loads(row.features) for row in held)
+    features = _features(place, done.run_id)
+    names = memory.memory_features(place).names
+    known = features["timestamp"].dt.epoch("ns") + 60_000_000_000
+    for row in held:
+        at = _entered_ns(row)
+        (expected,) = features.filter(known == at).select(names).fill_null(float("nan")).rows()
+        np.testing.assert_array_equal(np.frombuffer(row.state), expected)
+        assert (row.recalled is not None) == (sum(other.known_ns <= at for other in held) >= 20)
+
+
+def test_a_bar_knows_what_the_memory_says_of_the_bar_before(whole: tuple[Workspace, Summary]) -> None:
+    place, done = whole
+    features = _features(place, done.run_id)
+    held = _memory(place)
+    known = (features["timestamp"].dt.epoch("ns") + 60_000_000_000).to_list()
+    score, distance = features["pattern_replay_score"], features["cluster_score_distance"]
+    assert score[0] is None
+    for row, before in enumerate(known[:-1], start=1):
+        enough = sum(trade.known_ns <= before for trade in held) >= 20
+        assert (score[row] is not None) == (distance[row] is not None) == enough, row
+    recalled = [row for row in held if row.recalled is not None]
+    assert len(recalled) > 3
+    for trade in recalled:  # what was recalled for an entry is what the next bar knows
+        assert score[known.index(_entered_ns(trade)) + 1] == trade.recalled
+
+
+def _entered_ns(row: memory.Row) -> int:
+    (stamp,) = re.findall(r"\d{8}T\d{6}", row.trade_id or "")
+    return int(dt.datetime.strptime(f"{stamp}Z", "%Y%m%dT%H%M%S%z").timestamp()) * 1_000_000_000
+
+
+def test_the_limit_is_tightened_by_what_is_known_from_the_twentieth_trade_on(whole: tuple[Workspace, Summary]) -> None:
+    place, done = whole
+    closed = sorted(row.known_ns for row in _memory(place))
+    limits = dict(done.marks.select("known_at", "drawdown_limit").rows())
+    before = [limit for at, limit in limits.items() if at <= closed[19]]
+    after = [limit for at, limit in limits.items() if at > closed[19]]
+    assert set(before) == {0.05}
+    assert min(after) < 0.05
+    assert all(0.025 <= limit <= 0.05 for limit in after)
+
+
+def _remember(place: Workspace, count: int, at: int, profit: float) -> None:
+    store = memory.of(place)
+    for number in range(count):
+        store.store(np.sin(np.arange(len(store.manifest.names)) + number), profit, at_ns=at - number * 60_000_000_000)
+
+
+def test_a_replay_knows_the_desks_memory_as_it_was_and_no_other_replay(tmp_path: Path) -> None:
+    place, end = Workspace(tmp_path), START + 3_600_000_000_000
+    plain = _run(place, _inputs(place), end=end)
+    assert set(plain.marks["drawdown_limit"]) == {0.05}
+    _remember(place, 25, START + 60_000_000_000 * 10, -1.0)
+    young = _run(place, _inputs(place), end=end)
+    assert young.run_id != plain.run_id
+    assert set(young.marks["drawdown_limit"]) == {0.05}, "of the 25, some lie after the start"
+    _remember(place, 20, START - 86_400_000_000_000, -1.0)
+    tight = _run(place, _inputs(place), end=end)
+    assert set(tight.marks["drawdown_limit"]) == {0.025}, "all of the nearest lost"
+    again = _run(place, _inputs(place), end=end, fresh=True)
+    assert again.run_id == tight.run_id
+    assert again.marks.equals(tight.marks)
+    memory.forget(place)
+
+
+def test_a_resume_without_the_runs_own_memory_is_refused(tmp_path: Path) -> None:
+    place, end = Workspace(tmp_path), START + 3_600_000_000_000
+    done = _run(place, _inputs(place), end=end)
+    (place.data / "runs" / done.run_id / memory.FILE).unlink()
+    with pytest.raises(StateError, match="own memory"):
+        _run(place, _inputs(place), end=end)
+    assert _run(place, _inputs(place), end=end, fresh=True).equity == done.equity
+    memory.forget(place)
+
+
+def test_a_replay_whose_memory_is_gone_enters_nothing(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    mia_fast.setup_database(place).unlink()
+    done = _run(place, _inputs(place), end=START + 8 * 3_600_000_000_000)
+    assert done.trades == 0
+    assert set(done.tally.blocks) == {"RISK_MEMORY"}
+    assert "gone" in done.memory
+    assert done.marks["drawdown_limit"].is_nan().all()
+    memory.forget(place)
+
+
 @pytest.mark.parametrize("kill_after", [1, 4])
 def test_a_killed_replay_resumes_to_the_same_end(
     whole: tuple[Workspace, Summary], tmp_path: Path, kill_after: int
@@ -252,6 +369,7 @@ def test_a_killed_replay_resumes_to_the_same_end(
         assert (place.data / name).read_bytes() == (undisturbed.data / name).read_bytes(), name
     assert resumed.tally == expected.tally
     assert resumed.equity == expected.equity
+    assert _memory(place) == _memory(undisturbed)
     with journals.Journal.open(place) as journal:
         assert journal.query("SELECT count(*) FROM alerts WHERE priority >= 3").item() == 0
 
@@ -272,12 +390,16 @@ def test_without_a_calendar_no_entry_passes(tmp_path: Path) -> None:
     assert set(done.tally.blocks) == {"CALENDAR_MISSING"}
 
 
-def test_without_vix_there_is_no_forecast_and_no_entry(tmp_path: Path) -> None:
+def test_without_vix_there_is_no_forecast_and_no_entry(whole: tuple[Workspace, Summary], tmp_path: Path) -> None:
     place = Workspace(tmp_path)
     done = _run(place, _inputs(place, cross=None), checkpoint_bars=3000)
     assert done.trades == 0
     assert done.tally.actions["hold"] == BARS
-    assert set(done.null_features) == {"vix_term_1m", "vix_rolling_mean", "vix_rolling_std"}
+    lost = {name: lacks for name, lacks in done.null_features.items() if name not in whole[1].null_features}
+    assert {"vix_term_1m", "vix_rolling_mean", "vix_rolling_std"} < set(lost)
+    tables = {column.name: column.table for column in catalogues.read(place).inputs}
+    assert all({tables[name] for name in lacks} & {"daily", "minute"} for lacks in lost.values())
+    assert _features(place, done.run_id)["predicted_vix"].null_count() == BARS
 
 
 def test_a_breach_latches_the_run_but_not_the_desk(tmp_path: Path) -> None:
@@ -326,6 +448,11 @@ def test_the_bars_before_the_start_warm_the_features(whole: tuple[Workspace, Sum
     assert done.bars == 120
     part = _features(whole[0], whole[1].run_id)[1380:1500]
     assert _features(place, done.run_id).equals(part)
+    # Three chains are older than the run: the last one is in force when it begins.
+    assert len(list((place.data / "options_snapshots").glob("levels_*.json"))) == 1
+    with journals.Journal.open(place) as journal:
+        assert journal.query("SELECT count(*) FROM levels").item() == 1
+        assert journal.query("SELECT count(*) FROM alerts WHERE priority >= 3").item() == 0
 
 
 def test_a_stale_vix_is_missing_and_blocks(tmp_path: Path) -> None:

@@ -124,7 +124,8 @@ def entry(engine: Desk, time: Clock) -> list[str]:
     order = Order("id", engine.market.instrument.symbol, Side.BUY, 1, stop=2390.0)
     market = Market(time.now, 2400.0, True, 40.0, "sha", True, False, {"cross": time.now - MINUTE})
     account = Account(time.now, 100_000.0, 0, "A", True, ())
-    verdict = engine.gate(account="A", model_sha256="sha").check(order, market, account, time.now)
+    resume = not isinstance(engine.journal, Recorder)
+    verdict = engine.gate(account="A", model_sha256="sha", resume=resume).check(order, market, account, time.now)
     return [denial.code.name for denial in verdict.denials]
 
 

@@ -43,7 +43,7 @@ from mia_fast.risk import (
 from mia_fast.risk.codes import Category
 from mia_fast.risk.config import Closure, Contract
 from mia_fast.risk.document import page
-from mia_fast.risk.gate import RULES, Ask, Scope
+from mia_fast.risk.gate import RULES, Ask, Scope, _reduces
 
 ES = Instrument(symbol="ES", tick_size=0.25, point_value=50.0)
 SECOND = 1_000_000_000
@@ -89,22 +89,28 @@ class Scene:
         return gate
 
     def check(self) -> Verdict:
-        """The verdict, after the pass in one go was held against the rules."""
+        """The verdict, after what it says was held against all rules asked one by one."""
         gate = self.gate()
-        denied = {}
-        for row in RULES:
-            try:
-                found = row.check(Ask(gate, self.order, self.market, self.account, self.now))
-            except Exception as error:
-                found = error
-            if found is not None:
-                denied[row.name] = found
-        try:
-            clear = gate._clear(self.order, self.market, self.account, self.now)
-        except Exception:
-            clear = False
-        assert not (clear and denied), denied
+        verdict = gate.evaluate(self.order, self.market, self.account, self.now)
+        if type(self.order) is Order and self.order.action is not Action.CANCEL:
+            leaves = self.order.reduce_only is True and _reduces(gate, self.order, self.account)
+            assert list(map(str, verdict.denials)) == self.one_by_one(gate, Scope.EXIT if leaves else Scope.ENTRY)
         return gate.check(self.order, self.market, self.account, self.now)
+
+    def one_by_one(self, gate: Gate, scope: Scope) -> list[str]:
+        """What every rule of the scope says, whether or not the pass in one go suspects it."""
+        ask = Ask(gate, self.order, self.market, self.account, self.now)
+        said = []
+        for row in RULES:
+            if scope in row.scope:
+                try:
+                    found = row.check(ask)
+                except Exception as error:
+                    values = {"rule": row.name, "error": f"{type(error).__name__}:{error}"}
+                    found = Denial(Code.RISK_CHECK, tuple(values.items()))
+                if found is not None:
+                    said.append(str(found))
+        return said
 
 
 def put(**parts):
@@ -394,6 +400,58 @@ def test_every_code_of_every_rule_is_given_by_some_fault():
     assert len(declared) == len(set(declared))
     elsewhere = {Code.ORDER_MISSING, Code.RISK_CHECK, Code.RISK_STATE, Code.RISK_HALT, Code.EVENT_ASSERTED}
     assert set(Code) == set(declared) | elsewhere
+
+
+DECISIVE = {
+    "clock": FAULTS["clock backwards"][0],
+    "state": FAULTS["disarmed"][0],
+    "saved": FAULTS["state not saved"][0],
+    "instance": FAULTS["lost the account"][0],
+    "memory": FAULTS["memory NaN"][0],
+    "drawdown": both(limit(max_daily_loss=0.9), change("account", equity=94_999.0)),
+    "day": FAULTS["daily loss"][0],
+    "busy": FAULTS["overtrading"][0],
+    "account": FAULTS["account stale"][0],
+    "known account": FAULTS["not reconciled"][0],
+    "position": FAULTS["half a contract held"][0],
+    "event": FAULTS["event"][0],
+    "session": both(put(sessions=NoHours()), change("market", streams={"cross": T0})),
+    "blackout": FAULTS["closure"][0],
+    "market": FAULTS["bar stale"][0],
+    "halted": FAULTS["halted"][0],
+    "streams": FAULTS["cross stale"][0],
+    "model": FAULTS["prediction not finite"][0],
+    "output": FAULTS["output too high"][0],
+    "which model": FAULTS["another model"][0],
+    "features": FAULTS["features not ready"][0],
+    "journal": FAULTS["journal unhealthy"][0],
+    "action": FAULTS["action in words"][0],
+    "fields": FAULTS["other instrument"][0],
+    "type": both(limit(order_types=("limit",)), change("order", price=None)),
+    "price": FAULTS["limit off tick"][0],
+    "stop": FAULTS["no stop"][0],
+    "quantity": both(limit(max_position=6), change("order", quantity=6, stop=2_399.0)),
+    "notional": FAULTS["too valuable"][0],
+    "resulting position": FAULTS["position full"][0],
+    "collar": change("order", price=2_425.0, stop=2_420.0),
+    "margin": FAULTS["margin"][0],
+    "trade risk": FAULTS["too much at the stop"][0],
+    "rate": FAULTS["too many messages"][0],
+    "entries": FAULTS["too many entries"][0],
+    "reducing": FAULTS["reduce-only when flat"][0],
+    "self-cross": FAULTS["crosses a working order"][0],
+    "repeated": FAULTS["repeated content"][0],
+    "identity": FAULTS["no id"][0],
+}
+"""For each rule a scene that every other rule lets through."""
+
+
+@pytest.mark.parametrize("rule_name", [row.name for row in RULES])
+def test_each_rule_is_the_only_one_that_stops_some_entry(tmp_path, rule_name):
+    scene = Scene(tmp_path)
+    DECISIVE[rule_name](scene)
+    (only,) = scene.check().denials
+    assert only.code in next(row for row in RULES if row.name == rule_name).codes
 
 
 # ---------------------------------------------------------------- exits and cancels

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from test_risk_support import CONFIG, MINUTE, ROOT, T0
 
 from mia_fast.clock import from_datetime, to_datetime
-from mia_fast.risk import Code, Event, EventCalendar, Instance, TradeWindowFilter, WeeklySessions
+from mia_fast.risk import Code, Event, EventCalendar, Instance, TradeWindowFilter, WeeklySessions, trading_hours
 from mia_fast.risk.config import Closure, Contract, Stream
+from mia_fast.workspace import Workspace
 
 NEW_YORK = ZoneInfo("America/New_York")
 QUARTERLY = Contract(expiry=None, before_hours=15.5, after_hours=1)
@@ -177,3 +178,67 @@ def test_a_folder_that_was_replaced_is_claimed_anew(tmp_path):
 def test_what_cannot_be_locked_is_not_held(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     assert not Instance(tmp_path / "file").held
+
+
+# ---------------------------------------------------------------- the dated table
+
+
+def instant(text: str) -> int:
+    return from_datetime(dt.datetime.fromisoformat(text))
+
+
+ES_HOURS = trading_hours(Workspace(ROOT), "ES")
+
+
+@pytest.mark.parametrize(
+    ("when", "is_open", "until"),
+    [
+        ("2021-11-24T20:00Z", True, "2021-11-24T22:00Z"),  # the day before Thanksgiving is a whole one
+        ("2021-11-25T17:59Z", True, "2021-11-25T18:00Z"),  # Thanksgiving ends at 13:00 New York
+        ("2021-11-25T18:00Z", False, "2021-11-25T23:00Z"),
+        ("2021-11-26T18:14Z", True, "2021-11-26T18:15Z"),  # the day after at 13:15
+        ("2021-11-26T18:15Z", False, "2021-11-28T23:00Z"),
+        ("2022-06-20T16:59Z", True, "2022-06-20T17:00Z"),  # Juneteenth, kept on a Monday, at 13:00
+        ("2022-06-20T17:00Z", False, "2022-06-20T22:00Z"),
+        ("2021-12-23T23:30Z", False, "2021-12-26T23:00Z"),  # Christmas kept on Friday the 24th: no session at all
+        ("2020-12-24T18:14Z", True, "2020-12-24T18:15Z"),  # Christmas Eve at 13:15
+        ("2022-04-15T12:00Z", False, "2022-04-17T22:00Z"),  # Good Friday
+        ("2020-02-03T21:15Z", False, "2020-02-03T21:30Z"),  # the daily halt of those years
+        ("2020-02-03T21:30Z", True, "2020-02-03T22:00Z"),
+        ("2020-03-16T13:40Z", False, "2020-03-16T13:45:01Z"),  # circuit breaker
+        ("2020-03-16T13:46Z", True, "2020-03-16T20:15Z"),
+    ],
+)
+def test_golden_days_by_the_dated_table(when, is_open, until):
+    span = ES_HOURS.span(instant(when))
+    assert (span.open, span.end_ns) == (is_open, instant(until))
+
+
+@given(st.datetimes(dt.datetime(2013, 10, 2), dt.datetime(2028, 12, 1)))
+def test_dated_spans_tile_time_and_never_open_when_the_weekly_rule_is_closed(when):
+    now = from_datetime(when.replace(tzinfo=dt.UTC))
+    span = ES_HOURS.span(now)
+    assert span.start_ns <= now < span.end_ns
+    assert ES_HOURS.span(span.start_ns) == ES_HOURS.span(span.end_ns - 1) == span
+    after = ES_HOURS.span(span.end_ns)
+    assert after.start_ns == span.end_ns
+    assert after.open is not span.open
+    assert after.trade_date >= span.trade_date
+    if span.open and when.year > 2015:
+        weekly = WeeklySessions().span(now)
+        assert (weekly.open, weekly.trade_date) == (True, span.trade_date)
+
+
+@pytest.mark.parametrize("when", ["2013-09-30T12:00Z", "2028-12-29T22:00Z", "2035-06-01T12:00Z"])
+def test_outside_the_table_the_hours_are_not_known_and_that_blocks(when):
+    assert ES_HOURS.span(instant(when)) is None
+    windows = TradeWindowFilter(
+        EventCalendar.from_events([Event(instant("2036-01-01T00:00Z"), "x", 0.1)], CONFIG.events),
+        ES_HOURS, (), CONFIG.contract,
+    )  # fmt: skip
+    assert windows.blocked(instant(when)).code is Code.SESSION_UNKNOWN
+    assert not windows.move(instant(when))
+
+
+def test_a_product_without_a_table_has_no_known_hours():
+    assert trading_hours(Workspace(ROOT), "BTC").span(T0) is None

@@ -246,6 +246,23 @@ def test_bars_longer_than_every_interval_are_refused() -> None:
     assert read("bars", slow, interval="5m").interval_ns == 300_000_000_000
 
 
+def test_bars_full_of_holes_are_refused_for_their_faults_and_not_for_their_interval() -> None:
+    """What 90 % of faulty rows leave has gaps of any length, which say nothing of the bars'."""
+    holes = bars(400).with_columns(
+        close=pl.when(pl.int_range(pl.len()) % 10 == 0).then("close").otherwise(float("nan"))
+    )
+    with pytest.raises(DataError, match=r"360 of 400 rows are faulty, 90.0% .* \[too_many_faults\]"):
+        read("bars", holes)
+
+
+@pytest.mark.parametrize(("count", "minutes", "proven"), [(1, 1, False), (20, 5, False), (20, 1, True), (2, 1, True)])
+def test_a_file_too_short_to_prove_its_interval_says_so(count: int, minutes: int, proven: bool) -> None:
+    frame = bars(count).with_columns(timestamp=pl.lit(START) + pl.duration(minutes=minutes * pl.int_range(pl.len())))
+    table = read("bars", frame)
+    assert table.interval_ns == 60_000_000_000
+    assert ("too few bars" in table.report()) is not proven
+
+
 def test_a_bar_inside_another_is_quarantined_and_the_next_one_stays() -> None:
     stray = bars(1).with_columns(timestamp=pl.lit(START + 10.5 * MINUTE, pl.Datetime("ns", "UTC")))
     frame = pl.concat([bars()[:11], stray, bars()[11:]])

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from mia_kernels.compile import inlined, kernel
 from mia_kernels.elementary import log
-from mia_kernels.vector import exp, fma, wide
+from mia_kernels.vector import exp, fma, inverse_root, log_quotient, rough_log, wide
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -87,6 +87,11 @@ SPEED = 9
 ULTIMA = 10
 N_GREEKS = 11
 
+# Beside the greeks in the table of sums.
+VANNA_SLOPE = N_GREEKS  # S d vanna / d ln S, volatilities and F/S held
+STRUCK = N_GREEKS + 1  # K
+N_SUMS = N_GREEKS + 2
+
 BLOCK = 256
 _GUESS_TOLERANCE = 6e-4  # of s; the fit's own error is at most 4.87e-4 inside its domain
 _BENIGN = 1e-3  # a normalised price that solves cleanly: stands in where there is none
@@ -95,37 +100,35 @@ _INV_SQRT_2PI = 0.3989422804014327
 _SQRT_HALF_PI = 1.2533141373155003
 _1_3 = 0.3333333333333333
 _1_7 = 0.14285714285714285
-_1_9 = 0.1111111111111111
-_1_11 = 0.09090909090909091
+_UNDERFLOW = 1400.0  # beyond this h^2 the exponential is clamped, and a price made of it is noise
 _NARROW = 2e-3  # below this s the price is summed differently
 
 # Rows of the scratch array.
-_LOG_MONEYNESS = N_GREEKS  # x
-_PRICE = N_GREEKS + 1  # b
-_MAXIMUM = N_GREEKS + 2  # e^{-|x|/2}, the limit of b for s to infinity
-_WIDTH = N_GREEKS + 3  # s
-_DOUBT = N_GREEKS + 4
-_STRIKE = N_GREEKS + 5
-_DISCOUNT = N_GREEKS + 6
-_CARRY = N_GREEKS + 7
-_YEARS = N_GREEKS + 8
-_ROOT_YEARS = N_GREEKS + 9
-_RATE = N_GREEKS + 10
-_YIELD = N_GREEKS + 11
-_FORWARD = N_GREEKS + 12
-_TIME_VALUE = N_GREEKS + 13
-_CODE = N_GREEKS + 14  # OK or what the price is instead
-_VOID = N_GREEKS + 15  # 0 where there is a volatility, else NaN
-_ROWS = N_GREEKS + 16
+_LOG_MONEYNESS = N_SUMS  # x
+_PRICE = N_SUMS + 1  # b
+_MAXIMUM = N_SUMS + 2  # e^{-|x|/2}, the limit of b for s to infinity
+_WIDTH = N_SUMS + 3  # s
+_DOUBT = N_SUMS + 4
+_STRIKE = N_SUMS + 5
+_DISCOUNT = N_SUMS + 6
+_CARRY = N_SUMS + 7
+_YEARS = N_SUMS + 8
+_ROOT_YEARS = N_SUMS + 9
+_RATE = N_SUMS + 10
+_YIELD = N_SUMS + 11
+_FORWARD = N_SUMS + 12
+_TIME_VALUE = N_SUMS + 13
+_CODE = N_SUMS + 14  # OK or what the price is instead
+_VOID = N_SUMS + 15  # 0 where there is a volatility, else NaN
+_INVERSE_MAXIMUM = N_SUMS + 16
+_INVERSE_ROOT = N_SUMS + 17  # 1 / sqrt(T)
+_ROWS = N_SUMS + 18
+_LANES = 64
 
 
 @inlined
-def erfcx(z: float) -> float:
-    """exp(z^2) erfc(z) for z >= 0; relative error below 1e-14."""
-    a = z + 3.75
-    c = 1.0 + 2.0 * z
-    q = 1.0 / (a * c)  # one division for both quotients
-    t = (z - 3.75) * (q * c)
+def _erfcx_series(t: float) -> float:
+    """(1 + 2z) erfcx(z) in t = (z - 3.75)/(z + 3.75)."""
     p = 2.5509998540467027e-09
     p = fma(t, p, 2.217672157727024e-09)
     p = fma(t, p, -1.673127773802075e-08)
@@ -151,14 +154,41 @@ def erfcx(z: float) -> float:
     p = fma(t, p, 0.003585415485459938)
     p = fma(t, p, -0.14024059858555044)
     p = fma(t, p, 1.2375126308378275)
-    return float(p * (q * a))
+    return float(p)
+
+
+@inlined
+def erfcx(z: float) -> float:
+    """exp(z^2) erfc(z) for z >= 0; relative error below 1e-14."""
+    a = z + 3.75
+    c = 1.0 + 2.0 * z
+    q = 1.0 / (a * c)  # one division for both quotients
+    return _erfcx_series((z - 3.75) * (q * c)) * (q * a)
+
+
+@inlined
+def _erfcx_pair(y: float, z: float) -> tuple[float, float]:
+    """:func:`erfcx` of two arguments, with one division for both."""
+    ay = y + 3.75
+    cy = 1.0 + 2.0 * y
+    az = z + 3.75
+    cz = 1.0 + 2.0 * z
+    py = ay * cy
+    pz = az * cz
+    q = 1.0 / (py * pz)
+    qy = q * pz
+    qz = q * py
+    first = _erfcx_series((y - 3.75) * (qy * cy)) * (qy * ay)
+    second = _erfcx_series((z - 3.75) * (qz * cz)) * (qz * az)
+    return first, second
 
 
 @inlined
 def _guess(ax: float, b: float) -> float:
     """First guess of s from |x| and b."""
     m = ax + b
-    y = 2.374496688323719 / math.sqrt(1.0 - log(b / m)) - 1.374496688323719
+    v = inverse_root(1.0 - (rough_log(b) - rough_log(m)))
+    y = fma(2.374496688323719, v, -1.374496688323719)
     w = 0.5959700987851513 * m - 1.0
     a0 = 0.1605489210930955
     a0 = fma(w, a0, 0.523750883215456)
@@ -234,16 +264,6 @@ def _guess(ax: float, b: float) -> float:
 
 
 @inlined
-def _log_ratio(f: float, k: float) -> float:
-    """ln(f/k), to full relative precision where the two are close; both branches computed, for the vectoriser."""
-    d = (f - k) / (f + k)
-    d2 = d * d
-    near = 2.0 * d * (1.0 + d2 * (_1_3 + d2 * (0.2 + d2 * (_1_7 + d2 * (_1_9 + d2 * _1_11)))))
-    far = log(f / k)
-    return near if abs(d) < 0.02 else far
-
-
-@inlined
 def _normalise(scratch: F64, n: int) -> None:
     """Fill the rows of x, b, the maximum and the code from those of F, K, T and the time value.
 
@@ -263,39 +283,35 @@ def _normalise(scratch: F64, n: int) -> None:
         code = code if good else float(INVALID)
         f = f if code == 0.0 else 1.0
         k = k if code == 0.0 else 1.0
-        up = 1.0 / math.sqrt(f * k)
+        up = inverse_root(f * k)
         scratch[_CODE * BLOCK + j] = code
         scratch[_VOID * BLOCK + j] = 0.0 if code == 0.0 else np.nan
         scratch[_PRICE * BLOCK + j] = value * up if code == 0.0 else _BENIGN
-        scratch[_LOG_MONEYNESS * BLOCK + j] = _log_ratio(f, k)
+        scratch[_LOG_MONEYNESS * BLOCK + j] = log_quotient(f, k)
         scratch[_MAXIMUM * BLOCK + j] = min(f, k) * up
+        scratch[_INVERSE_MAXIMUM * BLOCK + j] = max(f, k) * up
 
 
 @inlined
-def _bell(ax: float, s: float) -> float:
+def _bell(h: float, s: float) -> float:
     """E = exp(-(h^2 + s^2/4) / 2), which is sqrt(2 pi) db/ds."""
-    h = ax / s
     t = 0.5 * s
     return exp(-0.5 * (h * h + t * t))
 
 
 @inlined
-def _value(ax: float, s: float, e: float, maximum: float) -> float:
-    """The normalised price b(x, s); ``e`` = E."""
-    h = ax / s
+def _value(h: float, s: float, e: float, maximum: float) -> float:
+    """The normalised price b(x, s); ``h`` = |x|/s, ``e`` = E."""
     t = 0.5 * s
     u = (h - t) * _INV_SQRT_2
     w = (h + t) * _INV_SQRT_2
-    eu = erfcx(abs(u))
-    ew = erfcx(w)
+    eu, ew = _erfcx_pair(abs(u), w)
     return 0.5 * e * (eu - ew) if u >= 0.0 else maximum - 0.5 * e * (eu + ew)
 
 
 @inlined
-def _householder(ax: float, s: float, y: float, nu: float) -> float:
+def _householder(h: float, rs: float, s: float, y: float, nu: float) -> float:
     """The step of third order towards the root of g = ln b(x, s) - ln b; ``y`` = g', ``nu`` = the Newton step."""
-    rs = 1.0 / s
-    h = ax * rs
     h2 = h * h
     curve = h2 * rs - 0.25 * s - y  # g'' / g'
     slope = -3.0 * h2 * rs * rs - 0.25 - y * curve
@@ -315,16 +331,18 @@ def _bracketed(ax: float, b: float, maximum: float, start: float) -> float:
     high = np.inf
     s = start if 1e-12 < start < 1e3 else 1.0
     for _ in range(200):
-        e = _bell(ax, s)
-        if s < _NARROW:
-            h = ax / s
+        h = ax / s
+        e = _bell(h, s)
+        if h * h > _UNDERFLOW:
+            value = 0.0
+        elif s < _NARROW:
             n = _INV_SQRT_2PI * exp(-0.5 * h * h)
             j0 = s * n * (1.0 - h * _SQRT_HALF_PI * erfcx(h * _INV_SQRT_2))
             j1 = (s * s * s * n - ax * ax * j0) * _1_3
             j2 = (s * s * s * s * s * n - ax * ax * j1) * 0.2
             value = j0 - 0.125 * j1 + 0.0078125 * j2
         else:
-            value = _value(ax, s, e, maximum)
+            value = _value(h, s, e, maximum)
         if value == b:
             return s
         if value < b:
@@ -336,7 +354,7 @@ def _bracketed(ax: float, b: float, maximum: float, start: float) -> float:
             y = _INV_SQRT_2PI * e / value
             d = (b - value) / value
             ratio = log(b / value) if abs(d) > 1e-4 else d * (1.0 - d * (0.5 - d * (_1_3 - 0.25 * d)))
-            new = s + _householder(ax, s, y, ratio / y)
+            new = s + _householder(h, 1.0 / s, s, y, ratio / y)
         if not low < new < high:
             new = 2.0 * s if high == np.inf else 0.5 * (low + high)
         if abs(new - s) <= 2.3e-16 * s or new <= 1e-12 or new >= 1e4:
@@ -351,14 +369,24 @@ def _solve(scratch: F64, n: int) -> None:
     for j in range(n):
         ax = abs(scratch[_LOG_MONEYNESS * BLOCK + j])
         b = scratch[_PRICE * BLOCK + j]
-        s = _guess(ax, b)
-        e = _bell(ax, s)
-        value = _value(ax, s, e, scratch[_MAXIMUM * BLOCK + j])
-        y = _INV_SQRT_2PI * e / value
-        d = (b - value) / (b + value)
+        scratch[_WIDTH * BLOCK + j] = _guess(ax, b)
+    for j in range(n):
+        ax = abs(scratch[_LOG_MONEYNESS * BLOCK + j])
+        b = scratch[_PRICE * BLOCK + j]
+        s = scratch[_WIDTH * BLOCK + j]
+        rs = 1.0 / s
+        h = ax * rs
+        e = _bell(h, s)
+        value = _value(h, s, e, scratch[_MAXIMUM * BLOCK + j])
+        # one division for y = g', 1/y and d; where the product underflows it yields NaN, and the bracket takes over
+        n0 = _INV_SQRT_2PI * e
+        total = b + value
+        q = 1.0 / (value * n0 * total)
+        y = n0 * n0 * total * q
+        d = (b - value) * (value * n0 * q)
         d2 = d * d
-        nu = 2.0 * d * (1.0 + d2 * (_1_3 + d2 * (0.2 + d2 * _1_7))) / y
-        scratch[_WIDTH * BLOCK + j] = s + _householder(ax, s, y, nu)
+        nu = 2.0 * d * (1.0 + d2 * (_1_3 + d2 * (0.2 + d2 * _1_7))) * (value * value * total * q)
+        scratch[_WIDTH * BLOCK + j] = s + _householder(h, rs, s, y, nu)
         # the Newton step measures the guess: larger than the fit allows means outside its domain
         scratch[_DOUBT * BLOCK + j] = max(abs(nu) - _GUESS_TOLERANCE * s, _NARROW - s)
     for j in range(n):
@@ -415,12 +443,9 @@ def implied_volatility(
         _normalise(scratch, n)
         _solve(scratch, n)
         for j in range(n):
-            years_left = scratch[_YEARS * BLOCK + j]
-            scratch[_WIDTH * BLOCK + j] = (
-                scratch[_WIDTH * BLOCK + j] / math.sqrt(years_left) + scratch[_VOID * BLOCK + j]
+            sigma[first + j] = (
+                scratch[_WIDTH * BLOCK + j] * inverse_root(scratch[_YEARS * BLOCK + j]) + (scratch[_VOID * BLOCK + j])
             )
-        for j in range(n):
-            sigma[first + j] = scratch[_WIDTH * BLOCK + j]
         for j in range(n):
             status[first + j] = np.int8(scratch[_CODE * BLOCK + j])
 
@@ -433,22 +458,24 @@ def _greeks(scratch: F64, n: int, spot: float) -> None:
         x = scratch[_LOG_MONEYNESS * BLOCK + j]
         s = scratch[_WIDTH * BLOCK + j]
         maximum = scratch[_MAXIMUM * BLOCK + j]
+        up = scratch[_INVERSE_MAXIMUM * BLOCK + j]
         k = scratch[_STRIKE * BLOCK + j]
         discount = scratch[_DISCOUNT * BLOCK + j]
         carry = scratch[_CARRY * BLOCK + j]
         years = scratch[_YEARS * BLOCK + j]
         root = scratch[_ROOT_YEARS * BLOCK + j]
+        inverse_root_years = scratch[_INVERSE_ROOT * BLOCK + j]
         r = scratch[_RATE * BLOCK + j]
         q = scratch[_YIELD * BLOCK + j]
         rs = 1.0 / s
         a = abs(x) * rs
         t = 0.5 * s
         e = exp(-0.5 * (a * a + t * t))
-        up = 1.0 / maximum
         u = (a - t) * _INV_SQRT_2
         w = (a + t) * _INV_SQRT_2
-        near = 0.5 * e * up * erfcx(abs(u))  # N(-|a - t|)
-        far = 0.5 * e * maximum * erfcx(w)  # N(-(a + t))
+        eu, ew = _erfcx_pair(abs(u), w)
+        near = 0.5 * e * up * eu  # N(-|a - t|)
+        far = 0.5 * e * maximum * ew  # N(-(a + t))
         inside = near if u < 0.0 else 1.0 - near  # N(a - t)
         outside = 1.0 - near if u < 0.0 else near  # N(-(a - t))
         itm = x >= 0.0
@@ -457,9 +484,9 @@ def _greeks(scratch: F64, n: int, spot: float) -> None:
         n1 = 1.0 - far if itm else outside
         n2 = inside if itm else far
         density = carry * _INV_SQRT_2PI * e * (maximum if itm else up)
-        sigma = s / root
+        sigma = s * inverse_root_years
         inverse_sigma = root * rs
-        inverse_years = 1.0 / years
+        inverse_years = inverse_root_years * inverse_root_years
         gamma = density * rs * inverse_spot
         vega = spot * density * root
         dd = d1 * d2
@@ -472,27 +499,105 @@ def _greeks(scratch: F64, n: int, spot: float) -> None:
         scratch[VANNA * BLOCK + j] = -density * d2 * inverse_sigma
         scratch[CHARM * BLOCK + j] = q * carry * n1 - density * ((r - q) * rs - 0.5 * d2 * inverse_years)
         scratch[VOMMA * BLOCK + j] = vega * dd * inverse_sigma
+        scratch[VANNA_SLOPE * BLOCK + j] = vega * (dd - 1.0) * inverse_sigma * inverse_sigma * inverse_years
         scratch[SPEED * BLOCK + j] = -gamma * inverse_spot * (d1 * rs + 1.0)
         scratch[ULTIMA * BLOCK + j] = -vega * inverse_sigma * inverse_sigma * (dd * (1.0 - dd) + d1 * d1 + d2 * d2)
 
 
 @inlined
 def _gather(scratch: F64, n: int, first: int, strike: F64, group: I64, terms: F64) -> None:
-    """The strikes and the terms of their expiries, into the scratch array."""
+    """The strikes and the terms of their expiries, into the scratch array: one expiry's run after the other."""
     for j in range(n):
-        g = group[first + j]
         scratch[_STRIKE * BLOCK + j] = strike[first + j]
-        scratch[_FORWARD * BLOCK + j] = terms[FORWARD, g]
-        scratch[_DISCOUNT * BLOCK + j] = terms[DISCOUNT, g]
-        scratch[_CARRY * BLOCK + j] = terms[CARRY, g]
-        scratch[_YEARS * BLOCK + j] = terms[YEARS, g]
-        scratch[_ROOT_YEARS * BLOCK + j] = terms[ROOT_YEARS, g]
-        scratch[_RATE * BLOCK + j] = terms[RATE, g]
-        scratch[_YIELD * BLOCK + j] = terms[YIELD, g]
+    begin = 0
+    while begin < n:
+        g = group[first + begin]
+        end = begin + 1
+        while end < n and group[first + end] == g:
+            end += 1
+        scratch[_FORWARD * BLOCK + begin : _FORWARD * BLOCK + end] = terms[FORWARD, g]
+        scratch[_DISCOUNT * BLOCK + begin : _DISCOUNT * BLOCK + end] = terms[DISCOUNT, g]
+        scratch[_CARRY * BLOCK + begin : _CARRY * BLOCK + end] = terms[CARRY, g]
+        scratch[_YEARS * BLOCK + begin : _YEARS * BLOCK + end] = terms[YEARS, g]
+        scratch[_ROOT_YEARS * BLOCK + begin : _ROOT_YEARS * BLOCK + end] = terms[ROOT_YEARS, g]
+        scratch[_INVERSE_ROOT * BLOCK + begin : _INVERSE_ROOT * BLOCK + end] = 1.0 / terms[ROOT_YEARS, g]
+        scratch[_RATE * BLOCK + begin : _RATE * BLOCK + end] = terms[RATE, g]
+        scratch[_YIELD * BLOCK + begin : _YIELD * BLOCK + end] = terms[YIELD, g]
+        begin = end
+
+
+@inlined
+def _sum(scratch: F64, held: F64, lanes: F64, n: int, first: int, group: I64, interest: F64, sums: F64) -> None:
+    """Add a block's greeks times open interest to the sums of its expiries, 64 lanes side by side.
+
+    ``held`` [3 BLOCK]: of one run of an expiry the calls, the puts, one greek, then zeros; ``lanes`` [128].
+    """
+    begin = 0
+    while begin < n:
+        g = group[first + begin]
+        end = begin + 1
+        while end < n and group[first + end] == g:
+            end += 1
+        size = end - begin
+        full = -(-size // _LANES) * _LANES
+        void = scratch[_VOID * BLOCK + begin : _VOID * BLOCK + end]
+        calls = interest[0, first + begin : first + end]
+        puts = interest[1, first + begin : first + end]
+        for j in range(size, full):
+            held[j] = 0.0
+            held[BLOCK + j] = 0.0
+            held[2 * BLOCK + j] = 0.0
+        for j in range(size):
+            held[j] = calls[j] if void[j] == 0.0 else 0.0
+        for j in range(size):
+            held[BLOCK + j] = puts[j] if void[j] == 0.0 else 0.0
+        for row in range(N_SUMS):
+            source = (_STRIKE if row == STRUCK else row) * BLOCK + begin
+            values = scratch[source : source + size]
+            for j in range(size):
+                held[2 * BLOCK + j] = values[j] if void[j] == 0.0 else 0.0
+            if row == SIGMA:
+                for j in range(size):
+                    held[2 * BLOCK + j] = 1.0
+            for j in range(_LANES):
+                lanes[j] = held[j] * held[2 * BLOCK + j]
+                lanes[_LANES + j] = held[BLOCK + j] * held[2 * BLOCK + j]
+            for at in range(_LANES, full, _LANES):
+                part = held[at : at + 2 * BLOCK + _LANES]
+                for j in range(_LANES):
+                    lanes[j] += part[j] * part[2 * BLOCK + j]
+                    lanes[_LANES + j] += part[BLOCK + j] * part[2 * BLOCK + j]
+            for j in range(32):
+                lanes[j] += lanes[32 + j]
+                lanes[_LANES + j] += lanes[_LANES + 32 + j]
+            for j in range(16):
+                lanes[j] += lanes[16 + j]
+                lanes[_LANES + j] += lanes[_LANES + 16 + j]
+            for j in range(8):
+                lanes[j] += lanes[8 + j]
+                lanes[_LANES + j] += lanes[_LANES + 8 + j]
+            call_sum = 0.0
+            put_sum = 0.0
+            for j in range(8):
+                call_sum += lanes[j]
+                put_sum += lanes[_LANES + j]
+            sums[g, 0, row] += call_sum
+            sums[g, 1, row] += put_sum
+        begin = end
 
 
 @kernel
-def smile(price: F64, strike: F64, group: I64, terms: F64, spot: float, out: F64, status: I8) -> None:
+def smile(
+    price: F64,
+    strike: F64,
+    group: I64,
+    terms: F64,
+    spot: float,
+    out: F64,
+    status: I8,
+    interest: F64,
+    sums: F64,
+) -> None:
     """Volatility and greeks of n strikes from their out-of-the-money prices, in one pass.
 
     Parameters
@@ -514,12 +619,20 @@ def smile(price: F64, strike: F64, group: I64, terms: F64, spot: float, out: F64
     status
         [n] in: not OK is skipped. Out: BELOW_INTRINSIC, ABOVE_MAX or INVALID where the price has no
         volatility.
+    interest
+        [2, n] open interest of the calls and the puts; [2, 0]: nothing is summed.
+    sums
+        [expiries, 2, N_SUMS] out: the rows of ``out`` times the open interest of the calls, of the puts, where OK; in
+        the place of SIGMA the open interest that was counted; at VANNA_SLOPE and STRUCK what their names say.
 
     Equations: E. G. Haug, "The complete guide to option pricing formulas", 2nd ed. 2007, ch. 2, with
     the cost of carry of each expiry.
     """
     wide()
     scratch = np.empty(_ROWS * BLOCK)
+    held = np.zeros(3 * BLOCK)
+    lanes = np.empty(2 * _LANES)
+    sums[:] = 0.0
     for first in range(0, price.shape[0], BLOCK):
         n = min(BLOCK, price.shape[0] - first)
         _gather(scratch, n, first, strike, group, terms)
@@ -533,20 +646,26 @@ def smile(price: F64, strike: F64, group: I64, terms: F64, spot: float, out: F64
             scratch[_VOID * BLOCK + j] = 0.0 if status[first + j] == OK else np.nan
         _solve(scratch, n)
         _greeks(scratch, n, spot)
+        if interest.shape[1] > 0:
+            _sum(scratch, held, lanes, n, first, group, interest, sums)
         for row in range(N_GREEKS):
             for j in range(n):
                 out[row, first + j] = scratch[row * BLOCK + j] + scratch[_VOID * BLOCK + j]
 
 
 @kernel
-def reprice(sigma: F64, strike: F64, group: I64, terms: F64, spot: float, out: F64) -> None:
+def reprice(sigma: F64, strike: F64, group: I64, terms: F64, spot: float, out: F64, interest: F64, sums: F64) -> None:
     """The greeks of n strikes at volatilities that are known: nothing is solved.
 
     ``sigma`` [n] per year, NaN where there is none (it may be the row SIGMA of ``out``); the rest as in
-    :func:`smile`, whose figures these are when its terms and spot are given.
+    :func:`smile`, whose figures these are when its terms and spot are given. ``out`` may end after any of its rows:
+    the sums are of all of them.
     """
     wide()
     scratch = np.empty(_ROWS * BLOCK)
+    held = np.zeros(3 * BLOCK)
+    lanes = np.empty(2 * _LANES)
+    sums[:] = 0.0
     for first in range(0, strike.shape[0], BLOCK):
         n = min(BLOCK, strike.shape[0] - first)
         _gather(scratch, n, first, strike, group, terms)
@@ -558,10 +677,14 @@ def reprice(sigma: F64, strike: F64, group: I64, terms: F64, spot: float, out: F
             f = scratch[_FORWARD * BLOCK + j]
             k = scratch[_STRIKE * BLOCK + j]
             f = f if scratch[_VOID * BLOCK + j] == 0.0 else k
-            scratch[_LOG_MONEYNESS * BLOCK + j] = _log_ratio(f, k)
-            scratch[_MAXIMUM * BLOCK + j] = min(f, k) / math.sqrt(f * k)
+            scratch[_LOG_MONEYNESS * BLOCK + j] = log_quotient(f, k)
+            up = inverse_root(f * k)
+            scratch[_MAXIMUM * BLOCK + j] = min(f, k) * up
+            scratch[_INVERSE_MAXIMUM * BLOCK + j] = max(f, k) * up
         _greeks(scratch, n, spot)
-        for row in range(DELTA, N_GREEKS):
+        if interest.shape[1] > 0:
+            _sum(scratch, held, lanes, n, first, group, interest, sums)
+        for row in range(DELTA, out.shape[0]):
             for j in range(n):
                 out[row, first + j] = scratch[row * BLOCK + j] + scratch[_VOID * BLOCK + j]
         for j in range(n):
@@ -620,7 +743,7 @@ def expiry_terms(
     """
     offset = np.empty(strike.shape[0])  # of the usable pairs of one expiry: K - S,
     value = np.empty(strike.shape[0])  # C - P,
-    half = np.empty(strike.shape[0])  # h
+    tight = np.empty(strike.shape[0])  # 1/h
     weight = np.empty(strike.shape[0])
     for g in range(years.shape[0]):
         t = years[g]
@@ -643,7 +766,7 @@ def expiry_terms(
             ):
                 offset[m] = strike[i] - spot
                 value[m] = 0.5 * (bid[0, i] + ask[0, i]) - 0.5 * (bid[1, i] + ask[1, i])
-                half[m] = 0.5 * (ask[0, i] - bid[0, i] + ask[1, i] - bid[1, i])
+                tight[m] = 2.0 / (ask[0, i] - bid[0, i] + ask[1, i] - bid[1, i])
                 weight[m] = 1.0
                 m += 1
         found = european[g] != 0 and m >= min_pairs
@@ -656,7 +779,7 @@ def expiry_terms(
             sk = 0.0
             sy = 0.0
             for i in range(m):
-                w = weight[i] / (half[i] * half[i])
+                w = weight[i] * (tight[i] * tight[i])
                 sw += w
                 sk += w * offset[i]
                 sy += w * value[i]
@@ -665,7 +788,7 @@ def expiry_terms(
             skk = 0.0
             sky = 0.0
             for i in range(m):
-                w = weight[i] / (half[i] * half[i])
+                w = weight[i] * (tight[i] * tight[i])
                 dk = offset[i] - mean_k
                 skk += w * dk * dk
                 sky += w * dk * (value[i] - mean_y)
@@ -678,7 +801,7 @@ def expiry_terms(
                 break
             used = 0
             for i in range(m):
-                u = abs(value[i] - level - slope * offset[i]) / half[i]
+                u = abs(value[i] - level - slope * offset[i]) * tight[i]
                 if turn < 8:
                     weight[i] = 0.5 / u if u > 0.5 else 1.0
                 else:
@@ -772,6 +895,27 @@ def otm_prices(
                     price[i] = mid
 
 
+@inlined
+def _around(status: I8, strike: F64, first: int, last: int, f: float, band: float) -> tuple[int, int]:
+    """The nearest rows of [first, last) on either side of F that are OK, within the band; -1 for none."""
+    middle = first + int(np.searchsorted(strike[first:last], f))  # the first strike that is not below F; NaN: none
+    below = -1
+    above = -1
+    i = middle
+    while i < last and strike[i] / f - 1.0 < band:
+        if status[i] == OK:
+            above = i
+            break
+        i += 1
+    i = middle if middle < last and strike[middle] == f else middle - 1
+    while i >= first and 1.0 - strike[i] / f < band:
+        if status[i] == OK:
+            below = i
+            break
+        i -= 1
+    return below, above
+
+
 @kernel
 def atm_volatility(sigma: F64, status: I8, strike: F64, start: I64, terms: F64, band: float, out: F64) -> None:
     """Volatility at K = F of each expiry, linear in total variance over ln(K/F).
@@ -783,24 +927,144 @@ def atm_volatility(sigma: F64, status: I8, strike: F64, start: I64, terms: F64, 
     for g in range(out.shape[0]):
         out[g] = np.nan
         f = terms[FORWARD, g]
-        below = -1
-        above = -1
-        for i in range(start[g], start[g + 1]):
-            if status[i] != OK or not abs(strike[i] / f - 1.0) < band:
-                continue
-            if strike[i] <= f:
-                below = i
-            if strike[i] >= f and above < 0:
-                above = i
+        below, above = _around(status, strike, start[g], start[g + 1], f, band)
         if below < 0 or above < 0:
             continue
         if below == above:
             out[g] = sigma[below]
             continue
-        low = _log_ratio(strike[below], f)
-        high = _log_ratio(strike[above], f)
+        low = log_quotient(strike[below], f)
+        high = log_quotient(strike[above], f)
         share = low / (low - high)
         out[g] = math.sqrt(sigma[below] ** 2 * (1.0 - share) + sigma[above] ** 2 * share)
+
+
+@inlined
+def _slope(
+    sigma: F64, status: I8, strike: F64, first: int, last: int, f: float, atm: float, root_years: float
+) -> float:
+    """d sigma / d ln K at K = F of the strikes [first, last); NaN where :func:`smile_slope` says."""
+    width = atm * root_years
+    n = 0.0
+    below = 0
+    above = 0
+    s1 = 0.0
+    s2 = 0.0
+    s3 = 0.0
+    s4 = 0.0
+    t0 = 0.0
+    t1 = 0.0
+    t2 = 0.0
+    found = np.nan
+    if width > 0.0:
+        ladder = strike[first:last]
+        low = first + np.searchsorted(ladder, f * math.exp(-width))
+        high = first + np.searchsorted(ladder, f * math.exp(width), side="right")
+        for i in range(low, high):
+            if status[i] == OK:
+                z = log_quotient(strike[i], f) / width
+                y = sigma[i] - atm
+                n += 1.0
+                below += z < 0.0
+                above += z > 0.0
+                s1 += z
+                s2 += z * z
+                s3 += z * z * z
+                s4 += z * z * z * z
+                t0 += y
+                t1 += y * z
+                t2 += y * z * z
+    if n >= 5.0 and below > 0 and above > 0:
+        whole = n * (s2 * s4 - s3 * s3) - s1 * (s1 * s4 - s3 * s2) + s2 * (s1 * s3 - s2 * s2)
+        part = n * (t1 * s4 - s3 * t2) - t0 * (s1 * s4 - s3 * s2) + s2 * (s1 * t2 - t1 * s2)
+        if whole > 1e-12:
+            found = part / whole / width
+    return found
+
+
+@kernel
+def smile_slope(
+    sigma: F64, status: I8, strike: F64, start: I64, terms: F64, atm: F64, target: float, slopes: F64
+) -> float:
+    """d sigma / d ln K at K = F at a fixed time to settlement.
+
+    Of one expiry: the linear coefficient of the least-squares parabola of sigma in ln(K/F) over the strikes within one
+    width, ``|ln(K/F)| <= sigma_atm sqrt(T)``; two neighbours alone would give the noise of their ticks. None with fewer
+    than five strikes, or without one on either side. Between expiries: total variance and its slope
+    ``2 sigma T d sigma / d ln K`` are linear in T between the nearest ones on either side that have both.
+
+    Parameters
+    ----------
+    sigma, status, strike, start, terms
+        As in :func:`atm_volatility`; the expiries in order of T.
+    atm
+        [expiries] sigma_atm, NaN where there is none.
+    target
+        Years.
+    slopes
+        [2] out: of the expiry at or before the target and of the one at or after it; NaN for none.
+
+    Returns
+    -------
+    float
+        NaN outside the expiries that have a slope.
+    """
+    size = atm.shape[0]
+    slopes[:] = np.nan
+    last = -1
+    for back in range(size):
+        g = size - 1 - back
+        if terms[YEARS, g] <= target:
+            slopes[0] = _slope(
+                sigma, status, strike, start[g], start[g + 1], terms[FORWARD, g], atm[g], terms[ROOT_YEARS, g]
+            )
+            if not np.isnan(slopes[0]):
+                last = g
+                break
+    if last >= 0 and terms[YEARS, last] == target:
+        slopes[1] = slopes[0]
+        return float(slopes[0])
+    for g in range(size):
+        if terms[YEARS, g] > target:
+            slopes[1] = _slope(
+                sigma, status, strike, start[g], start[g + 1], terms[FORWARD, g], atm[g], terms[ROOT_YEARS, g]
+            )
+            if not np.isnan(slopes[1]):
+                if last < 0:
+                    return np.nan
+                before = atm[last] * terms[YEARS, last]
+                after = atm[g] * terms[YEARS, g]
+                share = (target - terms[YEARS, last]) / (terms[YEARS, g] - terms[YEARS, last])
+                variance = (1.0 - share) * before * atm[last] + share * after * atm[g]
+                change = (1.0 - share) * before * slopes[0] + share * after * slopes[1]
+                return float(change / math.sqrt(variance * target))
+    return np.nan
+
+
+@kernel
+def relative_spreads(bid: F64, ask: F64, stale: I8, strike: F64, start: I64, terms: F64, atm: F64, out: F64) -> int:
+    """(ask - bid) / mid of the two-sided contracts of both types within one width of the forward.
+
+    ``|ln(K/F)| <= sigma_atm sqrt(T)``. ``bid``, ``ask``, ``stale`` [2, n]; ``strike`` [n]; ``start`` [expiries + 1];
+    ``atm`` [expiries]; ``out`` [2 n] out, in the first places; returns how many.
+    """
+    count = 0
+    for g in range(atm.shape[0]):
+        f = terms[FORWARD, g]
+        width = atm[g] * terms[ROOT_YEARS, g]
+        if not width > 0.0:
+            continue
+        ladder = strike[start[g] : start[g + 1]]
+        first = start[g] + np.searchsorted(ladder, f * math.exp(-width))
+        last = start[g] + np.searchsorted(ladder, f * math.exp(width), side="right")
+        for side in range(2):
+            for i in range(first, last):
+                b = bid[side, i]
+                a = ask[side, i]
+                if stale[side, i] == 0 and b > 0.0 and a > b:
+                    out[count] = 2.0 * (a - b) / (a + b)
+                    count += 1
+    return count
 
 
 @kernel
@@ -825,19 +1089,20 @@ def wings(greeks: F64, status: I8, strike: F64, start: I64, terms: F64, delta: f
             out[row, g] = np.nan
         f = terms[FORWARD, g]
         carry = terms[CARRY, g]
+        middle = start[g] + np.searchsorted(strike[start[g] : start[g + 1]], f)
         for side in range(2):  # the put, the call
             last = -1
             last_delta = 0.0
-            for k in range(start[g + 1] - start[g]):
-                i = start[g + 1] - 1 - k if side == 0 else start[g] + k  # from the forward outwards
-                if status[i] != OK or (strike[i] >= f if side == 0 else strike[i] < f):
+            for k in range(middle - start[g] if side == 0 else start[g + 1] - middle):
+                i = middle - 1 - k if side == 0 else middle + k  # from the forward outwards
+                if status[i] != OK:
                     continue
                 d = carry - greeks[DELTA, i] if side == 0 else greeks[DELTA, i]
                 if last >= 0 and last_delta >= delta and d <= delta:
                     if last_delta - d <= delta:
                         share = (last_delta - delta) / (last_delta - d) if last_delta > d else 0.0
-                        low = _log_ratio(strike[last], f)
-                        high = _log_ratio(strike[i], f)
+                        low = log_quotient(strike[last], f)
+                        high = log_quotient(strike[i], f)
                         variance = greeks[SIGMA, last] ** 2 * (1.0 - share) + greeks[SIGMA, i] ** 2 * share
                         out[side, g] = math.sqrt(variance)
                         out[2 + side, g] = low + share * (high - low)
@@ -857,50 +1122,45 @@ def atm_sides(
     [2, expiries] out: calls, puts; ``middle`` [expiries] out: the mids of call and put added, linear in K
     at K = F. NaN where an expiry lacks a quote.
     """
-    price = np.empty(2)
-    forward = np.empty(2)
-    struck = np.empty(2)
-    years = np.empty(2)
-    discount = np.empty(2)
-    right = np.empty(2)
-    sigma = np.empty(2)
-    code = np.empty(2, np.int8)
+    n = 4 * out.shape[1]  # of each expiry the call below and above F, the put below and above
+    price = np.full(n, np.nan)
+    forward = np.ones(n)
+    struck = np.ones(n)
+    years = np.ones(n)
+    discount = np.ones(n)
+    right = np.ones(n)
+    sigma = np.empty(n)
+    code = np.empty(n, np.int8)
     for g in range(out.shape[1]):
-        middle[g] = 0.0
         f = terms[FORWARD, g]
         for side in range(2):
-            out[side, g] = np.nan
-            below = -1
-            above = -1
-            for i in range(start[g], start[g + 1]):
-                if status[side, i] != OK or not abs(strike[i] / f - 1.0) < band:
-                    continue
-                if strike[i] <= f:
-                    below = i
-                if strike[i] >= f and above < 0:
-                    above = i
-                    break
+            below, above = _around(status[side], strike, start[g], start[g + 1], f, band)
             if below < 0 or above < 0:
-                middle[g] = np.nan
                 continue
             for k in range(2):
                 i = below if k == 0 else above
-                price[k] = 0.5 * (bid[side, i] + ask[side, i])
-                forward[k] = f
-                struck[k] = strike[i]
-                years[k] = terms[YEARS, g]
-                discount[k] = terms[DISCOUNT, g]
-                right[k] = 1.0 if side == 0 else -1.0
-            implied_volatility(price, forward, struck, years, discount, right, sigma, code)
+                at = 4 * g + 2 * side + k
+                price[at] = 0.5 * (bid[side, i] + ask[side, i])
+                forward[at] = f
+                struck[at] = strike[i]
+                years[at] = terms[YEARS, g]
+                discount[at] = terms[DISCOUNT, g]
+                right[at] = 1.0 if side == 0 else -1.0
+    implied_volatility(price, forward, struck, years, discount, right, sigma, code)
+    for g in range(out.shape[1]):
+        f = terms[FORWARD, g]
+        middle[g] = 0.0
+        for side in range(2):
+            low = 4 * g + 2 * side
+            high = low + 1
             share = 0.0
             linear = 0.0
-            if below != above:
-                low = _log_ratio(strike[below], f)
-                share = low / (low - _log_ratio(strike[above], f))
-                linear = (f - strike[below]) / (strike[above] - strike[below])
-            middle[g] += price[0] * (1.0 - linear) + price[1] * linear
-            if code[0] == OK and code[1] == OK:
-                out[side, g] = math.sqrt(sigma[0] ** 2 * (1.0 - share) + sigma[1] ** 2 * share)
+            if struck[low] != struck[high]:
+                x = log_quotient(struck[low], f)
+                share = x / (x - log_quotient(struck[high], f))
+                linear = (f - struck[low]) / (struck[high] - struck[low])
+            middle[g] += price[low] * (1.0 - linear) + price[high] * linear  # NaN where there is none
+            out[side, g] = math.sqrt(sigma[low] ** 2 * (1.0 - share) + sigma[high] ** 2 * share)
 
 
 @kernel
@@ -917,8 +1177,10 @@ def parity_deviation(
         if source[g] != FROM_PARITY:
             continue
         f = terms[FORWARD, g]
-        for i in range(start[g], start[g + 1]):
-            if status[0, i] == OK and status[1, i] == OK and abs(strike[i] / f - 1.0) < band:
+        ladder = strike[start[g] : start[g + 1]]
+        first = start[g] + np.searchsorted(ladder, f * (1.0 - band), side="right")
+        for i in range(first, start[g] + np.searchsorted(ladder, f * (1.0 + band))):
+            if status[0, i] == OK and status[1, i] == OK:
                 value = 0.5 * (bid[0, i] + ask[0, i] - bid[1, i] - ask[1, i])
                 out[count] = abs(value - terms[DISCOUNT, g] * (f - strike[i])) / f
                 count += 1

@@ -7,13 +7,14 @@ the folder. The key has no path in it, so every checkout, virtual environment an
 with the same sources shares one compilation.
 
 ``MIA_KERNEL_CACHE`` moves the cache; otherwise it is the user's cache directory, or a private
-temporary one when that cannot be written.
+temporary one when that cannot be written, and then a warning in the log says so.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from platformdirs import user_cache_path
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_LOG = logging.getLogger(__name__)
 _SOURCES = Path(__file__).resolve().parent
 
 
@@ -46,6 +48,7 @@ def cache_root() -> Path:
     candidates = [Path(named).expanduser()] if named else [user_cache_path("mia-fast") / "kernels"]
     uid = os.getuid() if hasattr(os, "getuid") else "user"
     candidates.append(Path(tempfile.gettempdir()) / f"mia-fast-kernels-{uid}")
+    wanted = candidates[0]
     for candidate in candidates:
         try:
             # Loading a cache entry executes it: the folder must be this user's alone.
@@ -53,10 +56,18 @@ def cache_root() -> Path:
             if hasattr(os, "getuid") and candidate.stat().st_uid != os.getuid():
                 continue
             with tempfile.TemporaryFile(dir=candidate):
+                if candidate is not wanted:
+                    _LOG.warning("compiled kernels are kept in %s: %s is not this user's to write", candidate, wanted)
                 return candidate
         except OSError:
             continue
-    return Path(tempfile.mkdtemp(prefix="mia-fast-kernels-"))
+    private = Path(tempfile.mkdtemp(prefix="mia-fast-kernels-"))
+    _LOG.warning(
+        "compiled kernels are kept in %s for this process only: %s is not this user's to write (set MIA_KERNEL_CACHE)",
+        private,
+        wanted,
+    )
+    return private
 
 
 def cache_dir() -> Path:

@@ -74,26 +74,23 @@ def _extremes(
 
 
 @inlined
-def _advance(
-    equity: NDArray[np.float64],
-    state: NDArray[np.float64],
-    out: NDArray[np.float64],
-    highs: NDArray[np.float64],
-    lows: NDArray[np.float64],
-    odd: NDArray[np.float64],
-) -> None:
-    """One path. A new peak is rare: a tile without one needs no chain and divides in vectors."""
+def _advance(equity: NDArray[np.float64], state: NDArray[np.float64], out: NDArray[np.float64]) -> None:
+    """One path. A new peak is rare: a tile is divided in vectors as if it brought none, and done again if it did.
+
+    A mark above the peak gives a negative quotient, one that is not finite gives NaN or an infinity.
+    """
     n = equity.shape[0]
     if n == 0:
         return
     peak = state[PEAK]
     whole = n - n % TILE
     for start in range(0, whole, TILE):
-        high, _, strange = _extremes(equity, start, highs, lows, odd)
-        if (high <= peak) & (peak > 0.0) & (strange == 0.0):
-            for i in range(start, start + TILE):
-                out[i] = (peak - equity[i]) / peak
-        else:
+        calm = peak > 0.0
+        for i in range(start, start + TILE):
+            value = (peak - equity[i]) / peak
+            out[i] = value
+            calm &= (value >= 0.0) & (value < np.inf)
+        if not calm:
             peak = _rising(equity, out, start, start + TILE, peak)
     peak = _rising(equity, out, whole, n, peak)
     state[PEAK] = peak
@@ -115,8 +112,7 @@ def drawdown(equity: NDArray[np.float64], state: NDArray[np.float64], out: NDArr
     out
         Shape (n,): drawdown as a fraction of the peak to date; NaN where it is undefined.
     """
-    highs, lows, odd = np.empty(LANES), np.empty(LANES), np.empty(LANES)
-    _advance(equity, state, out, highs, lows, odd)
+    _advance(equity, state, out)
 
 
 @kernel
@@ -132,9 +128,8 @@ def drawdown_paths(equity: NDArray[np.float64], state: NDArray[np.float64], out:
     out
         Shape (paths, n): drawdown as a fraction of the path's own peak to date.
     """
-    highs, lows, odd = np.empty(LANES), np.empty(LANES), np.empty(LANES)
     for path in range(equity.shape[0]):
-        _advance(equity[path], state[path], out[path], highs, lows, odd)
+        _advance(equity[path], state[path], out[path])
 
 
 @kernel

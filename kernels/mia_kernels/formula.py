@@ -1,9 +1,13 @@
-"""A formula over columns, interpreted a block at a time.
+"""Formulas as three-address code: groups of equal operations over columns.
 
-The planner turns ``100 * (close - low_14) / (high_14 - low_14)`` into tokens in reverse Polish order;
-each token works on whole (n,) rows, so a formula costs about what compiled code would. A missing
-operand makes the result missing, comparisons included; a result that is not finite (a division by
-zero, the root of a negative) is missing too.
+The planner breaks every formula into operations ``result = operation(a, b, c)`` on columns, finds what
+several formulas share, and puts operations of one kind that are ready at the same time into one group
+(docs/decisions/0030). An operand is a place: a byte offset from row p of the working columns, so that a
+look-back is a smaller offset and a number is a column that holds it everywhere. Live, a group is a tight
+loop over its operations; in batch, each operation is a loop over rows.
+
+A missing operand makes the result missing, comparisons included. What is not finite is made missing by
+CHECK at the end of a formula; until then no operation turns an infinity into a number.
 """
 
 from __future__ import annotations
@@ -13,163 +17,240 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from mia_kernels.compile import kernel
+from mia_kernels import opcodes as op
+from mia_kernels.compile import inlined, kernel
 from mia_kernels.elementary import cos_turn, exp, log, sin_turn
-from mia_kernels.opcodes import (
-    ABSOLUTE,
-    ADD,
-    CHOOSE,
-    COSINE_TURN,
-    DIVIDE,
-    EXPONENTIAL,
-    FLOOR,
-    GREATER,
-    IS_MORE,
-    IS_MORE_OR_EQUAL,
-    LESSER,
-    LOGARITHM,
-    MULTIPLY,
-    NEGATE,
-    PUSH_AGO,
-    PUSH_COLUMN,
-    PUSH_LAG,
-    PUSH_NUMBER,
-    SIGN,
-    SINE_TURN,
-    SQUARE_ROOT,
-    SUBTRACT,
-    TIME,
-)
+from mia_kernels.memory import floats_at, get, get_integer, put
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 SMALLEST = 2.2250738585072014e-308
 """Smallest normal number: the logarithm of anything less is missing."""
+OPERATION_BYTES = 8 * op.OPERATION_FIELDS
+
+
+@inlined
+def _divide(a: float, b: float) -> float:
+    return a / b + (b - b)  # nothing is zero for being over infinity
+
+
+@inlined
+def _lesser(a: float, b: float) -> float:
+    m = a if a < b else b
+    return m + ((a - a) + (b - b))
+
+
+@inlined
+def _greater(a: float, b: float) -> float:
+    m = a if a > b else b
+    return m + ((a - a) + (b - b))
+
+
+@inlined
+def _is_more(a: float, b: float) -> float:
+    m = 1.0 if a > b else 0.0
+    return m + ((a - a) + (b - b))
+
+
+@inlined
+def _is_more_or_equal(a: float, b: float) -> float:
+    m = 1.0 if a >= b else 0.0
+    return m + ((a - a) + (b - b))
+
+
+@inlined
+def _choose(c: float, a: float, b: float) -> float:
+    chosen = a if c != 0.0 else b
+    return chosen + (c - c)
+
+
+@inlined
+def finite(x: float) -> float:
+    """The number itself if it is one, else NaN."""
+    return x if x - x == 0.0 else math.nan
+
+
+@inlined
+def logarithm(x: float) -> float:
+    """Natural logarithm; missing for what is not a positive normal number."""
+    valid = x >= SMALLEST and x < math.inf
+    z = x if valid else 1.0
+    y = log(z)
+    return y if valid else math.nan
+
+
+@inlined
+def _exponential(x: float) -> float:
+    power = exp(x)
+    power = power if x <= 709.0 else math.nan  # beyond the numbers, or NaN
+    return power if x >= -708.0 else 0.0 * power + (x - x)
+
+
+@inlined
+def _sign(x: float) -> float:
+    s = 1.0 if x > 0.0 else 0.0
+    s = -1.0 if x < 0.0 else s
+    return s + (x - x)
 
 
 @kernel
-def _push_ago(columns: Floats, source: int, seconds: float, rows: int, p: int, n: int, out: Floats) -> None:
+def _one_row(operation: int, count: int, table: int, base: int) -> bool:
+    """The common operations at one row; False when ``operation`` is another."""
+    end = table + count * OPERATION_BYTES
+    t = table
+    if operation == op.ADD:
+        while t < end:
+            put(base + get_integer(t), get(base + get_integer(t + 8)) + get(base + get_integer(t + 16)))
+            t += OPERATION_BYTES
+    elif operation == op.SUBTRACT:
+        while t < end:
+            put(base + get_integer(t), get(base + get_integer(t + 8)) - get(base + get_integer(t + 16)))
+            t += OPERATION_BYTES
+    elif operation == op.MULTIPLY:
+        while t < end:
+            put(base + get_integer(t), get(base + get_integer(t + 8)) * get(base + get_integer(t + 16)))
+            t += OPERATION_BYTES
+    elif operation == op.DIVIDE:
+        while t < end:
+            put(base + get_integer(t), _divide(get(base + get_integer(t + 8)), get(base + get_integer(t + 16))))
+            t += OPERATION_BYTES
+    elif operation == op.CHOOSE:
+        while t < end:
+            c, a = get(base + get_integer(t + 8)), get(base + get_integer(t + 16))
+            put(base + get_integer(t), _choose(c, a, get(base + get_integer(t + 24))))
+            t += OPERATION_BYTES
+    elif operation == op.CHECK:
+        while t < end:
+            put(base + get_integer(t), finite(get(base + get_integer(t + 8))))
+            t += OPERATION_BYTES
+    elif operation == op.ABSOLUTE:
+        while t < end:
+            put(base + get_integer(t), abs(get(base + get_integer(t + 8))))
+            t += OPERATION_BYTES
+    elif operation == op.GREATER:
+        while t < end:
+            put(base + get_integer(t), _greater(get(base + get_integer(t + 8)), get(base + get_integer(t + 16))))
+            t += OPERATION_BYTES
+    elif operation == op.LESSER:
+        while t < end:
+            put(base + get_integer(t), _lesser(get(base + get_integer(t + 8)), get(base + get_integer(t + 16))))
+            t += OPERATION_BYTES
+    elif operation == op.IS_MORE:
+        while t < end:
+            put(base + get_integer(t), _is_more(get(base + get_integer(t + 8)), get(base + get_integer(t + 16))))
+            t += OPERATION_BYTES
+    elif operation == op.LOGARITHM:
+        while t < end:
+            put(base + get_integer(t), logarithm(get(base + get_integer(t + 8))))
+            t += OPERATION_BYTES
+    else:
+        return False
+    return True
+
+
+@kernel
+def _rows(operation: int, result: int, first: int, second: int, third: int, n: int) -> None:
+    """One operation over (n,) rows; arguments are addresses. The result never lies where an operand does."""
+    y, a, b = floats_at(result, n), floats_at(first, n), floats_at(second, n)
+    if operation == op.ADD:
+        for i in range(n):
+            y[i] = a[i] + b[i]
+    elif operation == op.SUBTRACT:
+        for i in range(n):
+            y[i] = a[i] - b[i]
+    elif operation == op.MULTIPLY:
+        for i in range(n):
+            y[i] = a[i] * b[i]
+    elif operation == op.DIVIDE:
+        for i in range(n):
+            y[i] = _divide(a[i], b[i])
+    elif operation == op.LESSER:
+        for i in range(n):
+            y[i] = _lesser(a[i], b[i])
+    elif operation == op.GREATER:
+        for i in range(n):
+            y[i] = _greater(a[i], b[i])
+    elif operation == op.IS_MORE:
+        for i in range(n):
+            y[i] = _is_more(a[i], b[i])
+    elif operation == op.IS_MORE_OR_EQUAL:
+        for i in range(n):
+            y[i] = _is_more_or_equal(a[i], b[i])
+    elif operation == op.CHOOSE:
+        c = floats_at(third, n)
+        for i in range(n):
+            y[i] = _choose(a[i], b[i], c[i])
+    elif operation == op.NEGATE:
+        for i in range(n):
+            y[i] = -a[i]
+    elif operation == op.ABSOLUTE:
+        for i in range(n):
+            y[i] = abs(a[i])
+    elif operation == op.SQUARE_ROOT:
+        for i in range(n):
+            y[i] = math.sqrt(a[i])
+    elif operation == op.LOGARITHM:
+        for i in range(n):
+            y[i] = logarithm(a[i])
+    elif operation == op.EXPONENTIAL:
+        for i in range(n):
+            y[i] = _exponential(a[i])
+    elif operation == op.SIGN:
+        for i in range(n):
+            y[i] = _sign(a[i])
+    elif operation == op.FLOOR:
+        for i in range(n):
+            y[i] = math.floor(a[i]) if a[i] - a[i] == 0.0 else math.nan
+    elif operation == op.SINE_TURN:
+        for i in range(n):
+            y[i] = sin_turn(a[i])
+    elif operation == op.COSINE_TURN:
+        for i in range(n):
+            y[i] = cos_turn(a[i])
+    elif operation == op.CHECK:
+        for i in range(n):
+            y[i] = finite(a[i])
+
+
+@kernel
+def arithmetic(operation: int, count: int, table: int, base: int, n: int) -> None:
+    """Run a group of ``count`` equal operations over n rows.
+
+    ``table`` is the address of (count, OPERATION_FIELDS) int64: the places of the result and of up to three
+    operands, as byte offsets from ``base``, the address of row p of working column 0.
+    """
+    if n == 1 and _one_row(operation, count, table, base):
+        return
+    for k in range(count):
+        t = table + k * OPERATION_BYTES
+        _rows(
+            operation,
+            base + get_integer(t),
+            base + get_integer(t + 8),
+            base + get_integer(t + 16),
+            base + get_integer(t + 24),
+            n,
+        )
+
+
+@kernel
+def ago(seconds: float, rows: int, base: int, time: int, source: int, result: int, n: int) -> None:
     """The value ``seconds`` ago: that of the last bar known at or before that instant.
 
-    Without gaps it stands ``rows`` bars back; a gap can only bring it nearer. History that does not
-    reach back so far gives none.
+    Without gaps it stands ``rows`` bars back; a gap can only bring it nearer, also when the series began less
+    than ``rows`` bars ago. A series that began later than that instant has none. ``time``, ``source`` and
+    ``result`` are byte offsets from ``base``.
     """
     for i in range(n):
-        row = p + i
-        moment = columns[TIME, row] - seconds
-        j = row - rows
-        if not columns[TIME, j] <= moment:
-            out[i] = math.nan
+        here = base + 8 * i
+        moment = get(here + time) - seconds
+        j = here - 8 * rows
+        while get(j + time) != get(j + time):  # before the first bar
+            j += 8
+        if get(j + time) > moment:
+            put(here + result, math.nan)
             continue
-        while columns[TIME, j + 1] <= moment:
-            j += 1
-        out[i] = columns[source, j]
-
-
-@kernel
-def evaluate(
-    tokens: Integers, count: int, numbers: Floats, columns: Floats, p: int, n: int, stack: Floats, out: Floats
-) -> None:
-    """Evaluate ``count`` tokens (code, argument, rows) over rows p .. p+n into ``out`` (n,).
-
-    ``stack`` (STACK, >= n) is scratch. ``numbers`` holds the literals that tokens refer to.
-    """
-    top = -1
-    for t in range(count):
-        code, argument = tokens[3 * t], tokens[3 * t + 1]
-        if code <= PUSH_AGO:
-            top += 1
-            y = stack[top, :n]
-            if code == PUSH_COLUMN:
-                source = columns[argument, p : p + n]
-                for i in range(n):
-                    y[i] = source[i]
-            elif code == PUSH_NUMBER:
-                number = numbers[argument]
-                for i in range(n):
-                    y[i] = number
-            elif code == PUSH_LAG:
-                lag = tokens[3 * t + 2]
-                source = columns[argument, p - lag : p - lag + n]
-                for i in range(n):
-                    y[i] = source[i]
-            else:
-                rows = tokens[3 * t + 2] >> 32
-                literal = tokens[3 * t + 2] & 0xFFFFFFFF
-                _push_ago(columns, argument, numbers[literal], rows, p, n, y)
-        elif code == CHOOSE:
-            top -= 2
-            c, a, b = stack[top, :n], stack[top + 1, :n], stack[top + 2, :n]
-            for i in range(n):
-                chosen = a[i] if c[i] != 0.0 else b[i]
-                c[i] = chosen + (c[i] - c[i])
-        elif (code >= NEGATE and code <= COSINE_TURN) or code == FLOOR:
-            x = stack[top, :n]
-            if code == NEGATE:
-                for i in range(n):
-                    x[i] = -x[i]
-            elif code == ABSOLUTE:
-                for i in range(n):
-                    x[i] = abs(x[i])
-            elif code == SQUARE_ROOT:
-                for i in range(n):
-                    x[i] = math.sqrt(x[i])
-            elif code == LOGARITHM:
-                for i in range(n):
-                    valid = x[i] >= SMALLEST and x[i] < math.inf
-                    z = x[i] if valid else 1.0
-                    x[i] = log(z) if valid else math.nan
-            elif code == EXPONENTIAL:
-                for i in range(n):
-                    power = exp(x[i])
-                    power = power if x[i] <= 709.0 else math.nan  # beyond the numbers, or NaN
-                    x[i] = power if x[i] >= -708.0 else 0.0 * power
-            elif code == SIGN:
-                for i in range(n):
-                    s = 1.0 if x[i] > 0.0 else 0.0
-                    s = -1.0 if x[i] < 0.0 else s
-                    x[i] = s + (x[i] - x[i])
-            elif code == FLOOR:
-                for i in range(n):
-                    x[i] = math.floor(x[i]) if x[i] - x[i] == 0.0 else math.nan
-            elif code == SINE_TURN:
-                for i in range(n):
-                    x[i] = sin_turn(x[i])
-            else:
-                for i in range(n):
-                    x[i] = cos_turn(x[i])
-        else:
-            top -= 1
-            a, b = stack[top, :n], stack[top + 1, :n]
-            if code == ADD:
-                for i in range(n):
-                    a[i] = a[i] + b[i]
-            elif code == SUBTRACT:
-                for i in range(n):
-                    a[i] = a[i] - b[i]
-            elif code == MULTIPLY:
-                for i in range(n):
-                    a[i] = a[i] * b[i]
-            elif code == DIVIDE:
-                for i in range(n):
-                    a[i] = a[i] / b[i] + (b[i] - b[i])  # nothing is zero for being over infinity
-            elif code == LESSER:
-                for i in range(n):
-                    m = a[i] if a[i] < b[i] else b[i]
-                    a[i] = m + ((a[i] - a[i]) + (b[i] - b[i]))
-            elif code == GREATER:
-                for i in range(n):
-                    m = a[i] if a[i] > b[i] else b[i]
-                    a[i] = m + ((a[i] - a[i]) + (b[i] - b[i]))
-            elif code == IS_MORE:
-                for i in range(n):
-                    m = 1.0 if a[i] > b[i] else 0.0
-                    a[i] = m + ((a[i] - a[i]) + (b[i] - b[i]))
-            elif code == IS_MORE_OR_EQUAL:
-                for i in range(n):
-                    m = 1.0 if a[i] >= b[i] else 0.0
-                    a[i] = m + ((a[i] - a[i]) + (b[i] - b[i]))
-    x = stack[0, :n]
-    for i in range(n):
-        out[i] = x[i] if x[i] - x[i] == 0.0 else math.nan
+        while get(j + 8 + time) <= moment:
+            j += 8
+        put(here + result, get(j + source))

@@ -28,11 +28,13 @@ from mia_kernels.black import (
     FORWARD,
     I8,
     I64,
-    N_GREEKS,
+    N_SUMS,
     OK,
     RATE,
     RHO,
     ROOT_YEARS,
+    SIGMA,
+    STRUCK,
     THETA,
     YEARS,
     YIELD,
@@ -120,19 +122,15 @@ def count_contracts(
     start: I64,
     level: I64,
     years: F64,
-    strike: F64,
-    forward: F64,
-    reach: F64,
     out: F64,
     by_strike: F64,
 ) -> None:
     """Sums over each expiry, and the live open interest at each distinct strike.
 
     ``interest``, ``volume``, ``listed``, ``status`` [2, n]; ``strike_status``, ``level`` [n]; ``start``
-    [expiries + 1]; ``years`` [expiries], not positive means expired; ``strike`` [n], ``forward``, ``reach``
-    [expiries]: a strike is near where |K/F - 1| <= reach. ``out`` [expiries, 8] out: open calls, open puts, open
-    interest at strikes that are OK, contracts listed, contracts that are OK, calls traded, open interest at near
-    strikes, and at those of them that are OK. ``by_strike`` [strikes] out, contracts.
+    [expiries + 1]; ``years`` [expiries], not positive means expired. ``out`` [expiries, 6] out: open calls, open
+    puts, open interest at strikes that are OK, contracts listed, contracts that are OK, calls traded.
+    ``by_strike`` [strikes] out, contracts.
     """
     by_strike[:] = 0.0
     for g in range(out.shape[0]):
@@ -142,8 +140,6 @@ def count_contracts(
         count = 0
         quoted = 0
         traded = 0.0
-        near = 0.0
-        near_solved = 0.0
         for i in range(start[g], start[g + 1]):
             both = interest[0, i] + interest[1, i]
             calls += interest[0, i]
@@ -153,10 +149,6 @@ def count_contracts(
             count += listed[0, i] + listed[1, i]
             quoted += (status[0, i] == OK) + (status[1, i] == OK)
             traded += volume[0, i]
-            if abs(strike[i] / forward[g] - 1.0) <= reach[g]:
-                near += both
-                if strike_status[i] == OK:
-                    near_solved += both
             if years[g] > 0.0:
                 by_strike[level[i]] += both
         out[g, 0] = calls
@@ -165,8 +157,32 @@ def count_contracts(
         out[g, 3] = count
         out[g, 4] = quoted
         out[g, 5] = traded
-        out[g, 6] = near
-        out[g, 7] = near_solved
+
+
+@kernel
+def count_near(
+    interest: F64, strike_status: I8, strike: F64, start: I64, years: F64, forward: F64, reach: F64, out: F64
+) -> None:
+    """Live open interest at the strikes with |K/F - 1| <= reach, and at those of them that are OK.
+
+    ``interest`` [2, n]; ``strike_status``, ``strike`` [n], ascending inside each expiry; ``start`` [expiries + 1];
+    ``years``, ``forward``, ``reach`` [expiries]; ``out`` [expiries, 2] out, contracts.
+    """
+    for g in range(out.shape[0]):
+        out[g] = 0.0
+        if not years[g] > 0.0:
+            continue
+        ladder = strike[start[g] : start[g + 1]]
+        low = start[g] + np.searchsorted(ladder, forward[g] * (1.0 - reach[g]))
+        high = start[g] + np.searchsorted(ladder, forward[g] * (1.0 + reach[g]), side="right")
+        near = 0.0
+        solved = 0.0
+        for i in range(low, high):
+            both = interest[0, i] + interest[1, i]
+            near += both
+            solved += both if strike_status[i] == OK else 0.0
+        out[g, 0] = near
+        out[g, 1] = solved
 
 
 @kernel
@@ -620,69 +636,91 @@ def walls(exposure: F64, strike: F64, spot: float, out: F64) -> None:
     Parameters
     ----------
     exposure, strike
-        [2, m] of calls and puts as :func:`exposure_by_strike` gives it, [m].
+        [b, 2, m] of calls and puts as :func:`exposure_by_strike` gives it, [m].
     out
-        [N_WALLS] out: KEYS.. five strikes of the largest call + put exposure; CALL_WALL, PUT_WALL the largest call
+        [b, N_WALLS] out: KEYS.. five strikes of the largest call + put exposure; CALL_WALL, PUT_WALL the largest call
         exposure at K >= S and put exposure at K <= S; CALL_PEAK, PUT_PEAK on either side; CALLS, PUTS the sums;
         WITHIN_10, WITHIN_1 the sums of both within 10 % and 1 % of S; ABOVE, BELOW on either side. NaN for no strike.
     """
-    both = exposure[0] + exposure[1]
-    largest(both, strike, spot, 0.0, np.inf, out[KEYS : KEYS + 5])
-    largest(exposure[0], strike, spot, spot, np.inf, out[CALL_WALL : CALL_WALL + 1])
-    largest(exposure[1], strike, spot, 0.0, spot, out[PUT_WALL : PUT_WALL + 1])
-    largest(exposure[0], strike, spot, 0.0, np.inf, out[CALL_PEAK : CALL_PEAK + 1])
-    largest(exposure[1], strike, spot, 0.0, np.inf, out[PUT_PEAK : PUT_PEAK + 1])
-    out[CALLS:N_WALLS] = 0.0
-    for i in range(strike.shape[0]):
-        distance = strike[i] / spot - 1.0
-        out[CALLS] += exposure[0, i]
-        out[PUTS] += exposure[1, i]
-        if abs(distance) <= 0.10:
-            out[WITHIN_10] += both[i]
-        if abs(distance) <= 0.01:
-            out[WITHIN_1] += both[i]
-        if distance > 0.0:
-            out[ABOVE] += both[i]
-        if distance < 0.0:
-            out[BELOW] += both[i]
+    for b in range(out.shape[0]):
+        both = exposure[b, 0] + exposure[b, 1]
+        largest(both, strike, spot, 0.0, np.inf, out[b, KEYS : KEYS + 5])
+        largest(exposure[b, 0], strike, spot, spot, np.inf, out[b, CALL_WALL : CALL_WALL + 1])
+        largest(exposure[b, 1], strike, spot, 0.0, spot, out[b, PUT_WALL : PUT_WALL + 1])
+        largest(exposure[b, 0], strike, spot, 0.0, np.inf, out[b, CALL_PEAK : CALL_PEAK + 1])
+        largest(exposure[b, 1], strike, spot, 0.0, np.inf, out[b, PUT_PEAK : PUT_PEAK + 1])
+        out[b, CALLS:N_WALLS] = 0.0
+        for i in range(strike.shape[0]):
+            distance = strike[i] / spot - 1.0
+            out[b, CALLS] += exposure[b, 0, i]
+            out[b, PUTS] += exposure[b, 1, i]
+            if abs(distance) <= 0.10:
+                out[b, WITHIN_10] += both[i]
+            if abs(distance) <= 0.01:
+                out[b, WITHIN_1] += both[i]
+            if distance > 0.0:
+                out[b, ABOVE] += both[i]
+            if distance < 0.0:
+                out[b, BELOW] += both[i]
 
 
 @kernel
-def exposures(
-    greeks: F64, status: I8, group: I64, strike: F64, interest: F64, terms: F64, multiplier: F64, spot: float, out: F64
-) -> None:
-    """Sums of greek * OI * multiplier over the calls and the puts of each expiry.
+def evenness(exposure: F64) -> float:
+    """Entropy of the shares of calls and puts together by strike over that of even shares, 0..1; NaN without any.
+
+    ``-sum p ln p / ln m`` over the m strikes with exposure (E. C. Pielou, 1966); 0 when all of
+    it stands at one strike. ``exposure`` [2, strikes], not negative.
+    """
+    total = 0.0
+    count = 0
+    for i in range(exposure.shape[1]):
+        value = exposure[0, i] + exposure[1, i]
+        total += value
+        count += value > 0.0
+    if count < 2:
+        return 0.0 if count == 1 else np.nan
+    sum_of_logs = 0.0
+    for i in range(exposure.shape[1]):
+        share = (exposure[0, i] + exposure[1, i]) / total
+        if share > 1e-300:  # what is smaller adds nothing
+            sum_of_logs -= share * log(share)
+    return sum_of_logs / math.log(count)
+
+
+@kernel
+def exposures(sums: F64, terms: F64, multiplier: F64, buckets: I64, spot: float, out: F64) -> None:
+    """Sums of greek * OI * multiplier over the calls and the puts of each bucket.
 
     Parameters
     ----------
-    greeks, status, group, strike
-        [N_GREEKS, n] as :func:`mia_kernels.black.smile` fills it, [n] each; only OK counts.
-    interest
-        [2, n] contracts.
+    sums
+        [expiries, 2, N_SUMS] as :func:`mia_kernels.black.smile` adds them up: of the call's greeks, for puts too.
     terms, multiplier
         [N_TERMS, expiries], [expiries].
+    buckets
+        [b] so many of the first expiries belong to the bucket.
     out
-        [expiries, 2, N_GREEKS] out: calls, puts; in the place of SIGMA the open interest that was counted.
+        [b, 2, N_SUMS] out: calls, puts, times the multiplier; in the place of SIGMA the open interest.
     """
     out[:] = 0.0
-    for i in range(strike.shape[0]):
-        if status[i] != OK:
-            continue
-        g = group[i]
-        calls = interest[0, i] * multiplier[g]
-        puts = interest[1, i] * multiplier[g]
-        for row in range(DELTA, N_GREEKS):
-            out[g, 0, row] += calls * greeks[row, i]
-            out[g, 1, row] += puts * greeks[row, i]
-        # the put from the call by parity
-        carry = terms[CARRY, g]
-        paid = strike[i] * terms[DISCOUNT, g]
-        out[g, 1, DELTA] -= puts * carry
-        out[g, 1, THETA] += puts * (terms[RATE, g] * paid - terms[YIELD, g] * spot * carry)
-        out[g, 1, RHO] -= puts * paid * terms[YEARS, g]
-        out[g, 1, CHARM] -= puts * terms[YIELD, g] * carry
-        out[g, 0, 0] += interest[0, i]
-        out[g, 1, 0] += interest[1, i]
+    row_of = np.empty(N_SUMS)
+    for g in range(sums.shape[0]):
+        for side in range(2):
+            if not sums[g, side, SIGMA] > 0.0:
+                continue
+            for row in range(N_SUMS):
+                row_of[row] = sums[g, side, row] * (1.0 if row == SIGMA else multiplier[g])
+            if side == 1:  # the puts from the calls' greeks by parity
+                carried = row_of[SIGMA] * multiplier[g] * terms[CARRY, g]
+                paid = row_of[STRUCK] * terms[DISCOUNT, g]
+                row_of[DELTA] -= carried
+                row_of[THETA] += terms[RATE, g] * paid - terms[YIELD, g] * spot * carried
+                row_of[RHO] -= paid * terms[YEARS, g]
+                row_of[CHARM] -= terms[YIELD, g] * carried
+            for b in range(buckets.shape[0]):
+                if g < buckets[b]:
+                    for row in range(N_SUMS):
+                        out[b, side, row] += row_of[row]
 
 
 @kernel

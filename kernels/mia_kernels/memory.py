@@ -50,6 +50,50 @@ _to_integers: Any = intrinsic(_integer_pointer)
 _to_bytes: Any = intrinsic(_byte_pointer)
 
 
+def _load(kind: Any) -> Any:
+    def typed(typing: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            pointer = builder.inttoptr(args[0], context.get_value_type(kind).as_pointer())
+            return builder.load(pointer)
+
+        return kind(types.int64), codegen
+
+    return typed
+
+
+def _store(kind: Any) -> Any:
+    def typed(typing: Any, address: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            builder.store(args[1], builder.inttoptr(args[0], args[1].type.as_pointer()))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, kind), codegen
+
+    return typed
+
+
+get: Any = intrinsic(_load(types.float64))
+"""The float64 at an address: for single rows, where making a view costs more than reading through it."""
+get_integer: Any = intrinsic(_load(types.int64))
+"""The int64 at an address."""
+put: Any = intrinsic(_store(types.float64))
+"""Store a float64 at an address."""
+put_integer: Any = intrinsic(_store(types.int64))
+"""Store an int64 at an address."""
+
+
+def _address_of(typing: Any, array: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        made = context.make_array(signature.args[0])(context, builder, args[0])
+        return builder.ptrtoint(made.data, context.get_value_type(types.int64))
+
+    return types.int64(array), codegen
+
+
+address_of: Any = intrinsic(_address_of)
+"""The address of an array's first number."""
+
+
 @inlined
 def floats_at(address: int, size: int) -> Any:
     """(size,) view of the float64 numbers at ``address``."""

@@ -12,6 +12,10 @@ BLOCK = 256
 HISTORY = 128
 """Rows of history kept before the block in every working column: the longest look-back."""
 CAPACITY = HISTORY + BLOCK
+"""Rows of a working column: history, then room for a block."""
+STRIDE = CAPACITY + 8
+"""Numbers from one working column to the next: an odd number of cache lines, so that the same row of many
+columns does not fall into the same few sets of the cache."""
 LANES = 8
 """Recurrences that advance together in one pass over an input."""
 
@@ -44,7 +48,6 @@ CODE, SOURCE_A, SOURCE_B, SOURCE_C, SOURCE_D, COUNT, STATE, INTEGERS, FLOATS, TA
 FIELDS = 10
 
 # --- instructions ---------------------------------------------------------------------------------
-COPY = 1
 AVERAGE = 2
 RSI = 3
 ADX = 4
@@ -59,7 +62,6 @@ MAXIMUM_WINDOW = 12
 MINIMUM_WINDOW = 13
 STOCHASTIC = 14
 TIME_DEVIATION = 15
-FORMULA = 16
 VWAP = 17
 PROFILE = 18
 SESSION_VARIANCE = 19
@@ -72,10 +74,15 @@ UNCHANGED_FOR = 34
 BEFORE_CHANGE = 35
 TIME_WINDOW = 36
 PROFILE_WINDOW = 37
-SLOPE = 38
-TIME_SLOPE = 39
-COMOMENT_TABLE = 40
-CORRELATION = 41
+TIME_SLOPE = 38
+ARITHMETIC = 40
+AGO = 41
+PUT = 42
+AVERAGE_EACH = 43
+COMOMENT_TABLE = 44
+CORRELATION = 45
+SLOPE_TABLE = 46
+SLOPE_WINDOW = 47
 EXTERNAL = 99
 """A function registered at run time, called by its address."""
 
@@ -106,9 +113,12 @@ MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION, SUM = range(4)
     IS_MORE_OR_EQUAL,
     CHOOSE,
     FLOOR,
-) = range(22)
+    CHECK,
+) = range(23)
 STACK = 12
-"""Deepest stack a formula may need."""
+"""Deepest a formula may nest its values."""
+OPERATION_FIELDS = 4
+"""Places that an operation of a formula names: its result and up to three operands."""
 
 # --- scratch rows ---------------------------------------------------------------------------------
 SCRATCH = 64

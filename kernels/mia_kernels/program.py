@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from mia_kernels import opcodes as op
 from mia_kernels.calendar import calendar_columns
-from mia_kernels.compile import kernel
-from mia_kernels.elementary import log
+from mia_kernels.compile import inlined, kernel
 from mia_kernels.external import external
-from mia_kernels.formula import SMALLEST, evaluate
+from mia_kernels.formula import ago, arithmetic, finite, logarithm
 from mia_kernels.history import (
     before_change,
     clock_deviation,
@@ -29,22 +28,48 @@ from mia_kernels.history import (
     session_sum,
     unchanged_for,
 )
-from mia_kernels.memory import floats_at, integers_at, matrix_at, table_at
-from mia_kernels.recurrences import adx8, average8, macd8, rsi8
+from mia_kernels.memory import (
+    address_of,
+    floats_at,
+    get,
+    get_integer,
+    integers_at,
+    matrix_at,
+    put,
+    put_integer,
+    table_at,
+)
+from mia_kernels.recurrences import (
+    AVERAGE_STATE,
+    PLACES,
+    ROW,
+    adx,
+    average_row,
+    averages,
+    averages_each,
+    bring,
+    macd,
+    rsi,
+    set_job,
+    set_rows,
+)
 from mia_kernels.session import profile, return_since, session_variance, vwap
-from mia_kernels.spans import WINDOW_BINS, profile_bars, profile_window, slope, time_slope, time_window
+from mia_kernels.spans import WINDOW_BINS, profile_bars, profile_window, time_slope, time_window
 from mia_kernels.windows import (
     comoment_table,
     finish_moments,
     maximum_table,
     minimum_table,
     moment_table,
+    slope_table,
     stochastic,
     time_deviation,
     window_correlation,
     window_maximum,
     window_minimum,
     window_moments,
+    window_slope,
+    window_sum,
 )
 
 Floats = NDArray[np.float64]
@@ -77,6 +102,110 @@ def _emit_lanes(
         _emit(work[k, :n], integers[targets + k], columns, p, out, q)
 
 
+@inlined
+def _place(target: int, base: int, out_at: int, stride: int) -> int:
+    """Address of a finished column's first row: output row ``target``, or working column ``-1 - target``."""
+    return out_at + 8 * stride * target if target >= 0 else base + 8 * op.STRIDE * (-1 - target)
+
+
+@kernel
+def _find_places(targets: int, count: int, places: int, base: int, out_at: int, stride: int) -> None:
+    """Turn ``count`` targets into addresses."""
+    for k in range(count):
+        put_integer(places + 8 * k, _place(get_integer(targets + 8 * k), base, out_at, stride))
+
+
+@kernel
+def _put(table: int, count: int, base: int, out_at: int, stride: int, n: int) -> None:
+    """Put columns out: (output row, byte offset of the column) each. What is not finite is missing."""
+    for k in range(count):
+        to = out_at + 8 * stride * get_integer(table + 16 * k)
+        source = base + get_integer(table + 16 * k + 8)
+        if n == 1:
+            put(to, finite(get(source)))
+        else:
+            x, y = floats_at(source, n), floats_at(to, n)
+            for i in range(n):
+                y[i] = finite(x[i])
+
+
+@kernel
+def _average(
+    x: int,
+    state: int,
+    numbers: int,
+    table: int,
+    targets: int,
+    count: int,
+    jobs: int,
+    places: int,
+    work: int,
+    base: int,
+    out_at: int,
+    stride: int,
+    n: int,
+) -> None:
+    """Up to 32 averages of one input: jobs of eight lanes, side by side."""
+    _find_places(targets, count, places, base, out_at, stride)
+    some = (count + op.LANES - 1) // op.LANES
+    for k in range(some):
+        lanes = min(op.LANES, count - op.LANES * k)
+        job_state, job_numbers = state + 8 * AVERAGE_STATE * k, numbers + 16 * op.LANES * k
+        job_table = table + 24 * op.LANES * k
+        if n == 1:
+            average_row(x, job_state, job_numbers, job_table, places + 8 * op.LANES * k, lanes)
+        else:
+            set_rows(jobs, k, x, job_state, job_numbers, job_table, work + ROW * op.LANES * k, lanes, base)
+    if n > 1:
+        averages(jobs, some, n)
+        bring(work, places, count, n)
+
+
+@kernel
+def _average_each(
+    sources: int,
+    state: int,
+    numbers: int,
+    table: int,
+    targets: int,
+    count: int,
+    jobs: int,
+    places: int,
+    work: int,
+    base: int,
+    out_at: int,
+    stride: int,
+    n: int,
+) -> None:
+    """Up to eight averages, each of an input of its own; ``sources`` is the address of their columns' numbers."""
+    inputs, rows = jobs + PLACES, jobs + PLACES + 8 * op.LANES
+    for lane in range(op.LANES):
+        used = lane < count
+        put_integer(inputs + 8 * lane, base + 8 * op.STRIDE * get_integer(sources + (8 * lane if used else 0)))
+        put_integer(rows + 8 * lane, work + ROW * lane)
+    _find_places(targets, count, places, base, out_at, stride)
+    set_job(jobs, 0, inputs, state, numbers, table, rows if n > 1 else places)
+    averages_each(jobs, count, n)
+    if n > 1:
+        bring(work, places, count, n)
+
+
+@kernel
+def _true_range(high: int, low: int, close: int, out_at: int, n: int) -> None:
+    h, lo, before, y = floats_at(high, n), floats_at(low, n), floats_at(close - 8, n), floats_at(out_at, n)
+    for i in range(n):
+        top = h[i] if h[i] > before[i] else before[i]
+        bottom = lo[i] if lo[i] < before[i] else before[i]
+        y[i] = (top - bottom) + ((h[i] - h[i]) + (lo[i] - lo[i])) + (before[i] - before[i])
+
+
+@kernel
+def _log_return(close: int, before: int, out_at: int, n: int) -> None:
+    c, b, y = floats_at(close, n), floats_at(before, n), floats_at(out_at, n)
+    for i in range(n):
+        y[i] = logarithm(c[i] / b[i])
+
+
 @kernel
 def _step(
     program: Integers,
@@ -90,88 +219,168 @@ def _step(
     q: int,
     work: Floats,
 ) -> None:
+    base, out_at, stride = address_of(columns) + 8 * p, address_of(out) + 8 * q, out.shape[1]
+    integers_at_, floats_at_, state_at_ = address_of(integers), address_of(floats), address_of(state)
+    work_at = address_of(work)
+    jobs, places = work_at + ROW * (op.SCRATCH - 2), work_at + ROW * (op.SCRATCH - 1)
     for k in range(program.shape[0]):
         line = program[k]
         code, a, b, count = line[CODE], line[SOURCE_A], line[SOURCE_B], line[COUNT]
         at, i0, f0, targets = line[STATE], line[INTEGERS], line[FLOATS], line[TARGETS]
-        if code == op.COPY:
+        if code == op.ARITHMETIC:
+            arithmetic(a, count, integers_at_ + 8 * i0, base, n)
+        elif code == op.PUT:
+            _put(integers_at_ + 8 * i0, count, base, out_at, stride, n)
+        elif code == op.AGO:
             for lane in range(count):
-                _emit(columns[integers[i0 + lane], p : p + n], integers[targets + lane], columns, p, out, q)
-        elif code == op.FORMULA:
-            evaluate(integers[i0:], count, floats[f0:], columns, p, n, work, work[op.STACK])
-            _emit_lanes(work[op.STACK :], 1, integers, targets, columns, p, out, q, n)
+                ago(
+                    floats[f0 + lane],
+                    integers[i0 + 3 * lane],
+                    base,
+                    8 * op.STRIDE * op.TIME,
+                    integers[i0 + 3 * lane + 1],
+                    integers[i0 + 3 * lane + 2],
+                    n,
+                )
         elif code == op.AVERAGE:
-            average8(columns[a, p : p + n], integers[i0:], floats[f0:], state, at, work[0:8])
-            _emit_lanes(work, count, integers, targets, columns, p, out, q, n)
-        elif code == op.RSI:
-            rsi8(
-                columns[a, p : p + n], columns[a, p - 1 : p - 1 + n], integers[i0:], floats[f0:], state, at, work, count
-            )
-            _emit_lanes(work, count, integers, targets, columns, p, out, q, n)
-        elif code == op.ADX:
-            adx8(
-                columns[a, p : p + n],
-                columns[a, p - 1 : p - 1 + n],
-                columns[b, p : p + n],
-                columns[b, p - 1 : p - 1 + n],
-                columns[line[SOURCE_C], p : p + n],
-                integers[i0:],
-                floats[f0:],
-                state,
-                at,
-                work,
+            _average(
+                base + 8 * op.STRIDE * a,
+                state_at_ + 8 * at,
+                floats_at_ + 8 * f0,
+                integers_at_ + 8 * i0,
+                integers_at_ + 8 * targets,
                 count,
+                jobs,
+                places,
+                work_at,
+                base,
+                out_at,
+                stride,
+                n,
             )
-            _emit_lanes(work, count, integers, targets, columns, p, out, q, n)
-            _emit_lanes(work[16:], count, integers, targets + count, columns, p, out, q, n)
-            _emit_lanes(work[24:], count, integers, targets + 2 * count, columns, p, out, q, n)
+        elif code == op.AVERAGE_EACH:
+            _average_each(
+                integers_at_ + 8 * (i0 + 3 * op.LANES),
+                state_at_ + 8 * at,
+                floats_at_ + 8 * f0,
+                integers_at_ + 8 * i0,
+                integers_at_ + 8 * targets,
+                count,
+                jobs,
+                places,
+                work_at,
+                base,
+                out_at,
+                stride,
+                n,
+            )
+        elif code == op.RSI:
+            _find_places(integers_at_ + 8 * targets, count, places, base, out_at, stride)
+            rsi(
+                base + 8 * op.STRIDE * a,
+                n,
+                state_at_ + 8 * at,
+                floats_at_ + 8 * f0,
+                integers_at_ + 8 * i0,
+                places,
+                count,
+                jobs,
+                base,
+                work_at,
+            )
+        elif code == op.ADX:
+            _find_places(integers_at_ + 8 * targets, 3 * count, places, base, out_at, stride)
+            adx(
+                base + 8 * op.STRIDE * a,
+                base + 8 * op.STRIDE * b,
+                base + 8 * op.STRIDE * line[SOURCE_C],
+                n,
+                state_at_ + 8 * at,
+                floats_at_ + 8 * f0,
+                integers_at_ + 8 * i0,
+                places,
+                count,
+                jobs,
+                base,
+                work_at,
+            )
         elif code == op.MACD:
-            macd8(columns[a, p : p + n], integers[i0:], floats[f0:], state, at, work, count)
-            _emit_lanes(work[16:], count, integers, targets, columns, p, out, q, n)
-            _emit_lanes(work, count, integers, targets + count, columns, p, out, q, n)
-            _emit_lanes(work[24:], count, integers, targets + 2 * count, columns, p, out, q, n)
+            _find_places(integers_at_ + 8 * targets, 3 * count, places, base, out_at, stride)
+            macd(
+                base + 8 * op.STRIDE * a,
+                n,
+                state_at_ + 8 * at,
+                floats_at_ + 8 * f0,
+                integers_at_ + 8 * i0,
+                places,
+                count,
+                jobs,
+                base,
+                work_at,
+            )
         elif code == op.TRUE_RANGE:
-            h, low, c1 = columns[a, p : p + n], columns[b, p : p + n], columns[line[SOURCE_C], p - 1 : p - 1 + n]
-            y = work[0, :n]
-            for i in range(n):
-                top = h[i] if h[i] > c1[i] else c1[i]
-                bottom = low[i] if low[i] < c1[i] else c1[i]
-                y[i] = (top - bottom) + ((h[i] - h[i]) + (low[i] - low[i])) + (c1[i] - c1[i])
-            _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+            _true_range(
+                base + 8 * op.STRIDE * a,
+                base + 8 * op.STRIDE * b,
+                base + 8 * op.STRIDE * line[SOURCE_C],
+                _place(integers[targets], base, out_at, stride),
+                n,
+            )
         elif code == op.LOG_RETURN:
-            lag = integers[i0]
-            c, before, y = columns[a, p : p + n], columns[a, p - lag : p - lag + n], work[0, :n]
-            for i in range(n):
-                ratio = c[i] / before[i]
-                valid = ratio >= SMALLEST and ratio < math.inf
-                z = ratio if valid else 1.0
-                y[i] = log(z) if valid else math.nan
-            _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+            before = base + 8 * (op.STRIDE * a - integers[i0])
+            _log_return(base + 8 * op.STRIDE * a, before, _place(integers[targets], base, out_at, stride), n)
         elif code == op.MOMENT_TABLE:
-            moment_table(columns, a, b, count, p, n)
+            moment_table(a, b, count, base, n)
         elif code == op.MAXIMUM_TABLE:
-            maximum_table(columns, a, b, count, p, n)
+            maximum_table(a, b, count, base, n)
         elif code == op.MINIMUM_TABLE:
-            minimum_table(columns, a, b, count, p, n)
+            minimum_table(a, b, count, base, n)
+        elif code == op.SLOPE_TABLE:
+            slope_table(a, b, line[SOURCE_C], count, base, n)
+        elif code == op.COMOMENT_TABLE:
+            comoment_table(a, b, line[SOURCE_C], line[SOURCE_D], integers[i0], count, base, n)
         elif code == op.MOMENT_WINDOW:
-            window = 0
+            window, squares = 0, False
             for lane in range(count):
-                if integers[i0 + 2 * lane] != window:  # lanes of one window share its sums
-                    window = integers[i0 + 2 * lane]
-                    window_moments(columns, a, b, window, p, n, work[0, :n], work[1, :n])
-                finish_moments(integers[i0 + 2 * lane + 1], window, work[0, :n], work[1, :n], work[2, :n])
-                _emit(work[2, :n], integers[targets + lane], columns, p, out, q)
+                length, kind = integers[i0 + 2 * lane], integers[i0 + 2 * lane + 1]
+                place = _place(integers[targets + lane], base, out_at, stride)
+                if kind in (op.POPULATION_DEVIATION, op.SAMPLE_DEVIATION):
+                    if length != window or not squares:  # lanes of one window share its sums
+                        window_moments(a, b, length, base, n, work_at)
+                    squares = True
+                elif length != window:
+                    window_sum(a, b, length, base, n, work_at)
+                    squares = False
+                window = length
+                finish_moments(kind, length, n, work_at, place)
         elif code == op.MAXIMUM_WINDOW:
             for lane in range(count):
-                window_maximum(columns, a, b, integers[i0 + lane], p, n, work[0, :n])
-                _emit(work[0, :n], integers[targets + lane], columns, p, out, q)
+                place = _place(integers[targets + lane], base, out_at, stride)
+                window_maximum(a, b, integers[i0 + lane], base, n, place)
         elif code == op.MINIMUM_WINDOW:
             for lane in range(count):
-                window_minimum(columns, a, b, integers[i0 + lane], p, n, work[0, :n])
-                _emit(work[0, :n], integers[targets + lane], columns, p, out, q)
+                place = _place(integers[targets + lane], base, out_at, stride)
+                window_minimum(a, b, integers[i0 + lane], base, n, place)
+        elif code == op.SLOPE_WINDOW:
+            for lane in range(count):
+                place = _place(integers[targets + lane], base, out_at, stride)
+                window_slope(a, b, line[SOURCE_C], integers[i0 + lane], base, n, work_at, place)
+        elif code == op.CORRELATION:
+            for lane in range(count):
+                window_correlation(
+                    a,
+                    b,
+                    line[SOURCE_C],
+                    line[SOURCE_D],
+                    integers[i0],
+                    integers[i0 + 1 + lane],
+                    base,
+                    n,
+                    work_at,
+                    _place(integers[targets + lane], base, out_at, stride),
+                )
         elif code == op.STOCHASTIC:
             stochastic(
-                columns,
                 line[SOURCE_C],
                 a,
                 integers[i0],
@@ -180,11 +389,12 @@ def _step(
                 integers[i0 + 2],
                 integers[i0 + 3],
                 integers[i0 + 4],
-                p,
+                base,
                 n,
-                work,
+                work_at,
+                _place(integers[targets], base, out_at, stride),
+                _place(integers[targets + 1], base, out_at, stride),
             )
-            _emit_lanes(work[2:], 2, integers, targets, columns, p, out, q, n)
         elif code == op.TIME_DEVIATION:
             for lane in range(count):
                 time_deviation(
@@ -195,30 +405,11 @@ def _step(
                     floats[f0 + lane],
                     integers[i0 + lane],
                     p,
+                    base,
                     n,
-                    work[0, :n],
-                    work[1, :n],
-                    work[2, :n],
+                    work_at,
+                    _place(integers[targets + lane], base, out_at, stride),
                 )
-                _emit(work[2, :n], integers[targets + lane], columns, p, out, q)
-        elif code == op.COMOMENT_TABLE:
-            comoment_table(columns, a, b, line[SOURCE_C], line[SOURCE_D], integers[i0], count, p, n)
-        elif code == op.CORRELATION:
-            for lane in range(count):
-                window_correlation(
-                    columns,
-                    a,
-                    b,
-                    line[SOURCE_C],
-                    line[SOURCE_D],
-                    integers[i0],
-                    integers[i0 + 1 + lane],
-                    p,
-                    n,
-                    work[1:6],
-                    work[0, :n],
-                )
-                _emit(work[0, :n], integers[targets + lane], columns, p, out, q)
         elif code == op.VWAP:
             vwap(columns, a, b, line[SOURCE_C], line[SOURCE_D], floats[f0], p, n, state, at, work[0, :n])
             _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
@@ -263,10 +454,6 @@ def _step(
                     columns, line[SOURCE_C], line[SOURCE_D], floats[f0], seconds, rows, p, n, bins, work[0:6]
                 )
                 _emit_lanes(work, 6, integers, targets + 6 * lane, columns, p, out, q, n)
-        elif code == op.SLOPE:
-            for lane in range(count):
-                slope(columns, a, integers[i0 + lane], p, n, work[0, :n])
-                _emit(work[0, :n], integers[targets + lane], columns, p, out, q)
         elif code == op.TIME_SLOPE:
             for lane in range(count):
                 time_slope(columns, a, b, floats[f0 + lane], integers[i0 + lane], p, n, work[0, :n])
@@ -277,7 +464,7 @@ def _step(
 
 
 # --- the call: one array of addresses and sizes ------------------------------------------------------
-# One array argument costs about 40 ns; a live call passes this one alone.
+# An array argument costs some 100 ns, a number 40: a live call passes the address of this array alone.
 (
     PROGRAM,
     PROGRAM_SIZE,
@@ -303,10 +490,10 @@ CALL_SIZE = 19
 
 
 @kernel
-def run(call: Integers) -> None:
+def run(call_at: int) -> None:
     """Advance a program by a block of rows.
 
-    ``call`` (CALL_SIZE,) holds addresses and sizes, by position:
+    ``call_at`` is the address of CALL_SIZE int64: addresses and sizes, by position:
 
     PROGRAM, PROGRAM_SIZE
         The (k, FIELDS) int64 instructions.
@@ -319,7 +506,8 @@ def run(call: Integers) -> None:
     KNOWN_AT, ROW_COUNT
         The int64 column of closes, nanoseconds UTC, strictly ascending; and how many rows there are.
     STATE_TABLE, STATE_SIZE, COLUMNS_AT
-        The flat state, advanced in place; working columns begin at COLUMNS_AT.
+        The flat state, advanced in place; working columns begin at COLUMNS_AT. After it lie the columns of
+        numbers and of scratch that formulas name.
     WORK
         (SCRATCH, BLOCK) float64 scratch.
     OUT, OUT_ROWS, OUT_STRIDE
@@ -329,6 +517,7 @@ def run(call: Integers) -> None:
     An input beyond LARGEST in size is missing, as infinity and NaN are: squares and sums of what is left
     stay finite.
     """
+    call = integers_at(call_at, CALL_SIZE)
     program = table_at(call[PROGRAM], call[PROGRAM_SIZE], op.FIELDS)
     integers = integers_at(call[INTEGER_TABLE], call[INTEGER_TABLE_SIZE])
     floats = floats_at(call[FLOAT_TABLE], call[FLOAT_TABLE_SIZE])
@@ -338,8 +527,8 @@ def run(call: Integers) -> None:
     known_at = integers_at(call[KNOWN_AT], count)
     state = floats_at(call[STATE_TABLE], call[STATE_SIZE])
     columns_at = call[COLUMNS_AT]
-    slots = (call[STATE_SIZE] - columns_at) // CAPACITY
-    columns = matrix_at(call[STATE_TABLE] + 8 * columns_at, slots, CAPACITY)
+    slots = (call[STATE_SIZE] - columns_at) // op.STRIDE
+    columns = matrix_at(call[STATE_TABLE] + 8 * columns_at, slots, op.STRIDE)
     work = matrix_at(call[WORK], op.SCRATCH, BLOCK)
     out = matrix_at(call[OUT], call[OUT_ROWS], call[OUT_STRIDE])
     done = 0
@@ -353,12 +542,18 @@ def run(call: Integers) -> None:
             p = HISTORY
         n = min(count - done, CAPACITY - p)
         calendar_columns(known_at[done : done + n], zone, columns, p)
-        for j in range(inputs.size):
-            source = floats_at(inputs[j], count)[done : done + n]
-            column = columns[FIRST_INPUT + j, p : p + n]
-            for i in range(n):
-                x = source[i]
-                column[i] = x if abs(x) <= LARGEST else math.nan  # NaN compares false
+        if n == 1:
+            base = address_of(columns) + 8 * p
+            for j in range(inputs.size):
+                x = get(inputs[j] + 8 * done)
+                put(base + 8 * op.STRIDE * (FIRST_INPUT + j), x if abs(x) <= LARGEST else math.nan)
+        else:
+            for j in range(inputs.size):
+                source = floats_at(inputs[j] + 8 * done, n)
+                column = columns[FIRST_INPUT + j, p : p + n]
+                for i in range(n):
+                    x = source[i]
+                    column[i] = x if abs(x) <= LARGEST else math.nan  # NaN compares false
         _step(program, integers, floats, state, columns, p, n, out, done, work)
         state[POSITION] = p + n
         state[ROWS] += n

@@ -163,7 +163,7 @@ def profile_window(
 
 
 @kernel
-def slope(columns: Floats, source: int, window: int, p: int, n: int, out: Floats) -> None:
+def _even_slope(columns: Floats, source: int, window: int, p: int, n: int, out: Floats) -> None:
     """Least-squares slope per bar over the last ``window`` rows, into ``out`` (n,).
 
     The weights are antisymmetric about the window's middle, so the sum runs over differences of pairs
@@ -207,7 +207,7 @@ def time_slope(columns: Floats, source: int, run: int, seconds: float, rows: int
     for row in range(p, p + n):
         follows = columns[TIME, row] - columns[TIME, row - 1] == step
         columns[run, row] = columns[run, row - 1] + 1.0 if follows else 0.0
-    slope(columns, source, rows, p, n, out)
+    _even_slope(columns, source, rows, p, n, out)
     for i in range(n):
         row = p + i
         count = _bars_within(columns, seconds, rows, row)

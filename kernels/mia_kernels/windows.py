@@ -7,31 +7,42 @@ and LeVeque 1983, "Algorithms for computing the sample variance"), which needs n
 that are large against their changes.
 
 Table layout: level j = 1, 2, ... covers 2**j rows; moments take two columns a level (sum, squared
-deviations), extremes one.
+deviations), extremes, co-moments and slopes one.
+
+Columns are named by their number; ``base`` is the address of row p of column 0, ``n`` the number of rows.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mia_kernels.compile import inlined, kernel
-from mia_kernels.opcodes import MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION
+from mia_kernels.memory import floats_at, get, put
+from mia_kernels.opcodes import MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION, STRIDE
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 LEVEL_ROUNDING = 2.0**-98
 """A window varies when its deviation is above 2**-49 of its mean: equal values may come out a rounding apart."""
+_SMALLEST_PRODUCT = 1e-290
+
+
+@inlined
+def rows(base: int, column: int, back: int, n: int) -> Any:
+    """(n,) view of a column from ``back`` rows before row p on."""
+    return floats_at(base + 8 * (column * STRIDE - back), n)
 
 
 @kernel
-def moment_table(columns: Floats, source: int, first: int, levels: int, p: int, n: int) -> None:
-    """Fill the table of sums and squared deviations of ``source`` for rows p .. p+n."""
-    a, b = columns[source, p : p + n], columns[source, p - 1 : p - 1 + n]
-    total, square = columns[first, p : p + n], columns[first + 1, p : p + n]
+def moment_table(source: int, first: int, levels: int, base: int, n: int) -> None:
+    """Fill the table of sums and squared deviations of ``source``."""
+    a, b = rows(base, source, 0, n), rows(base, source, 1, n)
+    total, square = rows(base, first, 0, n), rows(base, first + 1, 0, n)
     for i in range(n):
         total[i] = a[i] + b[i]
         d = a[i] - b[i]
@@ -39,208 +50,14 @@ def moment_table(columns: Floats, source: int, first: int, levels: int, p: int, 
     width = 2
     for level in range(1, levels):
         at = first + 2 * level
-        sa, sb = columns[at - 2, p : p + n], columns[at - 2, p - width : p - width + n]
-        qa, qb = columns[at - 1, p : p + n], columns[at - 1, p - width : p - width + n]
-        total, square = columns[at, p : p + n], columns[at + 1, p : p + n]
+        sa, sb = rows(base, at - 2, 0, n), rows(base, at - 2, width, n)
+        qa, qb = rows(base, at - 1, 0, n), rows(base, at - 1, width, n)
+        total, square = rows(base, at, 0, n), rows(base, at + 1, 0, n)
         scale = 0.5 / width  # (difference of means)**2 * width / 2, from the difference of sums
         for i in range(n):
             d = sa[i] - sb[i]
             total[i] = sa[i] + sb[i]
             square[i] = (qa[i] + qb[i]) + d * d * scale
-        width *= 2
-
-
-@kernel
-def window_moments(
-    columns: Floats, source: int, first: int, window: int, p: int, n: int, total: Floats, square: Floats
-) -> None:
-    """Sum and squared deviations of the last ``window`` rows, for rows p .. p+n, into (n,) arrays."""
-    level, width = 0, 1
-    while 2 * width <= window:
-        level += 1
-        width *= 2
-    if level == 0:
-        s = columns[source, p : p + n]
-        for i in range(n):
-            total[i], square[i] = s[i], 0.0
-    else:
-        at = first + 2 * (level - 1)
-        s, q = columns[at, p : p + n], columns[at + 1, p : p + n]
-        for i in range(n):
-            total[i], square[i] = s[i], q[i]
-    have, rest = width, window - width
-    while rest > 0:
-        while width > rest:
-            width //= 2
-            level -= 1
-        grow = 1.0 / have
-        part = 1.0 / width
-        scale = have * width / (have + width)
-        if level == 0:
-            s = columns[source, p - have : p - have + n]
-            for i in range(n):
-                d = total[i] * grow - s[i]
-                total[i] += s[i]
-                square[i] += d * d * scale
-        else:
-            at = first + 2 * (level - 1)
-            s, q = columns[at, p - have : p - have + n], columns[at + 1, p - have : p - have + n]
-            for i in range(n):
-                d = total[i] * grow - s[i] * part
-                total[i] += s[i]
-                square[i] += q[i] + d * d * scale
-        have += width
-        rest -= width
-
-
-@kernel
-def finish_moments(kind: int, window: int, total: Floats, square: Floats, out: Floats) -> None:
-    """Turn sums into what was asked for: mean, deviation (ddof 0 or 1) or the sum itself."""
-    n = out.size
-    if kind == MEAN:
-        for i in range(n):
-            out[i] = total[i] / window
-    elif kind == POPULATION_DEVIATION:
-        for i in range(n):
-            out[i] = math.sqrt(square[i] / window)
-    elif kind == SAMPLE_DEVIATION:
-        for i in range(n):
-            out[i] = math.sqrt(square[i] / (window - 1))
-    else:
-        for i in range(n):
-            out[i] = total[i]
-
-
-@kernel
-def comoment_table(
-    columns: Floats, x: int, y: int, x_table: int, y_table: int, first: int, levels: int, p: int, n: int
-) -> None:
-    """Fill the table of summed products of deviations of ``x`` and ``y`` (columns) for rows p .. p+n.
-
-    One column a level, beside the moment tables of both, from which it takes the sums.
-    """
-    xa, xb = columns[x, p : p + n], columns[x, p - 1 : p - 1 + n]
-    ya, yb = columns[y, p : p + n], columns[y, p - 1 : p - 1 + n]
-    product = columns[first, p : p + n]
-    for i in range(n):
-        product[i] = 0.5 * (xa[i] - xb[i]) * (ya[i] - yb[i])
-    width = 2
-    for level in range(1, levels):
-        at, below = first + level, 2 * (level - 1)
-        xa, xb = columns[x_table + below, p : p + n], columns[x_table + below, p - width : p - width + n]
-        ya, yb = columns[y_table + below, p : p + n], columns[y_table + below, p - width : p - width + n]
-        ca, cb = columns[at - 1, p : p + n], columns[at - 1, p - width : p - width + n]
-        product = columns[at, p : p + n]
-        scale = 0.5 / width
-        for i in range(n):
-            product[i] = (ca[i] + cb[i]) + (xa[i] - xb[i]) * (ya[i] - yb[i]) * scale
-        width *= 2
-
-
-@kernel
-def window_correlation(
-    columns: Floats,
-    x: int,
-    y: int,
-    x_table: int,
-    y_table: int,
-    first: int,
-    window: int,
-    p: int,
-    n: int,
-    work: Floats,
-    out: Floats,
-) -> None:
-    """Pearson's correlation of columns ``x`` and ``y`` over the last ``window`` >= 3 rows, into ``out`` (n,).
-
-    ``work`` (5, >= n) is scratch. Missing where either varies by no more than the rounding of its own level.
-    """
-    level, width = 0, 1
-    while 2 * width <= window:
-        level += 1
-        width *= 2
-    sx, qx, sy, qy, product = work[0, :n], work[1, :n], work[2, :n], work[3, :n], work[4, :n]
-    at = 2 * (level - 1)
-    a, b = columns[x_table + at, p : p + n], columns[x_table + at + 1, p : p + n]
-    c, d = columns[y_table + at, p : p + n], columns[y_table + at + 1, p : p + n]
-    e = columns[first + level - 1, p : p + n]
-    for i in range(n):
-        sx[i], qx[i], sy[i], qy[i], product[i] = a[i], b[i], c[i], d[i], e[i]
-    have, rest = width, window - width
-    while rest > 0:
-        while width > rest:
-            width //= 2
-            level -= 1
-        grow, part = 1.0 / have, 1.0 / width
-        scale = have * width / (have + width)
-        if level == 0:
-            a, c = columns[x, p - have : p - have + n], columns[y, p - have : p - have + n]
-            for i in range(n):
-                u, v = sx[i] * grow - a[i], sy[i] * grow - c[i]
-                sx[i] += a[i]
-                sy[i] += c[i]
-                qx[i] += u * u * scale
-                qy[i] += v * v * scale
-                product[i] += u * v * scale
-        else:
-            at = 2 * (level - 1)
-            a, b = columns[x_table + at, p - have : p - have + n], columns[x_table + at + 1, p - have : p - have + n]
-            c, d = columns[y_table + at, p - have : p - have + n], columns[y_table + at + 1, p - have : p - have + n]
-            e = columns[first + level - 1, p - have : p - have + n]
-            for i in range(n):
-                u, v = sx[i] * grow - a[i] * part, sy[i] * grow - c[i] * part
-                sx[i] += a[i]
-                sy[i] += c[i]
-                qx[i] += b[i] + u * u * scale
-                qy[i] += d[i] + v * v * scale
-                product[i] += e[i] + u * v * scale
-        have += width
-        rest -= width
-    rounding = LEVEL_ROUNDING / window
-    for i in range(n):
-        value = product[i] / (math.sqrt(qx[i]) * math.sqrt(qy[i]))
-        value = min(value, 1.0)
-        value = max(value, -1.0)
-        varies = qx[i] > rounding * (sx[i] * sx[i]) and qy[i] > rounding * (sy[i] * sy[i])
-        out[i] = value + (product[i] - product[i]) if varies else math.nan
-
-
-@inlined
-def _larger(a: float, b: float) -> float:
-    """max that keeps a missing value on either side; branch-free, so that it vectorises."""
-    m = a if a > b else b
-    return m + ((a - a) + (b - b))
-
-
-@inlined
-def _smaller(a: float, b: float) -> float:
-    m = a if a < b else b
-    return m + ((a - a) + (b - b))
-
-
-@kernel
-def maximum_table(columns: Floats, source: int, first: int, levels: int, p: int, n: int) -> None:
-    """Fill the table of maxima over 2, 4, 8, ... rows of ``source`` for rows p .. p+n."""
-    width, at = 1, source
-    for level in range(levels):
-        a, b = columns[at, p : p + n], columns[at, p - width : p - width + n]
-        out = columns[first + level, p : p + n]
-        for i in range(n):
-            out[i] = _larger(a[i], b[i])
-        at = first + level
-        width *= 2
-
-
-@kernel
-def minimum_table(columns: Floats, source: int, first: int, levels: int, p: int, n: int) -> None:
-    """Fill the table of minima over 2, 4, 8, ... rows of ``source`` for rows p .. p+n."""
-    width, at = 1, source
-    for level in range(levels):
-        a, b = columns[at, p : p + n], columns[at, p - width : p - width + n]
-        out = columns[first + level, p : p + n]
-        for i in range(n):
-            out[i] = _smaller(a[i], b[i])
-        at = first + level
         width *= 2
 
 
@@ -254,31 +71,354 @@ def _cover(window: int) -> tuple[int, int]:
     return level, width
 
 
+@inlined
+def _begins_in_main(window: int) -> bool:
+    """Whether the first of the merges that a window takes goes to the main scratch, so that the last one does.
+
+    Merges write to two sets of rows in turn: one that wrote where it reads would not be vectorised.
+    """
+    merges = 0
+    while window > 0:
+        merges += window & 1
+        window >>= 1
+    return merges % 2 == 0
+
+
 @kernel
-def window_maximum(columns: Floats, source: int, first: int, window: int, p: int, n: int, out: Floats) -> None:
+def window_sum(source: int, first: int, window: int, base: int, n: int, work: int) -> None:
+    """Sum of the last ``window`` >= 2 rows into the first of three rows at ``work``: as :func:`window_moments`."""
+    level, width = _cover(window)
+    if n == 1:
+        sum_now = get(base + 8 * STRIDE * (first + 2 * (level - 1)))
+        have, rest = width, window - width
+        while rest > 0:
+            while width > rest:
+                width //= 2
+                level -= 1
+            column = source if level == 0 else first + 2 * (level - 1)
+            sum_now += get(base + 8 * (STRIDE * column - have))
+            have += width
+            rest -= width
+        put(work, sum_now)
+        return
+    main, other = floats_at(work, n), floats_at(work + 16 * n, n)
+    s = rows(base, first + 2 * (level - 1), 0, n)
+    have, rest = width, window - width
+    if rest == 0:
+        for i in range(n):
+            main[i] = s[i]
+        return
+    to_main = _begins_in_main(window)
+    while rest > 0:
+        while width > rest:
+            width //= 2
+            level -= 1
+        a = rows(base, source if level == 0 else first + 2 * (level - 1), have, n)
+        total = main if to_main else other
+        for i in range(n):
+            total[i] = s[i] + a[i]
+        s = total
+        to_main = not to_main
+        have += width
+        rest -= width
+
+
+@kernel
+def window_moments(source: int, first: int, window: int, base: int, n: int, work: int) -> None:
+    """Sum and squared deviations of the last ``window`` >= 2 rows, into the first two of four rows at ``work``."""
+    level, width = _cover(window)
+    at = first + 2 * (level - 1)
+    if n == 1:
+        _moments_now(source, first, window, base, work)
+        return
+    s, q = rows(base, at, 0, n), rows(base, at + 1, 0, n)
+    have, rest = width, window - width
+    total, square = floats_at(work, n), floats_at(work + 8 * n, n)
+    if rest == 0:
+        for i in range(n):
+            total[i], square[i] = s[i], q[i]
+        return
+    to_main = _begins_in_main(window)
+    while rest > 0:
+        while width > rest:
+            width //= 2
+            level -= 1
+        grow = 1.0 / have
+        part = 1.0 / width
+        scale = have * width / (have + width)
+        to = work if to_main else work + 16 * n
+        total, square = floats_at(to, n), floats_at(to + 8 * n, n)
+        if level == 0:
+            a = rows(base, source, have, n)
+            for i in range(n):
+                d = s[i] * grow - a[i]
+                total[i] = s[i] + a[i]
+                square[i] = q[i] + d * d * scale
+        else:
+            at = first + 2 * (level - 1)
+            a, b = rows(base, at, have, n), rows(base, at + 1, have, n)
+            for i in range(n):
+                d = s[i] * grow - a[i] * part
+                total[i] = s[i] + a[i]
+                square[i] = q[i] + (b[i] + d * d * scale)
+        s, q = total, square
+        to_main = not to_main
+        have += width
+        rest -= width
+
+
+@kernel
+def _moments_now(source: int, first: int, window: int, base: int, work: int) -> None:
+    """:func:`window_moments` for one row: the same operations, in registers."""
+    level, width = _cover(window)
+    at = base + 8 * STRIDE * (first + 2 * (level - 1))
+    total, square = get(at), get(at + 8 * STRIDE)
+    have, rest = width, window - width
+    while rest > 0:
+        while width > rest:
+            width //= 2
+            level -= 1
+        grow, part = 1.0 / have, 1.0 / width
+        scale = have * width / (have + width)
+        if level == 0:
+            a = get(base + 8 * (STRIDE * source - have))
+            d = total * grow - a
+            square += d * d * scale
+        else:
+            at = base + 8 * (STRIDE * (first + 2 * (level - 1)) - have)
+            a = get(at)
+            d = total * grow - a * part
+            square += get(at + 8 * STRIDE) + d * d * scale
+        total += a
+        have += width
+        rest -= width
+    put(work, total)
+    put(work + 8, square)
+
+
+@kernel
+def finish_moments(kind: int, window: int, n: int, work: int, out_at: int) -> None:
+    """Turn sums into what was asked for: mean, deviation (ddof 0 or 1) or the sum itself."""
+    total, square, out = floats_at(work, n), floats_at(work + 8 * n, n), floats_at(out_at, n)
+    if kind == MEAN:
+        for i in range(n):
+            out[i] = total[i] / window
+    elif kind == POPULATION_DEVIATION:
+        share = 1.0 / window
+        for i in range(n):
+            out[i] = math.sqrt(square[i] * share)
+    elif kind == SAMPLE_DEVIATION:
+        share = 1.0 / (window - 1)
+        for i in range(n):
+            out[i] = math.sqrt(square[i] * share)
+    else:
+        for i in range(n):
+            out[i] = total[i]
+
+
+@kernel
+def slope_table(source: int, moments: int, first: int, levels: int, base: int, n: int) -> None:
+    """Fill the table of summed products of deviations of ``source`` and of time in bars.
+
+    The means of the times of two neighbouring pieces of w rows lie w apart, so that merging them takes nothing
+    but the difference of their sums, from the moment table.
+    """
+    a, b, product = rows(base, source, 0, n), rows(base, source, 1, n), rows(base, first, 0, n)
+    for i in range(n):
+        product[i] = 0.5 * (a[i] - b[i])
+    width = 2
+    for level in range(1, levels):
+        below = moments + 2 * (level - 1)
+        sa, sb = rows(base, below, 0, n), rows(base, below, width, n)
+        ca, cb = rows(base, first + level - 1, 0, n), rows(base, first + level - 1, width, n)
+        product = rows(base, first + level, 0, n)
+        scale = 0.5 * width
+        for i in range(n):
+            product[i] = (ca[i] + cb[i]) + (sa[i] - sb[i]) * scale
+        width *= 2
+
+
+@kernel
+def window_slope(source: int, moments: int, first: int, window: int, base: int, n: int, work: int, out_at: int) -> None:
+    """Least-squares slope of the last ``window`` >= 2 rows against time, per bar; ``work``: three scratch rows.
+
+    Sums are compared, not means, so that prices on a tick grid lose no digit to their level: on it all but the last
+    product is exact. Missing where the sums leave the range of numbers.
+    """
+    level, width = _cover(window)
+    slope = floats_at(out_at, n)
+    s, c = rows(base, moments + 2 * (level - 1), 0, n), rows(base, first + level - 1, 0, n)
+    have, rest = width, window - width
+    to_main = _begins_in_main(window)
+    while rest > 0:
+        while width > rest:
+            width //= 2
+            level -= 1
+        total = floats_at(work if to_main else work + 8 * n, n)
+        product = floats_at(out_at if to_main else work + 16 * n, n)
+        mine, others = 0.5 * width, 0.5 * have
+        if level == 0:
+            a = rows(base, source, have, n)
+            for i in range(n):
+                total[i] = s[i] + a[i]
+                product[i] = c[i] + (s[i] * mine - a[i] * others)
+        else:
+            a, b = rows(base, moments + 2 * (level - 1), have, n), rows(base, first + level - 1, have, n)
+            for i in range(n):
+                total[i] = s[i] + a[i]
+                product[i] = c[i] + (b[i] + (s[i] * mine - a[i] * others))
+        s, c = total, product
+        to_main = not to_main
+        have += width
+        rest -= width
+    finish = 12.0 / (window * (window * window - 1.0))
+    for i in range(n):
+        x = c[i] * finish
+        slope[i] = x if x - x == 0.0 else math.nan
+
+
+@kernel
+def comoment_table(x: int, y: int, x_table: int, y_table: int, first: int, levels: int, base: int, n: int) -> None:
+    """Fill the table of summed products of deviations of columns ``x`` and ``y``, beside the moment tables of both."""
+    xa, xb, ya, yb = rows(base, x, 0, n), rows(base, x, 1, n), rows(base, y, 0, n), rows(base, y, 1, n)
+    product = rows(base, first, 0, n)
+    for i in range(n):
+        product[i] = 0.5 * (xa[i] - xb[i]) * (ya[i] - yb[i])
+    width = 2
+    for level in range(1, levels):
+        below = 2 * (level - 1)
+        xa, xb = rows(base, x_table + below, 0, n), rows(base, x_table + below, width, n)
+        ya, yb = rows(base, y_table + below, 0, n), rows(base, y_table + below, width, n)
+        ca, cb = rows(base, first + level - 1, 0, n), rows(base, first + level - 1, width, n)
+        product = rows(base, first + level, 0, n)
+        scale = 0.5 / width
+        for i in range(n):
+            product[i] = (ca[i] + cb[i]) + (xa[i] - xb[i]) * (ya[i] - yb[i]) * scale
+        width *= 2
+
+
+@kernel
+def window_correlation(
+    x: int, y: int, x_table: int, y_table: int, first: int, window: int, base: int, n: int, work: int, out_at: int
+) -> None:
+    """Pearson's correlation of columns ``x`` and ``y`` over the last ``window`` >= 3 rows.
+
+    ``work`` is the address of ten scratch rows of n numbers. Missing where either column varies by no more than
+    the rounding of its own level, or the product of their squares leaves the range of numbers.
+    """
+    level, width = _cover(window)
+    to = work
+    out = floats_at(out_at, n)
+    at = 2 * (level - 1)
+    sa, qa = rows(base, x_table + at, 0, n), rows(base, x_table + at + 1, 0, n)
+    sb, qb = rows(base, y_table + at, 0, n), rows(base, y_table + at + 1, 0, n)
+    products = rows(base, first + level - 1, 0, n)
+    have, rest = width, window - width
+    while rest > 0:
+        while width > rest:
+            width //= 2
+            level -= 1
+        grow, part = 1.0 / have, 1.0 / width
+        scale = have * width / (have + width)
+        sx, qx, sy = floats_at(to, n), floats_at(to + 8 * n, n), floats_at(to + 16 * n, n)
+        qy, product = floats_at(to + 24 * n, n), floats_at(to + 32 * n, n)
+        to = work + 40 * n if to == work else work
+        if level == 0:
+            a, c = rows(base, x, have, n), rows(base, y, have, n)
+            for i in range(n):
+                u, v = sa[i] * grow - a[i], sb[i] * grow - c[i]
+                sx[i] = sa[i] + a[i]
+                sy[i] = sb[i] + c[i]
+                qx[i] = qa[i] + u * u * scale
+                qy[i] = qb[i] + v * v * scale
+                product[i] = products[i] + u * v * scale
+        else:
+            at = 2 * (level - 1)
+            a, b = rows(base, x_table + at, have, n), rows(base, x_table + at + 1, have, n)
+            c, d = rows(base, y_table + at, have, n), rows(base, y_table + at + 1, have, n)
+            e = rows(base, first + level - 1, have, n)
+            for i in range(n):
+                u, v = sa[i] * grow - a[i] * part, sb[i] * grow - c[i] * part
+                sx[i] = sa[i] + a[i]
+                sy[i] = sb[i] + c[i]
+                qx[i] = qa[i] + (b[i] + u * u * scale)
+                qy[i] = qb[i] + (d[i] + v * v * scale)
+                product[i] = products[i] + (e[i] + u * v * scale)
+        sa, qa, sb, qb, products = sx, qx, sy, qy, product
+        have += width
+        rest -= width
+    rounding = LEVEL_ROUNDING / window
+    for i in range(n):
+        size = qa[i] * qb[i]
+        value = products[i] / math.sqrt(size)
+        value = value if value < 1.0 else 1.0
+        value = value if value > -1.0 else -1.0
+        m = 0.0 if qa[i] > rounding * (sa[i] * sa[i]) else math.nan
+        m = m if qb[i] > rounding * (sb[i] * sb[i]) else math.nan
+        m = m if size > _SMALLEST_PRODUCT else math.nan
+        out[i] = value + ((products[i] - products[i]) + (size - size)) + m
+
+
+@inlined
+def larger(a: float, b: float) -> float:
+    """max that keeps a missing value on either side; branch-free, so that it vectorises."""
+    m = a if a > b else b
+    return m + ((a - a) + (b - b))
+
+
+@inlined
+def smaller(a: float, b: float) -> float:
+    """min that keeps a missing value on either side."""
+    m = a if a < b else b
+    return m + ((a - a) + (b - b))
+
+
+@kernel
+def maximum_table(source: int, first: int, levels: int, base: int, n: int) -> None:
+    """Fill the table of maxima over 2, 4, 8, ... rows of ``source``."""
+    width, at = 1, source
+    for level in range(levels):
+        a, b, out = rows(base, at, 0, n), rows(base, at, width, n), rows(base, first + level, 0, n)
+        for i in range(n):
+            out[i] = larger(a[i], b[i])
+        at = first + level
+        width *= 2
+
+
+@kernel
+def minimum_table(source: int, first: int, levels: int, base: int, n: int) -> None:
+    """Fill the table of minima over 2, 4, 8, ... rows of ``source``."""
+    width, at = 1, source
+    for level in range(levels):
+        a, b, out = rows(base, at, 0, n), rows(base, at, width, n), rows(base, first + level, 0, n)
+        for i in range(n):
+            out[i] = smaller(a[i], b[i])
+        at = first + level
+        width *= 2
+
+
+@kernel
+def window_maximum(source: int, first: int, window: int, base: int, n: int, out_at: int) -> None:
     """Maximum of the last ``window`` rows: two overlapping pieces of the table."""
     level, width = _cover(window)
     at = source if level == 0 else first + level - 1
-    shift = window - width
-    a, b = columns[at, p : p + n], columns[at, p - shift : p - shift + n]
+    a, b, out = rows(base, at, 0, n), rows(base, at, window - width, n), floats_at(out_at, n)
     for i in range(n):
-        out[i] = _larger(a[i], b[i])
+        out[i] = larger(a[i], b[i])
 
 
 @kernel
-def window_minimum(columns: Floats, source: int, first: int, window: int, p: int, n: int, out: Floats) -> None:
+def window_minimum(source: int, first: int, window: int, base: int, n: int, out_at: int) -> None:
     """Minimum of the last ``window`` rows: two overlapping pieces of the table."""
     level, width = _cover(window)
     at = source if level == 0 else first + level - 1
-    shift = window - width
-    a, b = columns[at, p : p + n], columns[at, p - shift : p - shift + n]
+    a, b, out = rows(base, at, 0, n), rows(base, at, window - width, n), floats_at(out_at, n)
     for i in range(n):
-        out[i] = _smaller(a[i], b[i])
+        out[i] = smaller(a[i], b[i])
 
 
 @kernel
 def stochastic(
-    columns: Floats,
     close: int,
     high: int,
     high_table: int,
@@ -287,34 +427,36 @@ def stochastic(
     window: int,
     fast: int,
     slow: int,
-    p: int,
+    base: int,
     n: int,
-    work: Floats,
+    work: int,
+    k_at: int,
+    d_at: int,
 ) -> None:
-    """Lane's slow stochastic: %K smoothed over 3 in ``work[2]``, %D over 3 more in ``work[3]``; 0..100.
+    """Lane's slow stochastic: %K smoothed over 3 and %D over 3 more, 0..100, to two addresses.
 
-    The raw and the smoothed %K live in the working columns ``fast`` and ``slow``. A window without
-    range gives 0, as in TA-Lib. %K is missing wherever %D is: in the warm-up, and after a missing bar.
+    The raw and the smoothed %K live in the working columns ``fast`` and ``slow``; ``work`` has two rows of
+    scratch. A window without range gives 0, as in TA-Lib. %K is missing wherever %D is: in the warm-up, and
+    after a missing bar.
     """
-    top, bottom = work[0, :n], work[1, :n]
-    window_maximum(columns, high, high_table, window, p, n, top)
-    window_minimum(columns, low, low_table, window, p, n, bottom)
-    c, raw = columns[close, p : p + n], columns[fast, p : p + n]
+    window_maximum(high, high_table, window, base, n, work)
+    window_minimum(low, low_table, window, base, n, work + 8 * n)
+    top, bottom = floats_at(work, n), floats_at(work + 8 * n, n)
+    c, raw = rows(base, close, 0, n), rows(base, fast, 0, n)
     for i in range(n):
         spread = top[i] - bottom[i]
         value = 100.0 * ((c[i] - bottom[i]) / spread)
         raw[i] = value if spread != 0.0 else 0.0 * c[i]
-    r1, r2 = columns[fast, p - 1 : p - 1 + n], columns[fast, p - 2 : p - 2 + n]
-    k, k1, k2 = columns[slow, p : p + n], columns[slow, p - 1 : p - 1 + n], columns[slow, p - 2 : p - 2 + n]
-    out_k, out_d = work[2, :n], work[3, :n]
+    r1, r2 = rows(base, fast, 1, n), rows(base, fast, 2, n)
+    k, k1, k2 = rows(base, slow, 0, n), rows(base, slow, 1, n), rows(base, slow, 2, n)
+    out_k, out_d = floats_at(k_at, n), floats_at(d_at, n)
     for i in range(n):
         k[i] = ((r2[i] + r1[i]) + raw[i]) / 3.0
-        out_k[i] = k[i]
     for i in range(n):
         out_d[i] = ((k2[i] + k1[i]) + k[i]) / 3.0
     # TA-Lib reports %K only together with %D; the smoothed column itself starts earlier.
     for i in range(n):
-        out_k[i] += out_d[i] - out_d[i]
+        out_k[i] = k[i] + (out_d[i] - out_d[i])
 
 
 @kernel
@@ -324,35 +466,36 @@ def time_deviation(
     first: int,
     time: int,
     seconds: float,
-    rows: int,
+    periods: int,
     p: int,
+    base: int,
     n: int,
-    total: Floats,
-    square: Floats,
-    out: Floats,
+    work: int,
+    out_at: int,
 ) -> None:
     """Sample standard deviation of the log returns inside the last ``seconds``.
 
     A return counts when both of its closes lie in [t - seconds, t], so the jump over a gap is not
-    taken for a return of one bar. Without gaps that is ``rows`` returns, taken from the table; a row
+    taken for a return of one bar. Without gaps that is ``periods`` returns, taken from the table; a row
     after a gap is summed by itself. Fewer than half of the window's returns (or than two) give none.
     """
-    window_moments(columns, source, first, rows, p, n, total, square)
-    stamp, edge = columns[time, p : p + n], columns[time, p - rows : p - rows + n]
+    window_moments(source, first, periods, base, n, work)
+    square, out = floats_at(work + 8 * n, n), floats_at(out_at, n)
+    stamp, edge = rows(base, time, 0, n), rows(base, time, periods, n)
     for i in range(n):
         if edge[i] == stamp[i] - seconds:
-            out[i] = math.sqrt(square[i] / (rows - 1))
+            out[i] = math.sqrt(square[i] / (periods - 1))
         elif edge[i] != edge[i]:
             out[i] = math.nan
         else:
             row = p + i
             count = 0
             mean, squares = 0.0, 0.0
-            for j in range(row, row - rows, -1):
+            for j in range(row, row - periods, -1):
                 if not columns[time, j - 1] >= stamp[i] - seconds:
                     break
                 count += 1
                 d = columns[source, j] - mean
                 mean += d / count
                 squares += d * (columns[source, j] - mean)
-            out[i] = math.sqrt(squares / (count - 1)) if count >= 2 and 2 * count >= rows else math.nan
+            out[i] = math.sqrt(squares / (count - 1)) if count >= 2 and 2 * count >= periods else math.nan

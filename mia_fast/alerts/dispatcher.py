@@ -7,8 +7,8 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mia_fast import clock
 from mia_fast.alerts.channels import Channel, open_channels
@@ -17,7 +17,9 @@ from mia_fast.alerts.outbox import FILE, SOURCE, Alert, Outbox
 from mia_fast.errors import ConfigError, JournalError
 
 if TYPE_CHECKING:
-    from mia_fast.journal.store import Journal
+    import polars as pl
+
+    from mia_fast.workspace import Workspace
 
 _LOG: Final = logging.getLogger(__name__)
 _GRACE_SECONDS: Final = 5.0
@@ -26,6 +28,27 @@ _QUERY: Final = (
     "SELECT sequence, epoch_ns(timestamp), priority, code, message, coalesce(source, ''), coalesce(run_id, '') "
     "FROM alerts WHERE sequence > ? AND priority >= ? ORDER BY sequence"
 )
+
+
+class Journal(Protocol):
+    """What the dispatcher needs of the journal that opens it."""
+
+    workspace: Workspace
+    first: int
+    """The first sequence number of this opening."""
+
+    @property
+    def fault(self) -> str | None:
+        """Why the journal takes no rows any more, or None."""
+
+    def on_alert(self, listener: Callable[[], None]) -> None:
+        """From now on call ``listener`` when alerts are stored or the writer has failed."""
+
+    def stored(self, sql: str, parameters: Sequence[Any] | None = None) -> pl.DataFrame:
+        """The result of a reading statement over what is stored."""
+
+    def append(self, table: str, row: Mapping[str, Any], /) -> int:
+        """Take one row."""
 
 
 class Dispatcher:

@@ -22,6 +22,10 @@ app = typer.Typer(
 )
 risk_app = typer.Typer(no_args_is_help=True, help="The latch: see it, set it, clear it.")
 app.add_typer(risk_app, name="risk")
+memory_app = typer.Typer(no_args_is_help=True, help="The market memory: what it holds, recalls and forgets.")
+app.add_typer(memory_app, name="memory")
+models_app = typer.Typer(no_args_is_help=True, help="Versions of the models: see them, serve one, go back.")
+app.add_typer(models_app, name="models")
 alerts_app = typer.Typer(no_args_is_help=True, help="Who is told: the alert channels.")
 app.add_typer(alerts_app, name="alerts")
 
@@ -53,6 +57,9 @@ WorkspaceOption = Annotated[
     ),
 ]
 ChainOption = Annotated[Path | None, typer.Option(help="Option chain (Parquet), one or several snapshots.")]
+LevelsOption = Annotated[
+    list[Path] | None, typer.Option(help="Option chains, or rows of levels (Parquet); repeat it for several files.")
+]
 CrossOption = Annotated[
     list[Path] | None,
     typer.Option(help="Cross-asset closes with the daily VIX (Parquet or CSV); repeat it for several files."),
@@ -127,37 +134,97 @@ def run(
 
 @app.command()
 def features(
-    bars: Annotated[Path, typer.Argument(help="Bars (Parquet or CSV).")],
-    out: Annotated[Path | None, typer.Argument(help="Parquet file to write. Without it, only the plan.")] = None,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IN... [OUT]",
+            help="Bars: files (Parquet, CSV), globs, folders. Last, with two or more: where to write, a folder for a "
+            "history, or one .parquet file for one file of bars.",
+            show_default=False,
+        ),
+    ],
     cross: CrossOption = None,
-    levels: Annotated[
-        list[Path] | None, typer.Option(help="Option chains, or rows of levels (Parquet); repeat it for several files.")
-    ] = None,
+    levels: LevelsOption = None,
     events: Annotated[Path | None, typer.Option(help="Macro events (Parquet or CSV).")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="List every feature by family, and what it lacks.")] = False,
+    symbol: Annotated[
+        str | None, typer.Option(help="Symbol of files that name none. Default: the instrument's.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
+    compression: Annotated[str, typer.Option(help="zstd, lz4 or uncompressed.")] = "zstd",
+    part_rows: Annotated[int, typer.Option(min=1, help="Rows of a part at most; it bounds the memory.")] = 32_768,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and the expected size; write nothing.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option(help="Begin again although a stopped run could go on.")] = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Compute the features of a file of bars, or show which of them can be computed.
+    """Compute the features of bars, or show which of them can be computed.
 
-    Example: [cyan]mia-fast features es.parquet features.parquet --cross vix.parquet --events calendar.csv[/cyan]
+    A history is written as symbol=.../month=.../part-000.parquet with a manifest.json; DuckDB and Polars read it in
+    place. Files may hold several symbols and be named in any order. A run that was stopped, however, goes on when the
+    same command is given again. With bars alone, nothing is written.
+
+    Example: [cyan]mia-fast features "bars/es_1m_*.parquet" history --cross vix.parquet --events calendar.csv
+    [/cyan]
     """
+    place = Workspace.current(workspace)
+    ins, out = (paths, None) if len(paths) == 1 else (paths[:-1], Path(paths[-1]))
+    one = out is None and bool(levels)
+    if one or (out is not None and out.suffix.lower() in (".parquet", ".pq") and not out.is_dir()):
+        _features_file(place, ins, out, (cross, levels, events), dry_run, plan)
+    else:
+        if levels:
+            from mia_fast.errors import DataError
+
+            raise DataError(
+                "option levels are moved by the bars at the chain's time, which a history does not look back for",
+                where="--levels",
+                hint="name a .parquet file to write: one file of bars becomes one file of features, levels included",
+                then="nothing was written",
+            )
+        written = (dtype, compression, part_rows)
+        _features_history(place, ins, out, (cross, events), symbol, written, dry_run, fresh, plan)
+
+
+def _features_file(
+    place: Workspace,
+    ins: list[str],
+    out: Path | None,
+    beside: tuple[list[Path] | None, list[Path] | None, Path | None],
+    dry_run: bool,
+    whole: bool,
+) -> None:
+    """One file of bars into one file of features."""
     import time
 
+    from mia_fast.errors import DataError
     from mia_fast.features.frame import feature_availability, generate_features, read_cross
     from mia_fast.features.levels import read_levels
     from mia_fast.files import replacing
+    from mia_fast.histories import expand
     from mia_fast.tables import read_table
 
-    place = Workspace.current(workspace)
-    table = read_table("bars", bars, workspace=place)
+    files = expand(ins)
+    if len(files) > 1 or (out is not None and out.resolve() in {file.resolve() for file in files}):
+        raise DataError(
+            f"{len(files)} files of bars do not make one file of features"
+            if len(files) > 1
+            else "is the file of bars itself",
+            where=str(out),
+            hint="the last name is where to write: give a folder for a history, or another file for one file of bars",
+            then="nothing was computed",
+        )
+    table = read_table("bars", files[0], workspace=place)
+    cross, levels, events = beside
     others = read_cross(cross, place) if cross else None
     known = read_levels(levels, place) if levels else None
     calendar = None if events is None else read_table("events", events, workspace=place)
     show.table_report(table)
     show.availability(
-        feature_availability(table, cross=others, levels=known, events=calendar, workspace=place), whole=plan
+        feature_availability(table, cross=others, levels=known, events=calendar, workspace=place), whole=whole
     )
-    if out is None:
+    if dry_run or out is None:
         return
     began = time.perf_counter()
     with show.progress("rows") as advance:
@@ -177,6 +244,8 @@ def check_features(
         Path | None, typer.Option(help="A feature_sets.yaml. Default: the workspace's.", show_default=False)
     ] = None,
     cross: CrossOption = None,
+    levels: LevelsOption = None,
+    events: Annotated[Path | None, typer.Option(help="Macro events (Parquet or CSV).")] = None,
     feature: Annotated[str | None, typer.Option(help="Only this feature, and what it rests on.")] = None,
     seed: Annotated[int, typer.Option(help="Of the simulated values and the random cuts.")] = 1,
     workspace: WorkspaceOption = None,
@@ -194,7 +263,7 @@ def check_features(
     """
     from mia_fast.features import catalogue as catalogues
     from mia_fast.features.checks import check_features as check
-    from mia_fast.features.frame import market_sources, one_symbol, read_cross, sample_of
+    from mia_fast.features.frame import one_symbol, sample_of
 
     place = Workspace.current(workspace)
     declared = catalogues.read(place) if catalogue is None else catalogues.read_file(catalogue)
@@ -205,13 +274,177 @@ def check_features(
         table = read_table("bars", bars, workspace=place)
         show.table_report(table)
         one_symbol(table)
-        sources = () if cross is None else market_sources(read_cross(cross, place).frame, place)
-        data = sample_of(declared, table, sources, workspace=place)
+        data = sample_of(declared, table, workspace=place, cross=cross or None, levels=levels or None, events=events)
     with show.progress("checks") as advance:
         report = check(declared, data=data, only=feature, seed=seed, progress=advance)
     show.feature_checks(report)
     if report.findings:
         raise typer.Exit(1)
+
+
+def _features_history(
+    place: Workspace,
+    ins: list[str],
+    out: Path | None,
+    beside_paths: tuple[list[Path] | None, Path | None],
+    symbol: str | None,
+    written: tuple[str, str, int],
+    dry_run: bool,
+    fresh: bool,
+    whole: bool,
+) -> None:
+    """Any number of bars into a folder of features; or only the plan."""
+    from mia_fast import config, histories
+    from mia_fast.features import catalogue as catalogues
+    from mia_fast.histories.inputs import Beside
+
+    dtype, compression, part_rows = written
+    settings = histories.Settings(dtype, compression, part_rows)  # type: ignore[arg-type]  # checked by Settings
+    files = histories.expand(ins)
+    cross, events = beside_paths
+    beside = Beside(place, cross=cross or (), events=events)
+    with show.progress("bytes read") as advance:
+        found = histories.survey(files, workspace=place, symbol=symbol, progress=advance)
+    for table in beside.reports:
+        show.table_report(table)
+    if out is None or dry_run:
+        name = symbol or config.market(place).instrument.symbol
+        previewed = histories.preview(found, beside, workspace=place, settings=settings, symbol=name)
+        show.history_preview(previewed, settings, catalogues.read(place), whole=whole)
+        return
+    show.survey(found)
+    try:
+        with show.progress("rows") as advance:
+            outcome = histories.write_history(
+                found,
+                out,
+                beside,
+                workspace=place,
+                settings=settings,
+                symbol=symbol,
+                fresh=fresh,
+                progress=advance,
+            )
+    except KeyboardInterrupt:
+        show.warn("Stopped. The finished parts stay; the same command goes on behind them.")
+        raise typer.Exit(130) from None
+    show.history_written(outcome)
+
+
+HistoryArgument = Annotated[
+    Path, typer.Argument(help="A history's folder that mia-fast features wrote, or one Parquet file of features.")
+]
+SymbolOption = Annotated[str | None, typer.Option(help="Which symbol, when the history holds several.")]
+ReportOption = Annotated[Path | None, typer.Option(help="One HTML page with pictures and tables (extra plot).")]
+
+
+@app.command()
+def select(
+    history: HistoryArgument,
+    target: Annotated[
+        str | None, typer.Option(help="What the features are to explain, or a column. Default: selection.yaml.")
+    ] = None,
+    bars: Annotated[Path | None, typer.Option(help="The bars, if the features hold no prices.")] = None,
+    cross: CrossOption = None,
+    symbol: SymbolOption = None,
+    since: Annotated[dt.datetime | None, typer.Option(help="First day (YYYY-MM-DD, UTC).")] = None,
+    until: Annotated[
+        dt.datetime | None, typer.Option(help="The day behind the last (UTC); keep what the networks are judged on.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Choose the 150 features by their SHAP values, out of sample (needs the extra [bold]select[/bold]).
+
+    Writes data/features/feature_importance.csv and selection.json, the manifest that networks and memory read.
+
+    Example: [cyan]mia-fast select history --target cnn_pressure --until 2022-01-01[/cyan]
+    """
+    from mia_fast.selection import select_features
+
+    place = Workspace.current(workspace)
+    with show.progress("folds") as advance:
+        chosen, _ = select_features(
+            history,
+            target,
+            bars=bars,
+            cross=cross,
+            workspace=place,
+            symbol=symbol,
+            since=_utc_day(since),
+            until=_utc_day(until),
+            progress=advance,
+        )
+    show.selection(chosen)
+    folder = place.data / "features"
+    show.files([folder / "feature_importance.csv", folder / "selection.json"], place)
+
+
+@app.command()
+def audit(
+    history: HistoryArgument,
+    symbol: SymbolOption = None,
+    reference_until: Annotated[
+        dt.datetime | None,
+        typer.Option(help="Rows before this day (UTC) are the reference. Default: the first quarter."),
+    ] = None,
+    report: ReportOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Folder for the pictures as PNG (extra plot).")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Audit features: empty values, outliers, drift, SHAP values.
+
+    Writes data/logs/market/features_audit_final.csv.
+
+    Example: [cyan]mia-fast audit history --report audit.html[/cyan]
+    """
+    from mia_fast.selection import audited
+    from mia_fast.selection import plot as pictures
+
+    place = Workspace.current(workspace)
+    if report is not None or plot is not None:
+        pictures.check()
+    with show.working("auditing"):
+        found = audited(history, workspace=place, symbol=symbol, reference_until=_utc_day(reference_until))
+    show.audit(found)
+    paths = [place.data / "logs" / "market" / "features_audit_final.csv"]
+    with show.working("drawing"):
+        if plot is not None:
+            paths += pictures.draw(found, plot)
+        if report is not None:
+            paths.append(pictures.write_page(found, report, f"Features of {history.name}"))
+    show.files(paths, place)
+
+
+@app.command("filter")
+def filter_command(
+    history: HistoryArgument,
+    out: Annotated[Path | None, typer.Argument(help="Parquet file for all filtered rows.")] = None,
+    symbol: SymbolOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Leave out empty, constant and repeated features, clip outliers, and say what was done.
+
+    Writes data/features/features_latest_filtered.csv. Chosen features always stay; what speaks against them is listed.
+
+    Example: [cyan]mia-fast filter history filtered.parquet[/cyan]
+    """
+    from mia_fast.files import replacing
+    from mia_fast.selection import filtered
+
+    place = Workspace.current(workspace)
+    with show.working("filtering"):
+        result = filtered(history, workspace=place, symbol=symbol)
+    show.filtered(result)
+    paths = [place.data / "features" / "features_latest_filtered.csv"]
+    if out is not None:
+        with replacing(out) as temporary:
+            result.frame.write_parquet(temporary)
+        paths.append(out)
+    show.files(paths, place)
+
+
+def _utc_day(day: dt.datetime | None) -> int | None:
+    return None if day is None else int(day.replace(tzinfo=dt.UTC).timestamp()) * 1_000_000_000
 
 
 @app.command()
@@ -270,7 +503,12 @@ def bars(
 
 @app.command()
 def levels(
-    chain: Annotated[Path, typer.Argument(help="Option chain: Parquet, CSV, or Cboe's delayed quotes (CSV, JSON).")],
+    chain: Annotated[
+        Path,
+        typer.Argument(
+            help="Option chain: Parquet, CSV, or Cboe's delayed quotes (CSV, JSON).", exists=True, dir_okay=False
+        ),
+    ],
     workspace: WorkspaceOption = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the levels to this file (PNG, SVG or PDF).")] = None,
 ) -> None:
@@ -563,6 +801,141 @@ def risk_reset(
     from mia_fast.risk import desk
 
     show.say(str(desk(Workspace.current(workspace)).controller.reset(reason)))
+
+
+@memory_app.command("status")
+def memory_status(workspace: WorkspaceOption = None) -> None:
+    """Show what the market memory holds, and by which features it compares."""
+    from mia_fast import memory
+
+    place = _existing(workspace)
+    show.memory(memory.of(place), place)
+
+
+@memory_app.command("nearest")
+def memory_nearest(
+    bars: Annotated[
+        Path, typer.Option(help="Bars that hold the moment and what followed the states (Parquet or CSV).")
+    ],
+    at: Annotated[
+        dt.datetime | None, typer.Option(help="The moment, UTC (YYYY-MM-DD HH:MM:SS). Default: the last bar.")
+    ] = None,
+    k: Annotated[int, typer.Option("--count", "-k", min=1, help="How many states.")] = 10,
+    outcome: Annotated[str, typer.Option(help="winning, losing, closed or all.")] = "closed",
+    minutes: Annotated[int, typer.Option(min=2, help="How many bars to look at after each state.")] = 60,
+    cross: CrossOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture of what followed each state (.png, .svg, .pdf).")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Show the stored states nearest to a moment in time, and what followed each.
+
+    Only outcomes that were known at that moment are recalled.
+
+    Example: [cyan]mia-fast memory nearest --bars es.parquet --at "2022-03-23 15:00:00" --plot nearest.png[/cyan]
+    """
+    from mia_fast.live import plot as pictures
+    from mia_fast.memory import plot as drawing
+    from mia_fast.memory.nearest import nearest_to
+
+    if plot is not None:
+        pictures.check(plot)
+    place = _existing(workspace)
+    moment = None if at is None else at.replace(tzinfo=at.tzinfo or dt.UTC)
+    with show.working("recalling"):
+        found = nearest_to(place, bars, at=moment, k=k, outcome=outcome, minutes=minutes, cross=cross)
+    show.nearest(found)
+    if plot is not None:
+        show.files([drawing.draw(found, plot)], place)
+
+
+@memory_app.command("purge")
+def memory_purge(
+    days: Annotated[int | None, typer.Option(min=1, help="Keep so many days. Default: memory.yaml, 30.")] = None,
+    vacuum: Annotated[
+        bool | None, typer.Option(help="Give free room back now. Default: only while the market is closed.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Remove the states that are too old, and check the file.
+
+    Example: [cyan]mia-fast memory purge --days 90[/cyan]
+    """
+    from mia_fast import memory
+
+    show.purged(memory.purge_old_data(days, workspace=_existing(workspace), vacuum=vacuum))
+
+
+@memory_app.command("check")
+def memory_check(
+    renew: Annotated[
+        str | None,
+        typer.Option(metavar="REASON", help="Put the memory aside into data/quarantine and begin an empty one."),
+    ] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Check the market memory's file, tables and rows. Ends with status 1 if anything is wrong.
+
+    Example: [cyan]mia-fast memory check --renew "A. Smith: disk replaced, no backup"[/cyan]
+    """
+    from mia_fast import memory
+
+    place = _existing(workspace)
+    if renew is not None:
+        show.files(memory.renew(place, renew), place)
+    found = memory.of(place).check()
+    show.memory_check(found)
+    if found.faults:
+        raise typer.Exit(1)
+
+
+@models_app.command("list")
+def models_list(
+    name: Annotated[str, typer.Argument(help="Model.")] = "predicted_vix", workspace: WorkspaceOption = None
+) -> None:
+    """Show the versions of a model, and which one is served."""
+    from mia_fast import registry
+
+    show.versions(registry.versions(Workspace.current(workspace), _model(name)))
+
+
+@models_app.command("promote")
+def models_promote(
+    version: Annotated[str, typer.Argument(help="shipped, own, or the beginning of an ID.")],
+    reason: Annotated[str, typer.Option(help="Who decided it and why; it is journalled.")],
+    name: Annotated[str, typer.Option(help="Model.")] = "predicted_vix",
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Serve this version from now on. Processes that run keep the one they have loaded.
+
+    Example: [cyan]mia-fast models promote 3fa9c1 --reason "A. Smith: better in the last quarter"[/cyan]
+    """
+    from mia_fast import registry
+
+    place = Workspace.current(workspace)
+    before = registry.promote(place, _model(name), version, reason=reason)
+    show.say(f"{name}: {before} -> {registry.served(place, name)}; mia-fast models rollback goes back")
+
+
+@models_app.command("rollback")
+def models_rollback(
+    reason: Annotated[str, typer.Option(help="Who decided it and why; it is journalled.")],
+    name: Annotated[str, typer.Option(help="Model.")] = "predicted_vix",
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Serve the version that was served before."""
+    from mia_fast import registry
+
+    now, before = registry.rollback(Workspace.current(workspace), _model(name), reason=reason)
+    show.say(f"{name}: {before} -> {now}")
+
+
+def _model(name: str) -> str:
+    from mia_fast.errors import ConfigError
+    from mia_fast.registry import MODELS
+
+    if name not in MODELS:
+        raise ConfigError(f"there is no model {name!r}", where="NAME", hint=", ".join(MODELS), then="no change")
+    return name
 
 
 def _existing(workspace: Path | None) -> Workspace:

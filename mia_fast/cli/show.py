@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,11 +24,17 @@ if TYPE_CHECKING:
 
     from mia_fast.alerts import Channel
     from mia_fast.bars.stream import BarsReport
+    from mia_fast.features.catalogue import Catalogue
     from mia_fast.features.checks import Report
+    from mia_fast.histories import Outcome, Preview, Settings, Survey
     from mia_fast.journal.explain import Explanation
     from mia_fast.live.replay import Summary
+    from mia_fast.memory import Check, MemoryStore, Purged
+    from mia_fast.memory.nearest import Nearest
     from mia_fast.options import Levels
+    from mia_fast.registry import Version
     from mia_fast.risk import Desk
+    from mia_fast.selection import Audit, Filtered, Selection
     from mia_fast.tables import Table as InputTable
     from mia_fast.validate import Finding
     from mia_models.manifest import Manifest
@@ -100,6 +106,9 @@ def table_report(table: InputTable) -> None:
     out.print(escape(table.report()), style="dim")
 
 
+_COLUMNS_SHOWN = 8
+
+
 def availability(found: pl.DataFrame, *, whole: bool = False) -> None:
     """How many features can be computed, by family, and what the others lack; ``whole`` lists each feature."""
     out.print(f"[bold]{found['available'].sum()}[/bold] of {found.height} features can be computed")
@@ -110,17 +119,34 @@ def availability(found: pl.DataFrame, *, whole: bool = False) -> None:
         count = part["available"].sum()
         table.add_row(str(family), str(count), str(part.height - count))
     out.print(table)
-    lacking: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    _wanting(found)
+    if not whole:
+        return
+    listed = Table(box=None, padding=(0, 2))
+    for title in ("Feature", "Family", "Stage", "Null for want of", "From"):
+        listed.add_column(title, overflow="fold")
+    for name, family, stage, available, lacks, wanted in found.iter_rows():
+        why = "[green]computed[/green]" if available else f"[yellow]{escape(', '.join(lacks))}[/yellow]"
+        listed.add_row(name, family, str(stage), why, escape("; ".join(wanted)))
+    out.print(listed)
+
+
+def _wanting(found: pl.DataFrame) -> None:
+    """For each table that is missing in part or whole: what it would have to bring, and to how many features."""
+    columns: dict[str, dict[str, None]] = {}
+    features: dict[str, set[str]] = {}
     for name, _, _, available, lacks, wanted in found.iter_rows():
-        if not available:
-            lacking.setdefault((tuple(lacks), tuple(wanted)), []).append(name)
-    for (columns, tables), names in lacking.items():
-        of = f" [dim]({escape('; '.join(tables))})[/dim]" if tables else ""
-        out.print(f"  null for want of [yellow]{', '.join(columns)}[/yellow]{of}: {', '.join(names)}")
-    if whole:
-        for (family,), part in found.group_by("family", maintain_order=True):
-            names = part.filter("available")["feature"].to_list()
-            out.print(f"  {family}, computed: {', '.join(names) or '-'}")
+        for origin in () if available else wanted or ["bars"]:
+            table, _, series = origin.partition(": ")
+            columns.setdefault(table, {}).update(dict.fromkeys(series.split(", ") if series else lacks))
+            features.setdefault(table, set()).add(name)
+    for table, names in columns.items():
+        shown = list(names)[:_COLUMNS_SHOWN]
+        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        out.print(
+            f"  null for want of [yellow]{escape(table)}[/yellow] ({escape(', '.join(shown))}{more}): "
+            f"{len(features[table])} feature{'s' * (len(features[table]) > 1)}"
+        )
 
 
 def feature_checks(report: Report) -> None:
@@ -167,12 +193,159 @@ def features_written(path: Path, frame: pl.DataFrame, computing: float, writing:
     )
 
 
+def survey(found: Survey) -> None:
+    """What the files of a history hold."""
+    told: set[str] = set()
+    for source in found.sources:
+        faults = sum(source.quarantine.values())
+        rules = ", ".join(f"{rule} {count:,}" for rule, count in source.quarantine.items())
+        quarantined = f"; quarantined {faults:,} ({rules})" if faults else ""
+        out.print(escape(f"bars from {source.path}: {source.rows:,} rows{quarantined}"), style="dim")
+        for note in source.notes:
+            if note not in told:
+                out.print(escape(f"  {note}"), style="dim")
+        told.update(source.notes)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("symbol", "bars", "length", "first", "last", "months", "files"):
+        table.add_column(name, justify="right" if name in ("bars", "months", "files") else "left", no_wrap=True)
+    for name, own in found.symbols.items():
+        table.add_row(
+            name,
+            f"{found.rows(name):,}",
+            f"{found.interval_ns(name) / 1e9:g} s",
+            _minute(own[0].spans[name].first),
+            _minute(own[-1].spans[name].last),
+            f"{len(found.months(name)):,}",
+            f"{len(own):,}",
+        )
+    out.print(table)
+    for name in found.symbols:
+        for column, files_without in found.partial(name).items():
+            some = ", ".join(files_without[:3]) + (", ..." if len(files_without) > 3 else "")
+            out.print(f"  {escape(name)}: [yellow]{escape(column)}[/yellow] is missing in {escape(some)}: null there")
+
+
+def history_preview(found: Preview, settings: Settings, declared: Catalogue, *, whole: bool = False) -> None:
+    """What a run would compute and write."""
+    from mia_fast.features.frame import availability as features_of
+
+    survey(found.survey)
+    seen: dict[str, list[str]] = {}
+    for name, own in found.plans.items():
+        seen.setdefault(own.digest, []).append(name)
+    for names in seen.values():
+        if len(seen) > 1:
+            out.print(f"[bold]{escape(', '.join(names))}[/bold]")
+        availability(features_of(declared, [found.plans[names[0]]]), whole=whole)
+    for column, share in found.null_shares.items():
+        out.print(f"  [yellow]{escape(column)}[/yellow] was null in {share:.0%} of the rows looked at")
+    out.print(
+        f"Expected size: [bold]{_size(found.bytes)}[/bold] ({found.survey.total:,} rows x "
+        f"{found.bytes_per_row:,.0f} bytes as {settings.dtype}, {settings.compression}; "
+        f"measured on the first {found.sample_rows:,} rows). "
+        "Nothing was written."
+    )
+
+
+def history_written(done: Outcome) -> None:
+    """Rows, parts, size, and where the time went."""
+    manifest = done.manifest
+    what = (
+        f"{manifest.rows:,} rows x {len(manifest.features)} features in {len(manifest.parts):,} parts, "
+        f"{_size(manifest.bytes)}, in [bold]{escape(str(done.folder))}[/bold]"
+    )
+    if done.complete_before:
+        out.print(f"{what}\nThis history was complete already: every part was checked, nothing was computed again.")
+        return
+    earlier = manifest.rows - done.rows
+    resumed = f", {earlier:,} of them before this run" if earlier else ""
+    total = done.reading + done.computing + done.writing
+    shares = ", ".join(
+        f"{name} {spent:.2f} s ({spent / max(total, 1e-9):.0%})"
+        for name, spent in (("reading", done.reading), ("computing", done.computing), ("writing", done.writing))
+    )
+    speed = f"{done.rows / max(total, 1e-9):,.0f} rows/s" if done.rows else "nothing was left to compute"
+    out.print(f"{what}{resumed}\n{shares}: {speed}", soft_wrap=True)
+
+
+def _size(count: int) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:,.1f} {name}"
+    return f"{count} bytes"
+
+
+def selection(chosen: Selection) -> None:
+    """Which features were chosen, and how sure the choice is."""
+    table = Table(
+        title=f"Choice for {chosen.target}", title_justify="left", show_header=False, box=None, padding=(0, 2)
+    )
+    taken = "; all candidates were taken, there are fewer than asked for" if chosen.all_taken else ""
+    table.add_row(
+        "Chosen", f"{len(chosen.names)} of {chosen.candidates} candidates ({chosen.features} in the catalogue){taken}"
+    )
+    table.add_row("Period", f"{chosen.period[0][:16]} to {chosen.period[1][:16]}: {chosen.rows:,} rows")
+    table.add_row("Used", f"{chosen.rows_used:,} rows, {sum(fold.shap_rows for fold in chosen.folds):,} explained")
+    table.add_row("Skill by fold", ", ".join(f"{fold.skill:+.4f}" for fold in chosen.folds))
+    agree = ", ".join(f"best {k}: {share:.0%}" for k, share in chosen.stability.overlap.items())
+    table.add_row("Two folds share", f"{agree}; rank correlation {chosen.stability.rank_correlation:.2f}")
+    table.add_row("First", ", ".join(chosen.names[:10]))
+    table.add_row("Digest", chosen.digest)
+    out.print(table)
+    if all(fold.skill <= 0 for fold in chosen.folds):
+        warn("No fold predicts better than the mean of its training rows: this order is that of fitted noise.")
+    why: dict[str, list[str]] = {}
+    for name, reason in chosen.not_candidates.items():
+        why.setdefault(reason.split()[0], []).append(name)
+    for reason, names in why.items():
+        some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        out.print(escape(f"  no candidates ({reason}): {some}"))
+
+
+def audit(found: Audit) -> None:
+    """The features that drift most, and those with most empty values."""
+    frame = found.frame
+    table = Table(title=f"{frame.height} features, {found.rows:,} rows: the largest drift", title_justify="left")
+    for name in ("feature", "empty", "outliers", "mean |SHAP|", "drift", "worst month's", "month"):
+        table.add_column(name, justify="left" if name in ("feature", "month") else "right")
+    for row in frame.sort("drift_worst", descending=True, nulls_last=True).head(12).iter_rows(named=True):
+        table.add_row(
+            row["feature"],
+            f"{row['nan_ratio']:.2%}",
+            f"{row['outlier_count']:,}",
+            "-" if row["shap_value"] is None else f"{row['shap_value']:.5f}",
+            "-" if row["drift"] is None else f"{row['drift']:.2f}",
+            "-" if row["drift_worst"] is None else f"{row['drift_worst']:.2f}",
+            row["drift_month"] or "-",
+        )
+    out.print(table)
+    shifted = int((frame["drift"] > 0.25).sum())
+    empty = int((frame["nan_ratio"] > 0.4).sum())
+    out.print(
+        f"{shifted} features drift by more than 0.25 against {found.reference[0][:10]} to {found.reference[1][:10]}; "
+        f"{empty} are empty in more than 40 % of the rows"
+    )
+
+
+def filtered(done: Filtered) -> None:
+    """What was left out, kept in spite of a rule, and clipped."""
+    out.print(f"[bold]{done.frame.height:,}[/bold] rows x {done.frame.width - 1} features")
+    for name, why in done.dropped.items():
+        out.print(escape(f"  left out {name}: {why}"))
+    for name, why in done.kept.items():
+        out.print(f"  [yellow]kept[/yellow] {escape(f'{name}, it was chosen: {why}')}")
+    out.print(
+        f"  clipped {sum(done.clipped.values()):,} values of {len(done.clipped)} features; "
+        f"left out {done.rows_dropped:,} rows that were mostly empty"
+    )
+
+
 def summary(done: Summary, place: Workspace) -> None:
     """The table a replay ends with."""
     table = Table(title=f"Replay {done.run_id}", title_justify="left", show_header=False, box=None, padding=(0, 2))
     resumed = f", of which {done.resumed_at:,} before it was resumed" if done.resumed_at else ""
     table.add_row("Bars", f"{done.bars:,} from {_minute(done.first)} to {_minute(done.last)}{resumed}")
-    lacking = f"; null for want of inputs: {', '.join(done.null_features)}" if done.null_features else ""
+    lacking = "; mia-fast features BARS --plan says what the others lack" if done.null_features else ""
     table.add_row("Features", f"{done.features} of {done.features + len(done.null_features)} computed{lacking}")
     actions = ", ".join(f"{done.tally.actions[name]:,} {name}" for name in ("buy", "sell", "exit", "hold"))
     blocked = sum(done.tally.blocks.values())
@@ -183,6 +356,7 @@ def summary(done: Summary, place: Workspace) -> None:
     latched = f", [red]latched at {_minute(done.tally.latched_at)}[/red]" if done.tally.latched_at else ""
     table.add_row("Largest drawdown", f"{done.tally.max_drawdown:.2%}{latched}")
     table.add_row("Levels", _levels_line(done))
+    table.add_row("Memory", done.memory)
     here = done.bars - done.resumed_at
     if here:
         table.add_row("Time", f"{done.seconds:.1f} s for {here:,} bars: {here / done.seconds:,.0f} bars/s")
@@ -225,46 +399,72 @@ def bars(report: BarsReport) -> None:
     out.print(f"[bold]Written[/bold]\n  {escape(str(report.path))}")
 
 
+_MONEY: Final = frozenset({"net_gamma", "vanna_exposure", "vanna_cliff_slope", "charm_exposure"})
+_COUNTS: Final = frozenset(
+    {"open_interest", "open_interest_calls", "open_interest_puts", "contracts", "contracts_live"}
+)
+_LEVELS: Final = {
+    "quote_time": "",
+    "market_time": "",
+    "underlying_price": "",
+    "ref_px": "by parity",
+    "gamma_wall": "",
+    "call_wall": "",
+    "put_wall": "",
+    "zero_gamma": "",
+    "zero_gamma_status": "",
+    "key_strikes_1": "",
+    "key_strikes_2": "",
+    "key_strikes_3": "",
+    "key_strikes_4": "",
+    "key_strikes_5": "",
+    "max_pain": "nearest expiry",
+    "vol_trigger": "a proxy",
+    "net_gamma": "USD per 1 %",
+    "dealer_position_bias": "-1 .. 1",
+    "gamma_notional_distribution": "0 .. 1 (even)",
+    "vanna_exposure": "USD per vol pt",
+    "vanna_cliff_slope": "the same, 1 % up",
+    "charm_exposure": "USD per day",
+    "iv_atm": "30 days",
+    "iv_atm_nearest": "",
+    "risk_reversal_25": "call - put",
+    "butterfly_25": "",
+    "option_skew": "> 0: puts dearer",
+    "iv_skew": "< 0: puts dearer",
+    "atm_straddle_cost": "of the price",
+    "option_spread_cost": "median, at money",
+    "oi_concentration": "",
+    "open_interest_calls": "",
+    "open_interest_puts": "",
+    "open_interest_date": "",
+    "coverage": "",
+    "contracts": "",
+    "contracts_live": "",
+}
+
+
 def levels(found: Levels, place: Workspace) -> None:
     """Dealer levels as a table."""
     record = found.record()
     colour = {"OK": "green", "DEGRADED": "yellow"}.get(found.status, "red")
     table = Table(title=f"Dealer levels  [{colour}]{found.status}[/{colour}]", title_justify="left", show_header=False)
-    for reason in found.reasons:
-        table.add_row("reason", f"[yellow]{escape(reason)}[/yellow]")
-    for name in (
-        "quote_time",
-        "market_time",
-        "underlying_price",
-        *_PRICE_LEVELS,
-        "zero_gamma_status",
-        "key_strikes_1",
-        "key_strikes_2",
-        "key_strikes_3",
-        "key_strikes_4",
-        "key_strikes_5",
-        "max_pain",
-        "net_gamma",
-        "dealer_position_bias",
-        "vol_trigger",
-        "vanna_exposure",
-        "charm_exposure",
-        "iv_atm",
-        "iv_atm_nearest",
-        "risk_reversal_25",
-        "butterfly_25",
-        "option_skew",
-        "atm_straddle_cost",
-        "oi_concentration",
-        "open_interest_date",
-        "coverage",
-        "contracts",
-        "contracts_live",
-    ):
-        table.add_row(name, _value(record[name]))
-    for note in found.notes:
-        table.add_row("note", escape(note))
+    for _ in range(3):
+        table.add_column(no_wrap=True)
+    for name, meaning in _LEVELS.items():
+        value = record[name]
+        if name in _MONEY:
+            text = _money(value)
+        elif name in _COUNTS and value is not None:
+            text = f"{value:,.0f}"
+        else:
+            text = _value(value)
+        table.add_row(name, text, f"[dim]{meaning}[/dim]")
     out.print(table)
+    for reason in found.reasons:
+        out.print(f"  reason  [yellow]{escape(reason)}[/yellow]", soft_wrap=True)
+    for note in found.notes:
+        out.print(f"  note    {escape(note)}", soft_wrap=True)
     if found.buckets:
         _buckets(found)
     if found.path is not None:
@@ -274,7 +474,7 @@ def levels(found: Levels, place: Workspace) -> None:
 def _buckets(found: Levels) -> None:
     """The levels by expiry, side by side."""
     table = Table(title="By expiry", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for bucket in found.buckets:
         table.add_column(f"{bucket.name} ({bucket.expiries})", justify="right")
     for name in (
@@ -290,8 +490,12 @@ def _buckets(found: Levels) -> None:
         "charm_exposure",
         "coverage_near",
     ):
-        shown = _money if name in {"net_gamma", "vanna_exposure", "charm_exposure"} else _value
-        table.add_row(name, *(shown(getattr(bucket, name)) for bucket in found.buckets))
+        if name in _COUNTS:
+            texts = [f"{getattr(bucket, name):,.0f}" for bucket in found.buckets]
+        else:
+            shown = _money if name in _MONEY else _value
+            texts = [shown(getattr(bucket, name)) for bucket in found.buckets]
+        table.add_row(name, *texts)
     out.print(table)
 
 
@@ -498,3 +702,83 @@ def _value(value: Any) -> str:
             return "unknown"
         return f"{value:,.2f}" if abs(value) >= 10 else f"{value:.4f}"
     return escape(str(value))
+
+
+def memory(store: MemoryStore, place: Workspace) -> None:
+    """What the memory holds."""
+    counts, (first, last) = store.counts(), store.span()
+    manifest = store.manifest
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_row("Memory", escape(str(_relative(store.path, place))))
+    table.add_row("States", f"{counts.stored:,}" + (f" from {first} to {last} UTC" if counts.stored else ""))
+    table.add_row("Compared", f"{counts.compared:,}: {counts.winning:,} winners, {counts.losing:,} losers")
+    source = "data/features/selection.json" if manifest.source == "selection" else "the catalogue's bar features"
+    table.add_row("By", f"{len(manifest.names)} features: {source}, manifest {manifest.digest}")
+    for count, what in (
+        (counts.other_manifest, "stored under another list of features"),
+        (counts.incomplete, "too many features missing"),
+        (counts.unreadable, "cannot be read as a state"),
+    ):
+        if count:
+            table.add_row("Not compared", f"[yellow]{count:,}[/yellow] {what}")
+    out.print(table)
+
+
+def memory_check(found: Check) -> None:
+    """Faults in red, what is not used in yellow."""
+    for text in found.faults:
+        out.print(f"[red]{escape(text)}[/red]")
+    for text in found.notes:
+        out.print(f"[yellow]{escape(text)}[/yellow]")
+    if not found.faults:
+        out.print(f"[green]sound[/green]: {found.counts.stored:,} states, {found.counts.compared:,} of them compared")
+
+
+def purged(done: Purged) -> None:
+    """What a purge removed and kept."""
+    out.print(f"{done.removed:,} states older than {done.before} UTC removed, {done.kept:,} kept; the file is sound")
+    if done.undated:
+        out.print(f"[yellow]{done.undated:,} have no timestamp that can be read, and are kept[/yellow]")
+    if done.freed_bytes:
+        out.print(f"{done.freed_bytes / 2**20:,.1f} MiB given back")
+
+
+def nearest(found: Nearest) -> None:
+    """The neighbours of a moment, with the points that the price moved after each and a line of its way."""
+    table = Table(title=f"Nearest to {_minute(found.at_ns)}", title_justify="left", box=None, padding=(0, 2))
+    for name in ("state, UTC", "distance", "USD", f"{found.minutes} bars on", ""):
+        table.add_column(name, justify="left" if name in ("state, UTC", "") else "right", no_wrap=True)
+    for row, path in zip(found.frame.iter_rows(named=True), found.followed, strict=True):
+        colour = "green" if (row["profit"] or 0.0) > 0 else "red" if (row["profit"] or 0.0) < 0 else "dim"
+        profit = "-" if row["profit"] is None else f"[{colour}]{row['profit']:+,.2f}[/{colour}]"
+        moment = "-" if row["timestamp"] is None else f"{row['timestamp']:%Y-%m-%d %H:%M}"
+        after = "not there" if len(path) < 2 else f"{path[-1]:+.2f}"
+        table.add_row(moment, f"{row['distance']:.2f}", profit, after, _sparks(path))
+    out.print(table)
+    if found.frame.is_empty():
+        out.print("[yellow]Nothing that was known by then can be compared.[/yellow]")
+
+
+def _sparks(path: Sequence[float], width: int = 16) -> str:
+    """A line of blocks: the path sampled, from its lowest to its highest point."""
+    if len(path) < 2:
+        return ""
+    chosen = [path[round(k * (len(path) - 1) / (width - 1))] for k in range(width)]
+    low, high = min(path), max(path)
+    return "".join("▁▂▃▄▅▆▇█"[int(7 * (x - low) / (high - low)) if high > low else 0] for x in chosen)
+
+
+def versions(found: Sequence[Version]) -> None:
+    """Versions of a model."""
+    table = Table(box=None, padding=(0, 2))
+    for name in ("", "version", "trained to", "gain over its champion", "note"):
+        table.add_column(name)
+    for one in found:
+        gain = "-" if one.gain is None else f"{one.gain:+.1%}"
+        mark = "[green]served[/green]" if one.served else ""
+        table.add_row(mark, one.version, one.trained_to, gain, escape(one.fault or ""))
+    out.print(table)
+
+
+def _relative(path: Path, place: Workspace) -> Path:
+    return path.relative_to(place.root) if path.is_relative_to(place.root) else path

@@ -1,11 +1,18 @@
-"""What kernels lower their rows into: instructions, working columns, tables and state."""
+"""What kernels lower their rows into: instructions, working columns, tables and state.
+
+A program has two halves, which two threads may run over the same bars (``docs/decisions/0030``). Everything that a
+builder makes is marked with the halves that need it (:data:`BOTH`, or one of them), so that each half is a program of
+its own; what both need, both compute.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from mia_fast.features import expression as expressions
-from mia_fast.features.catalogue import Column
+from mia_fast.features.arithmetic import Arithmetic, Places
+from mia_fast.features.rows import Column
 from mia_kernels import opcodes as op
 
 CALENDAR = {
@@ -17,6 +24,40 @@ CALENDAR = {
     "month": op.MONTH,
 }
 """Columns that every program has, made from the bar's close (New York wall clock)."""
+
+_PUT_TOGETHER = 32
+FIRST, SECOND, BOTH = 1, 2, 3
+"""Which halves of a program need something, as bits."""
+
+
+@dataclass(slots=True)
+class _Instruction:
+    fields: list[int]
+    halves: int
+
+
+@dataclass(slots=True)
+class _Values:
+    """From here on these values of formulas are read, each by some halves."""
+
+    wanted: dict[int, int]
+
+
+@dataclass(slots=True)
+class _Marked:
+    """A stretch of state that some halves need."""
+
+    first: int
+    size: int
+    halves: int
+
+
+@dataclass(slots=True)
+class Lowered:
+    """What a builder made: programs, and where their numbers and columns lie."""
+
+    programs: dict[int, list[int]] = field(default_factory=dict)
+    columns: int = 0
 
 
 class Builder:
@@ -30,11 +71,15 @@ class Builder:
         outputs: dict[str, int],
         bar_minutes: float,
         tick_size: float,
+        halves: dict[str, int],
     ) -> None:
         self.columns, self.parsed = columns, parsed
         self.outputs = outputs
+        self.halves = BOTH
+        self._halves_of = halves
+        self.arithmetic = Arithmetic()
         self.bar_minutes, self.tick_size = bar_minutes, tick_size
-        self.program: list[int] = []
+        self._items: list[_Instruction | _Values] = []
         self.integers: list[int] = []
         self.floats: list[float] = []
         self.state = op.HEADER
@@ -43,9 +88,14 @@ class Builder:
         for name in inputs:
             self._slot[name] = self.slots
             self.slots += 1
+        self.marked = [_Marked(0, op.HEADER, BOTH)]
+        self.slot_halves = [BOTH] * self.slots
+        self._bounded = frozenset(self._slot)  # calendar and inputs are numbers or missing
+        self._value: dict[str, int] = {}
+        self._table_at: dict[tuple[int, str], _Instruction] = {}
         self._tables: dict[tuple[int, str], int] = {}
         self._levels: dict[tuple[int, str], int] = {}
-        self._copies: list[tuple[int, int]] = []
+        self._copies: list[tuple[int, int, int]] = []
         self.externals: list[tuple[tuple[str, ...], int]] = []
         """Columns of registered functions, with the place of their count of failures in the state."""
 
@@ -54,7 +104,16 @@ class Builder:
     def give_slot(self, name: str) -> None:
         """Keep ``name`` in a working column, because others read it."""
         if name not in self._slot:
-            self._slot[name] = self.private_slot()
+            self._slot[name] = self._new_slots(1, self._halves_of[name])
+
+    def halves_of(self, name: str) -> int:
+        """Which halves need a column."""
+        return self._halves_of[name]
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """The calendar and the inputs: there from the start."""
+        return self._bounded
 
     @property
     def held(self) -> frozenset[str]:
@@ -72,8 +131,12 @@ class Builder:
 
     def private_slot(self) -> int:
         """A working column for a kernel's own use."""
-        self.slots += 1
-        return self.slots - 1
+        return self._new_slots(1, self.halves)
+
+    def _new_slots(self, count: int, halves: int) -> int:
+        self.slots += count
+        self.slot_halves += [halves] * count
+        return self.slots - count
 
     def target(self, name: str) -> int:
         """Where a result goes: its working column if others read it, else the output itself."""
@@ -85,20 +148,82 @@ class Builder:
         """How many bars a time window spans when none is missing."""
         return round(minutes / self.bar_minutes)
 
-    def expression(self, row: Column) -> expressions.Expression:
-        """The parsed formula of a row."""
-        return self.parsed[row.name]
+    # --- formulas ---------------------------------------------------------------------------------
+
+    def define(self, row: Column) -> None:
+        """Add a formula, or a column as it is, to the graph."""
+        if row.kernel == "formula":
+            value = self.arithmetic.formula(self.parsed[row.name], self._now, self._back, self._ago)
+        else:
+            value = self.arithmetic.checked(self._now(row.inputs[0]))
+        self._value[row.name] = value
+        if row.name in self._slot:
+            if value not in self.arithmetic.home:
+                if not self.arithmetic.nodes[value].operands:  # a column or a number: it takes an operation to hold it
+                    value = self._value[row.name] = self.arithmetic.operation(op.CHECK, value)
+                self.arithmetic.home.setdefault(value, self._slot[row.name])
+            else:
+                first = self.arithmetic.home[value]
+                self.slot_halves[first] |= self._halves_of[row.name]
+            self._slot[row.name] = self.arithmetic.home[value]
+
+    def _now(self, name: str) -> int:
+        if name in self._value:
+            return self._value[name]
+        return self.arithmetic.column(self._slot[name], bounded=name in self._bounded)
+
+    def _back(self, name: str, bars: int) -> int:
+        value = self._value.get(name, -1)
+        bounded = name in self._bounded or value in self.arithmetic.bounded
+        return self.arithmetic.column(self._slot[name], back=bars, after=value, bounded=bounded)
+
+    def _ago(self, name: str, minutes: float) -> int:
+        value = self._value.get(name, -1)
+        bounded = name in self._bounded or value in self.arithmetic.bounded
+        return self.arithmetic.ago(self._slot[name], self.rows_in(int(minutes)), 60.0 * minutes, value, bounded)
+
+    def need(self, names: dict[str, int]) -> None:
+        """Say which formulas kernels are about to read, each with its halves."""
+        wanted: dict[int, int] = {}
+        for name, halves in names.items():
+            value = self._value[name]
+            wanted[value] = wanted.get(value, 0) | halves
+        self._items.append(_Values(wanted))
 
     def table(self, code: int, source: str) -> int:
         """First column of the window table over ``source``; filled once, by whoever needs it first."""
         key = (code, source)
         if key not in self._tables:
             levels = self._levels[key]
-            self._tables[key] = self.slots
-            self.slots += levels * (2 if code == op.MOMENT_TABLE else 1)
-            if levels:
+            moments = self.table(op.MOMENT_TABLE, source) if code == op.SLOPE_TABLE else 0
+            self._tables[key] = self._new_slots(levels * (2 if code == op.MOMENT_TABLE else 1), self.halves)
+            if levels and code == op.SLOPE_TABLE:
+                self.emit(code, a=self.slot(source), b=moments, c=self._tables[key], count=levels)
+            elif levels:
                 self.emit(code, a=self.slot(source), b=self._tables[key], count=levels)
+            if levels:
+                self._table_at[key] = self._last_instruction()
+        self._share(key)
         return self._tables[key]
+
+    def _last_instruction(self) -> _Instruction:
+        last = self._items[-1]
+        assert isinstance(last, _Instruction)
+        return last
+
+    def _share(self, key: tuple[int, str]) -> None:
+        """A table that another half asks for as well is filled by both."""
+        if key not in self._table_at:
+            return
+        code, source = key
+        made = self._table_at[key]
+        if made.halves | self.halves != made.halves:
+            made.halves |= self.halves
+            first, width = self._tables[key], 2 if code == op.MOMENT_TABLE else 1
+            for slot in range(first, first + width * self._levels[key]):
+                self.slot_halves[slot] |= self.halves
+            if code == op.SLOPE_TABLE:
+                self.table(op.MOMENT_TABLE, source)
 
     def pair_table(self, x: str, y: str) -> int:
         """First column of the co-moment table over ``x`` and ``y``, beside the moment tables of both."""
@@ -106,8 +231,7 @@ class Builder:
         if key not in self._tables:
             levels = self._levels[key]
             x_table, y_table = self.table(op.MOMENT_TABLE, x), self.table(op.MOMENT_TABLE, y)
-            self._tables[key] = self.slots
-            self.slots += levels
+            self._tables[key] = self._new_slots(levels, self.halves)
             self.emit(
                 op.COMOMENT_TABLE,
                 a=self.slot(x),
@@ -117,21 +241,13 @@ class Builder:
                 count=levels,
                 integers=[self._tables[key]],
             )
+            self._table_at[key] = self._last_instruction()
+        self._share(key)
         return self._tables[key]
 
-    def copy(self, source: str, name: str) -> None:
-        """Put a working column out under ``name``, when all is computed."""
-        self._copies.append((self._slot[source], self.outputs[name]))
-
-    def emit_copies(self) -> None:
-        """Put out what :meth:`copy` collected."""
-        if self._copies:
-            self.emit(
-                op.COPY,
-                count=len(self._copies),
-                integers=[slot for slot, _ in self._copies],
-                targets=[output for _, output in self._copies],
-            )
+    def copy(self, name: str, output: str) -> None:
+        """Put a column out under the name ``output``, when all is computed."""
+        self._copies.append((self._now(name), self.outputs[output], self._halves_of[output]))
 
     def emit(
         self,
@@ -148,10 +264,96 @@ class Builder:
         targets: Sequence[int] = (),
     ) -> None:
         """Append one instruction with its numbers, reserving ``state`` floats of state."""
-        integers_at, floats_at, state_at = len(self.integers), len(self.floats), self.state
-        self.integers += integers
+        fields = self._fields(code, integers, floats, targets)
+        fields[op.SOURCE_A : op.STATE + 1] = [a, b, c, d, count, self.state]
+        if state:
+            self.marked.append(_Marked(self.state, state, self.halves))
+            self.state += state
+        self._items.append(_Instruction(fields, self.halves))
+
+    def _fields(self, code: int, integers: Sequence[int], floats: Sequence[float], targets: Sequence[int]) -> list[int]:
+        at = len(self.integers), len(self.floats), len(self.integers) + len(integers)
+        self.integers += [*integers, *targets]
         self.floats += floats
-        targets_at = len(self.integers)
-        self.integers += targets
-        self.state += state
-        self.program += [code, a, b, c, d, count, state_at, integers_at, floats_at, targets_at]
+        return [code, 0, 0, 0, 0, 0, 0, *at]
+
+    # --- programs -----------------------------------------------------------------------------------
+
+    def finish(self) -> Lowered:
+        """The whole program and its halves."""
+        made = Lowered()
+        for halves in (BOTH, FIRST, SECOND):
+            made.programs[halves], columns = self._program(halves)
+            made.columns = max(made.columns, columns)
+        return made
+
+    def _program(self, halves: int) -> tuple[list[int], int]:
+        graph = self.arithmetic
+        operands = {o for node in graph.nodes for o in node.operands}
+        puts: dict[int, list[int]] = {}
+        for copied, output, needed in self._copies:
+            node = graph.nodes[copied]
+            bare = node.code == op.CHECK and copied not in graph.home and copied not in operands
+            if needed & halves:  # what is put out is checked there
+                puts.setdefault(node.operands[0] if bare else copied, []).append(output)
+        done: set[int] = set()
+        steps: list[_Instruction | tuple[int, list[int]]] = []
+        for item in self._items:
+            if isinstance(item, _Values):
+                steps += graph.groups([v for v, needed in item.wanted.items() if needed & halves], done)
+            elif item.halves & halves:
+                steps.append(item)
+        steps += graph.groups(puts, done)
+        groups = [step[1] for step in steps if isinstance(step, tuple)]
+        # Values go out some at a time, soon after they are made: their columns are warm then, and free again.
+        put_after: dict[int, int] = {}
+        waiting: list[int] = []
+        for k, values in enumerate(groups):
+            waiting += [v for v in values if v in puts]
+            if len(waiting) >= _PUT_TOGETHER:
+                put_after |= dict.fromkeys(waiting, k)
+                waiting = []
+        put_after |= dict.fromkeys(waiting, len(groups) - 1)
+        going: dict[int, list[int]] = {}
+        for v, k in put_after.items():
+            going.setdefault(k, []).append(v)
+
+        places = Places(graph, self.slots)
+        numbered = iter(range(len(groups)))
+
+        def write(values: list[int], places: Places) -> list[int]:
+            k = next(numbered)
+            return self._write_group(values, places) + self._write_puts(going.get(k, []), puts, places)
+
+        written = iter(places.assign(groups, put_after, write))
+        program: list[int] = []
+        for step in steps:
+            program += step.fields if isinstance(step, _Instruction) else next(written)
+        program += self._write_puts([v for v in puts if v not in put_after], puts, places)
+        return program, places.columns
+
+    def _write_puts(self, values: list[int], puts: dict[int, list[int]], places: Places) -> list[int]:
+        """The instruction that puts values out, each to its rows."""
+        named = [n for v in values for output in puts[v] for n in (output, places.of(v))]
+        if not named:
+            return []
+        fields = self._fields(op.PUT, named, (), ())
+        fields[op.COUNT] = len(named) // 2
+        return fields
+
+    def _write_group(self, values: list[int], places: Places) -> list[int]:
+        """The instruction of a group, while all that it names has its place."""
+        nodes = [self.arithmetic.nodes[v] for v in values]
+        integers: list[int] = []
+        numbers: list[float] = []
+        for value, node in zip(values, nodes, strict=True):
+            if node.code == op.AGO:
+                integers += [node.back, 8 * op.STRIDE * node.slot, places.of(value)]
+                numbers.append(node.number)
+            else:
+                named = [places.of(value), *map(places.of, node.operands)]
+                integers += named + [named[1]] * (op.OPERATION_FIELDS - len(named))
+        code = op.AGO if nodes[0].code == op.AGO else op.ARITHMETIC
+        fields = self._fields(code, integers, numbers, ())
+        fields[op.SOURCE_A], fields[op.COUNT] = nodes[0].code, len(nodes)
+        return fields

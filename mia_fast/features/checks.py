@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from mia_fast.errors import ConfigError, StateError
 from mia_fast.features import kernels
 from mia_fast.features.builder import CALENDAR
-from mia_fast.features.catalogue import Catalogue, Column, Feature
+from mia_fast.features.catalogue import Catalogue, Feature
 from mia_fast.features.engine import FeatureEngine
-from mia_fast.features.expression import parse
+from mia_fast.features.expression import Expression, parse
 from mia_fast.features.kernels import FORGETS, HOLDS, KEEPS, POINTWISE, SKIPS
 from mia_fast.features.plan import Plan, make_plan
+from mia_fast.features.rows import Column
 from mia_fast.features.sample import SESSION_ROWS, Sample, is_foreign, simulate
 from mia_kernels import opcodes as op
 
@@ -37,6 +38,9 @@ Progress = Callable[[int, int], None]
 
 SIZES: Final = (1, 2, 3, 7, 64, 255, 256, 257)
 """Rows of the blocks that the block check cuts."""
+
+_LONGEST: Final = 40
+"""Sessions of memory that the simulated sample can hold up to the light."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +183,10 @@ class Bench:
             c.name: c for c in (*catalogue.auxiliary, *catalogue.features) if c.name not in self.inputs
         }
         self.plan = self.plan_for(tuple(self.inputs))
-        longest = max((warmup.sessions for warmup in self.plan.warmups.values()), default=0)
-        self.sessions = longest + 7
         self._ancestors: dict[str, frozenset[str]] = {}
+        self._parsed: dict[str, Expression] = {}
+        self._reaches: dict[str, frozenset[str]] = {}
+        self.sessions = 5 + min(_LONGEST, max((self.remembers(name) for name in self.names), default=0))
 
     def plan_for(self, available: Sequence[str], tick_size: float = 0.25) -> Plan:
         """The plan of this catalogue over these inputs."""
@@ -231,7 +236,13 @@ class Bench:
     def sources(self, name: str) -> tuple[str, ...]:
         """The columns that a computed column reads."""
         row = self.columns[name]
-        return row.inputs if row.expression is None else parse(row.expression, name).columns
+        return row.inputs if row.expression is None else self.formula(name).columns
+
+    def formula(self, name: str) -> Expression:
+        """The parsed formula of a column that has one."""
+        if name not in self._parsed:
+            self._parsed[name] = parse(str(self.columns[name].expression), name)
+        return self._parsed[name]
 
     def ancestors(self, name: str) -> frozenset[str]:
         """Every column that a column rests on, itself included: computed, declared and calendar."""
@@ -247,9 +258,11 @@ class Bench:
         """The declared inputs that a feature rests on."""
         return self.ancestors(name) & self.inputs.keys()
 
-    def counts_minutes(self, name: str) -> bool:
-        """True when a time window is among what a column rests on."""
-        return any(self._own_minutes(part) for part in self.ancestors(name) if part in self.columns)
+    def remembers(self, name: str) -> int:
+        """How many whole sessions a feature looks back at most, by its warm-up and its parameters."""
+        spans = [self.columns[part].params for part in self.ancestors(name) if part in self.columns]
+        longest = max((max(p.get("span", 0.0), p.get("sessions", 0.0)) for p in spans), default=0.0)
+        return self.plan.warmups[name].sessions + int(longest)
 
     def looks_ago(self, name: str) -> bool:
         """True when a column rests on a formula with ago()."""
@@ -261,11 +274,22 @@ class Bench:
     def _own_minutes(self, name: str) -> bool:
         row = self.columns[name]
         if row.expression is not None:
-            return any(token.minutes for token in parse(row.expression, name).tokens)
+            return any(token.minutes for token in self.formula(name).tokens)
         return "minutes" in row.params
+
+    def keeps(self, name: str) -> bool:
+        """True for what rests on a kernel that keeps its value: it need not be null where an input is missing."""
+        rows = (self.columns[part] for part in self.ancestors(name) if part in self.columns)
+        found = (kernels.find(row.kernel, self.catalogue.own) for row in rows)
+        return any(kernel is not None and kernel.missing == KEEPS for kernel in found)
 
     def reaches(self, name: str) -> frozenset[str]:
         """How a column looks back: ``bars``, ``clock``, ``session``; ``calendar`` if it reads the clock itself."""
+        if name not in self._reaches:
+            self._reaches[name] = self._looks_back(name)
+        return self._reaches[name]
+
+    def _looks_back(self, name: str) -> frozenset[str]:
         if name in CALENDAR:
             return frozenset({"calendar"})
         if name not in self.columns:
@@ -275,14 +299,14 @@ class Bench:
         for source in self.sources(name):
             found |= self.reaches(source)
         if row.expression is not None:
-            tokens = parse(row.expression, name).tokens
+            tokens = self.formula(name).tokens
             found |= {"bars"} if any(token.bars for token in tokens) else frozenset()
             return found | ({"clock"} if any(token.minutes for token in tokens) else frozenset())
         if row.kernel == "column":
             return found
         kernel = kernels.find(row.kernel, self.catalogue.own)
         assert kernel is not None
-        if kernel.missing in (SKIPS, KEEPS) or kernel.warmup(row).sessions:
+        if kernel.missing not in (POINTWISE, FORGETS, HOLDS) or kernel.warmup(row).sessions:
             return found - {"bars"} | {"session"}
         if "minutes" in row.params:
             # A window of returns takes one only when both of its closes lie inside.
@@ -365,7 +389,7 @@ def blocks(bench: Bench, data: Sample | None = None) -> Iterator[Finding]:
         return out
 
     for size in SIZES:
-        rows = min(len(data), 3000 if size < 64 else len(data))
+        rows = min(len(data), 1500 if size < 64 else len(data))
         got = cut(range(size, rows, size), rows, resume=False)
         where = f"{data.what}, blocks of {size}"
         yield from _each_difference(bench, "blocks", got, whole[:, :rows], where, "cuts change it", repair)
@@ -382,8 +406,12 @@ def blocks(bench: Bench, data: Sample | None = None) -> Iterator[Finding]:
     rows = min(len(data), 1000)
     engine.reset()
     live = np.empty((len(plan.outputs), rows))
-    bars = np.column_stack([data.columns[name][:rows] for name in plan.inputs] or [np.empty((rows, 0))]).tolist()
+    bars = _listed(data, plan.bar_inputs, rows)
+    slow = {table: _listed(data, names, rows) for table, names in plan.held.items()}
     for k, (instant, bar) in enumerate(zip(data.known_at[:rows].tolist(), bars, strict=True)):
+        for table, values in slow.items():
+            if k == 0 or values[k] != values[k - 1]:  # what a slow table brings stands until it is set anew
+                engine.hold(table, values[k])
         live[:, k] = engine.update(instant, bar)
     yield from _each_difference(
         bench, "blocks", live, whole[:, :rows], f"{data.what}, live", "bar by bar it is another", repair
@@ -396,6 +424,14 @@ def blocks(bench: Bench, data: Sample | None = None) -> Iterator[Finding]:
         )
 
 
+def _listed(data: Sample, names: Sequence[str], rows: int) -> list[list[float]]:
+    """The first rows of some columns, each as a list."""
+    listed: list[list[float]] = np.column_stack(
+        [data.columns[name][:rows] for name in names] or [np.empty((rows, 0))]
+    ).tolist()
+    return listed
+
+
 def warmup(bench: Bench) -> Iterator[Finding]:
     """Null for exactly as long as declared, on bars without a gap from a session's open on."""
     for name, values in zip(bench.names, bench.values, strict=True):
@@ -405,8 +441,8 @@ def warmup(bench: Bench) -> Iterator[Finding]:
         low = high = max(declared.rows, declared.sessions * SESSION_ROWS)
         if declared.sessions and any(bench.inputs[raw].unit == "s UTC" for raw in bench.raw(name)):
             low, high = 1, declared.sessions * SESSION_ROWS  # the next daily value arrives inside the session
-        elif declared.sessions and bench.counts_minutes(name):
-            high = declared.sessions * SESSION_ROWS + declared.rows  # its window fills after the session's break
+        elif declared.sessions:  # a window over what takes sessions fills in the session that follows
+            low, high = declared.sessions * SESSION_ROWS, declared.sessions * SESSION_ROWS + declared.rows
         if not low <= first <= high:
             saw = f"its first value is at row {first:,}" if present.any() else "it never has a value"
             yield Finding(
@@ -457,18 +493,21 @@ def _bounds(low: float | None, high: float | None) -> str:
 
 def missing(bench: Bench) -> Iterator[Finding]:
     """A missing input is felt as the derived policy says, and only by what rests on that input."""
-    data = bench.clean.rows(slice(0, (bench.sessions - 2) * SESSION_ROWS))
+    data = bench.clean.rows(slice(0, (bench.sessions - 1) * SESSION_ROWS))
     clean = bench.run(data)
     n, fault = len(data), SESSION_ROWS + 500
     repair = "give its kernel the policy that it keeps, or let it keep the one it has"
-    for raw in bench.inputs:
-        values = data.columns[raw].copy()
-        values[fault] = math.nan
-        bad = bench.run(data.altered({raw: values}))
+    for group in _apart(bench):
+        changed = {raw: data.columns[raw].copy() for raw in group}
+        for values in changed.values():
+            values[fault] = math.nan
+        bad = bench.run(data.altered(changed))
         different = _differ(bad, clean)
         empty = np.isnan(bad)
-        where = f"{data.what}, {raw!r} missing at row {fault:,}"
         for k, name in enumerate(bench.names):
+            raw = next((raw for raw in group if raw in bench.raw(name)), None)
+            if raw is None and not different[k].any():
+                continue
             policy, rows = bench.plan.policies[name], bench.plan.warmups[name].rows
             felt, null = different[k], empty[k] & ~np.isnan(clean[k])
             after = min(n, fault + rows + 2)
@@ -477,22 +516,38 @@ def missing(bench: Bench) -> Iterator[Finding]:
             saw = None
             if np.isinf(bad[k]).any():
                 saw = f"it is infinite at row {int(np.argmax(np.isinf(bad[k]))):,}"
-            elif raw not in bench.raw(name):
-                saw = "it does not rest on that input, yet it changes" if felt.any() else None
+            elif raw is None:
+                saw = "it rests on none of these inputs, yet it changes"
             elif felt[:fault].any():
                 saw = f"it changes already at row {int(np.argmax(felt)):,}"
             elif policy in (POINTWISE, FORGETS) and felt[after:].any() and not _since(bench, name):
                 saw = f"it still differs at row {after + int(np.argmax(felt[after:])):,}, but its policy is to forget"
             elif policy == POINTWISE and (felt & ~empty[k]).any() and not _since(bench, name):
                 saw = "it has another value where it should have none"
-            elif policy in (HOLDS, SKIPS) and not null[fault:after].any() and felt.any():
+            elif policy in (HOLDS, SKIPS) and not (null[fault:after].any() or bench.keeps(name)) and felt.any():
                 saw = "it has another value, but its policy is to be null at such a bar"
             elif policy == KEEPS and null[fault]:
                 saw = "it is null at such a bar, but its policy is to keep its value"
             elif null[end:].any():
                 saw = f"one missing value still empties it at row {end + int(np.argmax(null[end:])):,}"
             if saw is not None:
+                where = f"{data.what}, {raw or ', '.join(group)} missing at row {fault:,}"
                 yield Finding(name, "missing", f"{saw} (its policy: {policy})", where, repair)
+
+
+def _apart(bench: Bench) -> list[list[str]]:
+    """The inputs in groups of which no feature rests on two: one run serves a whole group."""
+    resting = {raw: {name for name in bench.names if raw in bench.raw(name)} for raw in bench.inputs}
+    groups: list[tuple[list[str], set[str]]] = []
+    for raw in sorted(resting, key=lambda raw: -len(resting[raw])):
+        for members, taken in groups:
+            if not taken & resting[raw]:
+                members.append(raw)
+                taken.update(resting[raw])
+                break
+        else:
+            groups.append(([raw], set(resting[raw])))
+    return [members for members, _ in groups]
 
 
 def _since(bench: Bench, name: str) -> bool:
@@ -543,10 +598,23 @@ def gaps(bench: Bench) -> Iterator[Finding]:
     known = {name: data.columns[name] for name in data.columns if bench.inputs[name].unit == "s UTC"}
     got = bench.run(data.altered(old | known))
     for k, name in enumerate(bench.names):
-        start = (3 + bench.plan.warmups[name].sessions) * SESSION_ROWS
+        if bench.remembers(name) > _LONGEST:
+            yield Finding(
+                name,
+                "gaps",
+                f"it looks back {bench.remembers(name)} sessions; that it forgets them is checked up to {_LONGEST}",
+                data.what,
+                "waive it with the reason for so long a memory",
+            )
+            continue
+        start = (3 + bench.remembers(name)) * SESSION_ROWS
         a, b = got[k, start:], want[k, start:]
-        size = float(np.max(np.abs(b), initial=0.0, where=~np.isnan(b)))
-        apart = (np.isnan(a) != np.isnan(b)) | (np.abs(a - b) > 1e-9 * size)
+        allowed = 1e-9 * float(np.max(np.abs(b), initial=0.0, where=~np.isnan(b)))
+        if bench.remembers(name) > bench.plan.warmups[name].sessions:
+            # An average over days fades by its span: half of what the past did must be gone after one.
+            change = np.abs(got[k, SESSION_ROWS:start] - want[k, SESSION_ROWS:start])
+            allowed = max(allowed, 0.5 * float(np.max(change, initial=0.0, where=~np.isnan(change))))
+        apart = (np.isnan(a) != np.isnan(b)) | (np.abs(a - b) > allowed)
         if apart.any():
             yield Finding(
                 name,
@@ -560,6 +628,8 @@ def gaps(bench: Bench) -> Iterator[Finding]:
 
 _BASES: Final[dict[str, tuple[int, int]]] = {
     **dict.fromkeys(("index points", "index point", "points", "point", "price", "usd", "tick value"), (1, 0)),
+    "squared point": (2, 0),
+    "cubed point": (3, 0),
     **dict.fromkeys(("contracts", "contract"), (0, 1)),
     **dict.fromkeys(
         (
@@ -569,7 +639,9 @@ _BASES: Final[dict[str, tuple[int, int]]] = {
             "year", "years", "count", "events", "event", "levels", "strikes", "number", "1", "volatility",
             "volatility points", "vol point", "vol points", "z", "standard deviations", "sd", "correlation", "bits",
             "nats", "rank", "probability", "turns", "ticks", "1 % move", "1 % of rate", "volatility point", "zones",
-            "annualised variance", "log return", "log ratio", "releases", "impact", "days since 1970", "ounce", "barrel",
+            "annualised variance", "log return", "log ratio", "releases", "impact", "days since 1970", "ounce",
+            "percentage points",
+            "barrel", "expiries",
         ),
         (0, 0),
     ),
@@ -580,7 +652,7 @@ _BASES: Final[dict[str, tuple[int, int]]] = {
 def degrees(unit: str) -> tuple[int, int] | None:
     """The powers of price and of volume in a unit such as ``contracts per index point``; None if it is unknown."""
     text = unit.lower().strip()
-    if re.match(r"-?\d+(\.\d+)?\s*(\.\.|\s\w)", text):
+    if re.match(r"-?\d+(\.\d+)?\s*(\.\.|,|\s[a-z])", text) and not text.startswith("1 %"):
         return (0, 0)  # bounds (0..1), or categories (0 trend, 1 range)
     total = [0, 0]
     for place, part in enumerate(re.split(r"(?:^|\s)per\s|\s*/\s*", text)):

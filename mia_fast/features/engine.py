@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -39,17 +41,28 @@ class FeatureEngine:
     Parameters
     ----------
     plan
-        What to compute, from :func:`mia_fast.features.plan.make_plan`.
+        What to compute, from :func:`mia_fast.features.plan.make_plan`. Engines may share one: each has a state of
+        its own, and nothing is planned or compiled again.
+
+    Attributes
+    ----------
+    bar : numpy.ndarray
+        (inputs,) float64, what :meth:`update` reads when it is given this very array: inputs that change seldom
+        are written there when they do.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._state = np.empty(plan.state_size)
+        self._memory, self._state = _memory(plan)
         self._work = np.empty((op.SCRATCH, op.BLOCK))
+        self._second: tuple[Floats, Floats] | None = None
         # A live bar: its close (int64 ns), then the inputs (float64). Those of the bars are packed in one go; those of
         # slower tables follow and stay until they are held anew.
         self._bar = np.zeros(1 + len(plan.inputs))
         self._bar_inputs_count = len(plan.bar_inputs)
+        self._bar_time = self._bar[:1].view(np.int64)
+        self.bar = self._bar[1 : 1 + self._bar_inputs_count]
+        self._bar_bytes = self._bar.data
         self._pack = struct.Struct(f"=q{self._bar_inputs_count}d").pack_into
         self._held = self._bar[1 + self._bar_inputs_count :]
         self._places = {
@@ -75,12 +88,18 @@ class FeatureEngine:
         self._call[call.WORK] = self._work.ctypes.data
         self._call[call.OUT_ROWS] = len(plan.outputs)
         self._call[call.INPUT_TABLE_SIZE] = len(plan.inputs)
-        self._live_call = self._aim(self._bar.ctypes.data, 1, self._bar_inputs, self._bar_out.ctypes.data, 1)
+        self._live_call = self._aim(
+            self._call, self._bar.ctypes.data, 1, self._bar_inputs, self._bar_out.ctypes.data, 1
+        )
+        self._live_at = int(self._live_call.ctypes.data)
         self.reset()
 
-    def _aim(self, known_at: int, count: int, inputs: NDArray[np.int64], out: int, stride: int) -> NDArray[np.int64]:
-        """The argument of one call: this engine's program and state over those rows."""
-        aimed = self._call.copy()
+    @staticmethod
+    def _aim(
+        given: NDArray[np.int64], known_at: int, count: int, inputs: NDArray[np.int64], out: int, stride: int
+    ) -> NDArray[np.int64]:
+        """The argument of one call: a program and state over those rows."""
+        aimed = given.copy()
         aimed[call.KNOWN_AT], aimed[call.ROW_COUNT] = known_at, count
         aimed[call.INPUT_TABLE], aimed[call.OUT], aimed[call.OUT_STRIDE] = inputs.ctypes.data, out, stride
         return aimed
@@ -154,7 +173,7 @@ class FeatureEngine:
         first = next(iter(places.values()))
         self._held[first : first + len(places)] = values
 
-    def update(self, known_at: int, values: Sequence[float]) -> Floats:
+    def update(self, known_at: int, values: Sequence[float] | Floats) -> Floats:
         """Take one bar; return its features.
 
         Parameters
@@ -163,7 +182,7 @@ class FeatureEngine:
             The bar's close, ns UTC, later than the last one.
         values
             The plan's ``bar_inputs`` in their order; NaN where one is missing. What slower tables bring is set by
-            :meth:`hold`.
+            :meth:`hold`. A float64 array costs the least, and :attr:`bar` itself nothing.
 
         Returns
         -------
@@ -179,15 +198,20 @@ class FeatureEngine:
                 then="the bar was not taken; the state is unchanged",
             )
         try:
-            self._pack(self._bar.data, 0, known_at, *values)
-        except struct.error as error:
+            if type(values) is np.ndarray and values.shape == self.bar.shape:
+                if values is not self.bar:
+                    self.bar[:] = values
+                self._bar_time[0] = known_at
+            else:
+                self._pack(self._bar_bytes, 0, known_at, *values)
+        except (struct.error, TypeError, ValueError) as error:
             raise DataError(
                 f"takes an int and {self._bar_inputs_count} numbers, got {known_at!r} and {len(values)} ({error})",
                 where="FeatureEngine.update",
                 hint=f"give, in this order: {', '.join(self.plan.bar_inputs)}",
                 then="the bar was not taken; the state is unchanged",
             ) from None
-        call.run(self._live_call)
+        call.run(self._live_at)
         self._last_known_at = known_at
         return self._bar_values
 
@@ -197,6 +221,7 @@ class FeatureEngine:
         columns: Mapping[str, Floats],
         *,
         out: Floats | None = None,
+        threads: int = 1,
         progress: Progress | None = None,
     ) -> Floats:
         """Take a block of bars; return their features.
@@ -211,6 +236,8 @@ class FeatureEngine:
         out
             (outputs, n) float64 to fill; allocated if not given. Reusing it saves the first touch
             of its memory, which costs more than the features.
+        threads
+            1, or 2 to compute the two halves of the program side by side: the same bits and the same state after it.
         progress
             Called with (rows done, rows) after each stretch of rows; what was done stays done when it
             raises.
@@ -221,6 +248,13 @@ class FeatureEngine:
             (outputs, n), one contiguous row per feature, NaN where missing.
         """
         n = len(known_at)
+        if threads not in (1, 2):
+            raise DataError(
+                f"threads = {threads}",
+                where="FeatureEngine.batch",
+                hint="a program has two halves: 1 or 2 threads",
+                then="no bar was taken; the state is unchanged",
+            )
         if out is None:
             out = np.empty((len(self.plan.outputs), n))
         elif out.shape != (len(self.plan.outputs), n) or not out.flags.c_contiguous or out.dtype != np.float64:
@@ -233,14 +267,7 @@ class FeatureEngine:
         if n == 0:
             return out
         times = np.ascontiguousarray(known_at, dtype=np.int64)
-        if times[0] <= self._last_known_at or not bool(np.all(times[1:] > times[:-1])):
-            bad = 0 if times[0] <= self._last_known_at else int(np.argmin(times[1:] > times[:-1])) + 1
-            raise DataError(
-                f"row {bad}: the close {int(times[bad])} ns does not follow the one before it",
-                where="FeatureEngine.batch",
-                hint="sort the bars by time and drop duplicates",
-                then="no bar was taken; the state is unchanged",
-            )
+        _check_times(times, self._last_known_at, "FeatureEngine.batch")
         arrays: list[Floats] = []
         for name in self.plan.inputs:
             if name not in columns:
@@ -260,17 +287,50 @@ class FeatureEngine:
         for row in self._missing:
             out[row] = np.nan
         stretch = n if progress is None else _STRETCH
-        for first in range(0, n, stretch):
-            count = min(stretch, n - first)
-            ahead = 8 * first
-            inputs = addresses + ahead
-            call.run(self._aim(times.ctypes.data + ahead, count, inputs, out.ctypes.data + ahead, n))
-            self._last_known_at = int(times[first + count - 1])
-            for k, array in enumerate(arrays[self._bar_inputs_count :]):
-                self._held[k] = array[first + count - 1]
-            if progress is not None:
-                progress(first + count, n)
+        two = threads == 2 and len(self.plan.halves[1]) > 0
+        calls = self._halves() if two else [self._call]
+        with ThreadPoolExecutor(max_workers=1) if two else contextlib.nullcontext() as other:
+            for first in range(0, n, stretch):
+                count = min(stretch, n - first)
+                ahead = 8 * first
+                inputs = addresses + ahead
+                aimed = [
+                    self._aim(given, times.ctypes.data + ahead, count, inputs, out.ctypes.data + ahead, n)
+                    for given in calls
+                ]
+                second = other.submit(call.run, aimed[1].ctypes.data) if other is not None else None
+                call.run(aimed[0].ctypes.data)
+                if second is not None:
+                    second.result()
+                    self._take_second()
+                self._last_known_at = int(times[first + count - 1])
+                for k, array in enumerate(arrays[self._bar_inputs_count :]):
+                    self._held[k] = array[first + count - 1]
+                if progress is not None:
+                    progress(first + count, n)
         return out
+
+    def _halves(self) -> list[NDArray[np.int64]]:
+        """The calls of both halves; the second gets a memory of its own, in this engine's state."""
+        if self._second is None:
+            memory, _ = _memory(self.plan)
+            self._second = memory, np.empty((op.SCRATCH, op.BLOCK))
+        memory, work = self._second
+        memory[:] = self._memory
+        calls = [self._call.copy(), self._call.copy()]
+        for given, program in zip(calls, self.plan.halves, strict=True):
+            given[call.PROGRAM], given[call.PROGRAM_SIZE] = program.ctypes.data, len(program)
+        calls[1][call.STATE_TABLE], calls[1][call.WORK] = memory.ctypes.data, work.ctypes.data
+        return calls
+
+    def _take_second(self) -> None:
+        """Bring what only the second half advances into this engine's state."""
+        assert self._second is not None
+        plan = self.plan
+        memory = self._second[0][: plan.state_size]
+        self._state[plan.second_state] = memory[plan.second_state]
+        columns = memory[plan.columns_at :].reshape(-1, op.STRIDE)
+        self._columns()[plan.second_columns] = columns[plan.second_columns]
 
     def save(self) -> bytes:
         """The state as bytes, held inputs included: the same bytes however the rows were cut into blocks."""
@@ -296,7 +356,7 @@ class FeatureEngine:
             )
         saved_state = np.frombuffer(body)
         at = self.plan.columns_at
-        slots = (self.plan.state_size - at) // op.CAPACITY
+        slots = (self.plan.state_size - at) // op.STRIDE
         size = at + slots * op.HISTORY
         canonical, held = saved_state[:size], saved_state[size:]
         if saved_state.size != size + self._held.size:
@@ -308,15 +368,121 @@ class FeatureEngine:
         self._last_known_at = int(header["last_known_at"])
 
     def _columns(self) -> Floats:
-        return self._state[self.plan.columns_at :].reshape(-1, op.CAPACITY)
+        return self._state[self.plan.columns_at :].reshape(-1, op.STRIDE)
 
     def _canonical(self) -> Floats:
         """Header, recurrences and the last HISTORY rows, as if the next row were the first of a block."""
         position = int(self._state[op.POSITION])
         head = self._state[: self.plan.columns_at].copy()
         head[op.POSITION] = op.HISTORY
-        tail = self._columns()[:, position - op.HISTORY : position]
-        return np.concatenate([head, tail.ravel()])
+        tail = self._columns()[:, position - op.HISTORY : position].copy()
+        tail[op.SPARE] = np.nan  # what was written there depends on the cuts, and nobody reads it
+        canonical = np.concatenate([head, tail.ravel()])
+        canonical[np.isnan(canonical)] = np.nan  # one NaN, whatever its sign
+        return canonical
+
+
+def _check_times(times: NDArray[np.int64], last: int, where: str) -> None:
+    if times[0] <= last or not bool(np.all(times[1:] > times[:-1])):
+        bad = 0 if times[0] <= last else int(np.argmin(times[1:] > times[:-1])) + 1
+        raise DataError(
+            f"row {bad}: the close {int(times[bad])} ns does not follow the one before it",
+            where=where,
+            hint="sort the bars by time and drop duplicates",
+            then="no bar was taken; the state is unchanged",
+        )
+
+
+class FeatureEngines(Mapping[str, FeatureEngine]):
+    """One engine for each symbol, over one plan: nothing is planned or compiled twice.
+
+    A symbol's engine is made when its first bar comes. Iterating gives the symbols seen.
+
+    Parameters
+    ----------
+    plan
+        What to compute for every symbol; symbols of another bar length or tick size need a plan of their own.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._engines: dict[str, FeatureEngine] = {}
+
+    def __getitem__(self, symbol: str) -> FeatureEngine:
+        return self._engines[symbol]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._engines)
+
+    def __len__(self) -> int:
+        return len(self._engines)
+
+    def engine(self, symbol: str) -> FeatureEngine:
+        """The engine of a symbol; a new one if it has none."""
+        engine = self._engines.get(symbol)
+        if engine is None:
+            engine = self._engines[symbol] = FeatureEngine(self.plan)
+        return engine
+
+    def update(self, symbol: str, known_at: int, values: Sequence[float] | Floats) -> Floats:
+        """Take one bar of a symbol; see :meth:`FeatureEngine.update`."""
+        return self.engine(symbol).update(known_at, values)
+
+    def batch(
+        self, symbols: NDArray[Any], known_at: NDArray[np.int64], columns: Mapping[str, Floats], *, threads: int = 1
+    ) -> Floats:
+        """Take rows of several symbols in any order that keeps each symbol's own; return their features.
+
+        Parameters
+        ----------
+        symbols
+            (n,) the symbol of each row.
+        known_at, columns, threads
+            As for :meth:`FeatureEngine.batch`; closes ascend within a symbol.
+
+        Returns
+        -------
+        numpy.ndarray
+            (outputs, n), each column what the symbol's rows alone would give.
+        """
+        n = len(known_at)
+        if len(symbols) != n:
+            raise DataError(
+                f"{len(symbols)} symbols for {n} rows",
+                where="FeatureEngines.batch",
+                hint="give one symbol for each row",
+                then="no bar was taken",
+            )
+        names, numbers = np.unique(np.asarray(symbols), return_inverse=True)
+        rows = {str(name): np.flatnonzero(numbers == k) for k, name in enumerate(names)}
+        times = np.ascontiguousarray(known_at, dtype=np.int64)
+        for name, own in rows.items():
+            _check_times(times[own], self.engine(name).last_known_at, f"FeatureEngines.batch, {name}")
+        out = np.empty((len(self.plan.outputs), n))
+        for name, own in rows.items():
+            part = {key: np.asarray(columns[key])[own] for key in self.plan.inputs if key in columns}
+            out[:, own] = self._engines[name].batch(times[own], part, threads=threads)
+        return out
+
+    def save(self) -> dict[str, bytes]:
+        """The state of each symbol, see :meth:`FeatureEngine.save`."""
+        return {symbol: engine.save() for symbol, engine in self._engines.items()}
+
+    def restore(self, saved: Mapping[str, bytes]) -> None:
+        """Go on from saved states, with these symbols and no others; raises as :meth:`FeatureEngine.restore`."""
+        engines = {symbol: FeatureEngine(self.plan) for symbol in saved}
+        for symbol, engine in engines.items():
+            engine.restore(saved[symbol])
+        self._engines = engines
+
+
+def _memory(plan: Plan) -> tuple[Floats, Floats]:
+    """Memory for a plan, with the numbers of its formulas in their columns; and the part of it that is the state."""
+    memory = np.empty(plan.memory_size)
+    rest = memory[plan.state_size :].reshape(-1, op.STRIDE)
+    rest[: len(plan.numbers)] = plan.numbers[:, None]
+    rest[len(plan.numbers) :] = np.nan
+    return memory, memory[: plan.state_size]
 
 
 def _split(saved: bytes) -> tuple[dict[str, Any], bytes]:

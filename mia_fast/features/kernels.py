@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from mia_fast.errors import ConfigError
 from mia_fast.features.builder import Builder
-from mia_fast.features.catalogue import Column, Warmup
+from mia_fast.features.rows import Column, Warmup
 from mia_kernels import opcodes as op
 from mia_kernels.history import (
     BEFORE_CHANGE_STATE,
@@ -176,26 +176,54 @@ def _lanes(rows: Sequence[tuple[int, int, int, float, float]]) -> tuple[list[int
     return integers, alphas + scales
 
 
-def _chunks(rows: Rows) -> list[list[Column]]:
-    return [list(rows[k : k + op.LANES]) for k in range(0, len(rows), op.LANES)]
+def _chunks(rows: Rows, size: int = op.LANES) -> list[list[Column]]:
+    return [list(rows[k : k + size]) for k in range(0, len(rows), size)]
 
 
-def _lower_average(wilder: bool) -> Callable[[Builder, Rows], None]:
-    def lower(builder: Builder, rows: Rows) -> None:
-        for chunk in _chunks(rows):
-            periods = [period(row) for row in chunk]
-            integers, floats = _lanes([(n, 0, 1, 1 / n if wilder else 2 / (n + 1), 1 / n) for n in periods])
-            builder.emit(
-                op.AVERAGE,
-                a=builder.slot(chunk[0].inputs[0]),
-                count=len(chunk),
-                state=AVERAGE_STATE,
-                integers=integers,
-                floats=floats,
-                targets=[builder.target(row.name) for row in chunk],
-            )
+_SIDE_BY_SIDE = 4 * op.LANES
+_FEW = 4
+"""Averages of one input that are worth a pass of their own."""
 
-    return lower
+
+def _average_lanes(rows: Rows) -> tuple[list[int], list[float]]:
+    integers: list[int] = []
+    floats: list[float] = []
+    for chunk in _chunks(rows):
+        alphas = [1 / period(row) if row.kernel == "wilder" else 2 / (period(row) + 1) for row in chunk]
+        lanes = [(period(row), 0, 1, alpha, 1 / period(row)) for row, alpha in zip(chunk, alphas, strict=True)]
+        more_integers, more_floats = _lanes(lanes)
+        integers += more_integers
+        floats += more_floats
+    return integers, floats
+
+
+def _lower_averages(builder: Builder, rows: Rows) -> None:
+    """Averages of both kinds over any inputs: many of one input together, the rest eight by eight."""
+    by_input: dict[str, list[Column]] = {}
+    for row in rows:
+        by_input.setdefault(row.inputs[0], []).append(row)
+    rest: list[Column] = []
+    groups: list[list[Column]] = []
+    for same in by_input.values():
+        for chunk in _chunks(same, _SIDE_BY_SIDE):
+            if len(chunk) >= _FEW:
+                groups.append(chunk)
+            else:
+                rest += chunk
+    groups += _chunks(rest)
+    for group in groups:
+        integers, floats = _average_lanes(group)
+        inputs = [builder.slot(row.inputs[0]) for row in group]
+        alone = len(set(inputs)) == 1
+        builder.emit(
+            op.AVERAGE if alone else op.AVERAGE_EACH,
+            a=inputs[0],
+            count=len(group),
+            state=AVERAGE_STATE * len(_chunks(group)),
+            integers=integers if alone else integers + inputs,
+            floats=floats,
+            targets=[builder.target(row.name) for row in group],
+        )
 
 
 def _lower_rsi(builder: Builder, rows: Rows) -> None:
@@ -371,10 +399,6 @@ def _lower_time_deviation(builder: Builder, rows: Rows) -> None:
 # --- one row at a time ----------------------------------------------------------------------------
 
 
-def _lower_column(builder: Builder, rows: Rows) -> None:
-    builder.copy(rows[0].inputs[0], rows[0].name)
-
-
 def _lower_true_range(builder: Builder, rows: Rows) -> None:
     high, low, close = (builder.slot(name) for name in rows[0].inputs)
     for row in rows:
@@ -393,28 +417,21 @@ def _lower_log_return(builder: Builder, rows: Rows) -> None:
 
 def _lower_formula(builder: Builder, rows: Rows) -> None:
     for row in rows:
-        tokens: list[int] = []
-        numbers: list[float] = []
-        expression = builder.expression(row)
-        for token in expression.tokens:
-            argument = builder.slot(token.column) if token.column is not None else 0
-            extra = 0
-            if token.code == op.PUSH_NUMBER:
-                argument = len(numbers)
-                numbers.append(float(token.number or 0.0))
-            elif token.code == op.PUSH_LAG:
-                extra = token.bars
-            elif token.code == op.PUSH_AGO:
-                extra = (builder.rows_in(int(token.minutes)) << 32) | len(numbers)
-                numbers.append(60.0 * token.minutes)
-            tokens += [token.code, argument, extra]
-        builder.emit(
-            op.FORMULA,
-            count=len(expression.tokens),
-            integers=tokens,
-            floats=numbers,
-            targets=[builder.target(row.name)],
-        )
+        builder.define(row)
+
+
+def _lower_slope(builder: Builder, rows: Rows) -> None:
+    source = rows[0].inputs[0]
+    table = builder.table(op.SLOPE_TABLE, source)
+    builder.emit(
+        op.SLOPE_WINDOW,
+        a=builder.slot(source),
+        b=builder.table(op.MOMENT_TABLE, source),
+        c=table,
+        count=len(rows),
+        integers=[period(row) for row in rows],
+        targets=[builder.target(row.name) for row in rows],
+    )
 
 
 # --- since the session's open ---------------------------------------------------------------------
@@ -576,16 +593,6 @@ def _lower_profile_window(builder: Builder, rows: Rows) -> None:
     )
 
 
-def _lower_slope(builder: Builder, rows: Rows) -> None:
-    builder.emit(
-        op.SLOPE,
-        a=builder.slot(rows[0].inputs[0]),
-        count=len(rows),
-        integers=[period(row) for row in rows],
-        targets=[builder.target(row.name) for row in rows],
-    )
-
-
 def _lower_time_slope(builder: Builder, rows: Rows) -> None:
     builder.emit(
         op.TIME_SLOPE,
@@ -692,13 +699,13 @@ _PERIOD = {"period": Parameter(2, op.HISTORY, "length in bars")}
 KERNELS: dict[str, Kernel] = {
     kernel.name: kernel
     for kernel in (
-        Kernel("column", "an input as it is", ("any",), POINTWISE, _lower_column, _no_warmup),
+        Kernel("column", "an input as it is", ("any",), POINTWISE, _lower_formula, _no_warmup),
         Kernel(
             "ema",
             "exponential average, alpha 2/(n+1), seeded with a simple average",
             ("any",),
             HOLDS,
-            _lower_average(wilder=False),
+            _lower_averages,
             _first_full_window,
             parameters=_PERIOD,
         ),
@@ -707,7 +714,7 @@ KERNELS: dict[str, Kernel] = {
             "Wilder's average, alpha 1/n, seeded with a simple average",
             ("any",),
             HOLDS,
-            _lower_average(wilder=True),
+            _lower_averages,
             _first_full_window,
             parameters=_PERIOD,
         ),
@@ -755,6 +762,15 @@ KERNELS: dict[str, Kernel] = {
             _lower_correlation,
             _first_full_window,
             parameters={"period": Parameter(3, op.HISTORY, "length in bars")},
+        ),
+        Kernel(
+            "slope",
+            "least-squares slope against time over the last bars, per bar",
+            ("any",),
+            FORGETS,
+            _lower_slope,
+            _first_full_window,
+            parameters=_PERIOD,
         ),
         Kernel(
             "highest",
@@ -929,15 +945,6 @@ KERNELS: dict[str, Kernel] = {
             parameters={"minutes": Parameter(1, 60, "length in minutes")},
             unfit=_minutes_unfit(2),
             clock_warmup=_minutes_warmup,
-        ),
-        Kernel(
-            "slope",
-            "least-squares slope per bar over the last bars",
-            ("any",),
-            FORGETS,
-            _lower_slope,
-            _first_full_window,
-            parameters={"period": Parameter(3, op.HISTORY, "length in bars")},
         ),
         Kernel(
             "time_slope",

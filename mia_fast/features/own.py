@@ -40,8 +40,8 @@ import numpy as np
 from mia_fast.errors import ConfigError
 from mia_fast.features import kernels
 from mia_fast.features.builder import Builder
-from mia_fast.features.catalogue import Column, Warmup
 from mia_fast.features.kernels import FORGETS, HOLDS, KEEPS, POINTWISE, POLICIES, SKIPS, Kernel, Parameter, Rows
+from mia_fast.features.rows import Column, Warmup
 from mia_kernels import external
 from mia_kernels import opcodes as op
 from mia_kernels.memory import floats_at, matrix_at
@@ -256,7 +256,8 @@ def _identity(thing: Any, seen: frozenset[int] = frozenset()) -> str:
     if isinstance(function, np.ndarray):
         return f"{function.dtype}{function.shape}{hashlib.sha256(function.tobytes()).hexdigest()}"
     if not isinstance(function, types.FunctionType):
-        return function.__name__ if isinstance(function, types.ModuleType | type) else repr(function)
+        named = isinstance(function, types.ModuleType | type)
+        return function.__name__ if named else re.sub(r" at 0x[0-9a-f]+", "", repr(function))
     if id(function) in seen:
         return function.__qualname__
     try:

@@ -19,21 +19,10 @@ from numpy.typing import NDArray
 
 from mia_fast.errors import ConfigError
 from mia_fast.features import expression as expressions
-from mia_fast.features.builder import CALENDAR, Builder
-from mia_fast.features.catalogue import TABLES, Catalogue, Column, Warmup
-from mia_fast.features.kernels import (
-    BY_KEY,
-    FORGETS,
-    HOLDS,
-    KEEPS,
-    PASSES,
-    POINTWISE,
-    POLICIES,
-    SKIPS,
-    Kernel,
-    check,
-    unfit,
-)
+from mia_fast.features.builder import BOTH, CALENDAR, FIRST, SECOND, Builder
+from mia_fast.features.catalogue import TABLES, Catalogue
+from mia_fast.features.kernels import HOLDS, KEEPS, POINTWISE, POLICIES, SKIPS, Kernel, check, unfit
+from mia_fast.features.rows import Column, Warmup
 from mia_kernels import opcodes as op
 
 FILE = "feature_sets.yaml"
@@ -58,7 +47,17 @@ class Plan:
     program: NDArray[np.int64]
     integers: NDArray[np.int64]
     floats: NDArray[np.float64]
+    halves: tuple[NDArray[np.int64], NDArray[np.int64]]
+    """The program as two, for two threads; together they compute what it computes."""
+    second_state: NDArray[np.int64]
+    second_columns: NDArray[np.int64]
+    """What only the second half advances: numbers of the state, and working columns."""
     state_size: int
+    """Numbers of the state: header, recurrences, and working columns with their history."""
+    memory_size: int
+    """Numbers of the state with the columns after it that are not saved: numbers of formulas, then scratch."""
+    numbers: NDArray[np.float64]
+    """What the first of those columns hold, one number each."""
     columns_at: int
     bar_minutes: float
     digest: str
@@ -108,7 +107,7 @@ def make_plan(
     ------
     ConfigError
         A row that does not fit its kernel, names an unknown column, depends on itself, or declares a
-        warm-up other than the derived one.
+        warm-up other than the derived one; or an auxiliary column is a feature or asked for twice.
     """
     columns: dict[str, Column] = {}
     kernels: dict[str, Kernel] = {}
@@ -131,7 +130,13 @@ def make_plan(
         for name in column.inputs:
             if name not in known:
                 raise _unknown(name, column.name, known)
-    for name in auxiliary:
+    for k, name in enumerate(auxiliary):
+        if name in catalogue.names or name in auxiliary[:k]:
+            raise ConfigError(
+                f"the column {name!r} would be put out twice",
+                where="auxiliary",
+                hint="ask once for each column, and not for features: they are put out anyway",
+            )
         if name in inputs or name in CALENDAR:
             raw_copies[name] = name
         elif name not in columns:
@@ -157,7 +162,7 @@ def make_plan(
                 where=f"{FILE}, {feature.name}",
                 hint=f"write warmup: {_yaml(warmups[feature.name])}",
             )
-        if POLICIES[feature.missing] != policies[feature.name]:
+        if feature.missing is not None and POLICIES[feature.missing] != policies[feature.name]:
             word = next(word for word, policy in POLICIES.items() if policy == policies[feature.name])
             raise ConfigError(
                 f"declares missing: {feature.missing}, but its kernel and inputs give {word}",
@@ -174,8 +179,11 @@ def make_plan(
     }
     present = [name for names in tables.values() for name in names]
     outputs = {name: k for k, name in enumerate((*catalogue.names, *auxiliary))}
-    builder = Builder(columns, parsed, present, outputs, bar_minutes, tick_size)
+    halves = _halves(columns, parsed, wanted)
+    builder = Builder(columns, parsed, present, outputs, bar_minutes, tick_size, halves)
     _lower(builder, kernels, order, wanted, raw_copies)
+    made = builder.finish()
+    second = [stretch for stretch in builder.marked if stretch.halves == SECOND]
     identity = f"{catalogue.digest}|{present}|{auxiliary}|{bar_minutes}|{tick_size}"
     return Plan(
         features=catalogue.names,
@@ -185,15 +193,24 @@ def make_plan(
         warmups={name: warmups[name] for name in (*catalogue.names, *auxiliary)},
         policies={name: policies[name] for name in (*catalogue.names, *auxiliary)},
         auxiliary=tuple(auxiliary),
-        program=np.array(builder.program, dtype=np.int64).reshape(-1, op.FIELDS),
+        program=_table(made.programs[BOTH]),
+        halves=(_table(made.programs[FIRST]), _table(made.programs[SECOND])),
+        second_state=np.array([k for m in second for k in range(m.first, m.first + m.size)], dtype=np.int64),
+        second_columns=np.array([k for k, half in enumerate(builder.slot_halves) if half == SECOND], dtype=np.int64),
         integers=np.array(builder.integers or [0], dtype=np.int64),
         floats=np.array(builder.floats or [0.0], dtype=np.float64),
-        state_size=builder.state + builder.slots * op.CAPACITY,
+        state_size=builder.state + builder.slots * op.STRIDE,
+        memory_size=builder.state + made.columns * op.STRIDE,
+        numbers=np.array(builder.arithmetic.numbers, dtype=np.float64),
         columns_at=builder.state,
         bar_minutes=bar_minutes,
         digest=hashlib.sha256(identity.encode()).hexdigest()[:16],
         externals=tuple(builder.externals),
     )
+
+
+def _table(program: list[int]) -> NDArray[np.int64]:
+    return np.array(program, dtype=np.int64).reshape(-1, op.FIELDS)
 
 
 def _lower(
@@ -203,33 +220,137 @@ def _lower(
     wanted: Sequence[str],
     raw_copies: dict[str, str],
 ) -> None:
-    """Emit everything that ``wanted`` needs, rows of one kernel and inputs together."""
+    """Emit everything that ``wanted`` needs, rows of one kernel and inputs together.
+
+    Formulas only enter the builder's graph; they are computed when a kernel reads them, or at the end.
+    """
     columns = builder.columns
-    inputs = builder.held
     needed = _needed(columns, wanted)
     rows = [columns[name] for name in order if name in needed]
     for column in rows:
         for source in column.inputs:
-            if source in columns:
+            if source in columns and not (_pointwise(column) and _pointwise(columns[source])):
                 builder.give_slot(source)
+        if column.kernel == "formula":
+            for token in builder.parsed[column.name].tokens:
+                if token.column in columns and token.code in (op.PUSH_LAG, op.PUSH_AGO):
+                    builder.give_slot(token.column)
         _ask_tables(builder, column)
-    defined = set(inputs)
+    defined = set(builder.inputs)
     while rows:
-        ready = [row for row in rows if all(source in defined for source in row.inputs)]
+        formulas = [row for row in rows if _pointwise(row)]
+        for row in formulas:  # in topological order: one pass finds all that can be defined
+            if defined.issuperset(row.inputs):
+                builder.define(row)
+                defined.add(row.name)
+        ready = [row for row in rows if not _pointwise(row) and defined.issuperset(row.inputs)]
         groups: dict[tuple[Any, ...], list[Column]] = {}
         for row in ready:
-            alone = row.name if row.kernel in ("formula", "column") else ""
-            groups.setdefault((row.kernel, row.inputs, alone), []).append(row)
-        for group in groups.values():
-            kernels[group[0].name].lower(builder, group)
+            average = row.kernel in ("ema", "wilder")
+            key = ("average", ()) if average else (row.kernel, row.inputs)
+            groups.setdefault(key, []).append(row)
+        parts = [(halves, part) for group in groups.values() for halves, part in _parts(builder, group).items()]
+        read: dict[str, int] = {}
+        for halves, part in parts:
+            for row in part:
+                for source in row.inputs:
+                    if source in columns and _pointwise(columns[source]):
+                        read[source] = read.get(source, 0) | halves
+        if read:
+            builder.need(read)
+        for halves, part in parts:
+            builder.halves = halves
+            kernels[part[0].name].lower(builder, part)
+        builder.halves = BOTH
         defined |= {row.name for row in ready}
         rows = [row for row in rows if row.name not in defined]
     for name in wanted:
         if name in raw_copies:
             builder.copy(raw_copies[name], name)
-        elif name in builder.held:
+        elif name in builder.held or _pointwise(columns[name]):
             builder.copy(name, name)
-    builder.emit_copies()
+
+
+_WORTH_PARTING = 16
+
+
+def _parts(builder: Builder, group: list[Column]) -> dict[int, list[Column]]:
+    """Rows that one instruction computes, by the halves that need them.
+
+    Few rows are not worth parting, if whatever they read is there in every half that would compute them all.
+    """
+    halves = 0
+    for row in group:
+        halves |= builder.halves_of(row.name)
+    read = {source for row in group for source in row.inputs if source in builder.columns}
+    there = all(halves & ~builder.halves_of(source) == 0 for source in read)
+    if group[0].kernel in _WHOLE or (len(group) < _WORTH_PARTING and there):
+        return {halves: group}
+    parts: dict[int, list[Column]] = {}
+    for row in group:
+        parts.setdefault(builder.halves_of(row.name), []).append(row)
+    return parts
+
+
+_WHOLE = ("profile", "session_variance")
+"""Kernels that compute all their outputs at once."""
+
+
+def _pointwise(column: Column) -> bool:
+    """A formula, or a column as it is: part of the builder's graph."""
+    return column.kernel in ("formula", "column")
+
+
+_COSTS = {"profile": 40.0, "adx": 8.0, "macd": 6.0, "correlation": 10.0, "stochastic": 5.0, "rsi": 4.0}
+_TABLE_COST = 15.0
+"""Rough costs of a row of a kernel and of the tables of a windowed column, in tokens of a formula; others are three."""
+
+
+def _halves(
+    columns: dict[str, Column], parsed: dict[str, expressions.Expression], wanted: Sequence[str]
+) -> dict[str, int]:
+    """Which half of the program needs each column, so that both halves cost about the same.
+
+    Outputs of one kernel over the same inputs stay together. The dearest go first, each to the half that then
+    costs less, unless that repeats too much: a column that both need is computed by both.
+    """
+    units: dict[tuple[Any, ...], list[str]] = {}
+    for name in wanted:
+        row = columns.get(name)
+        key = ("raw", name) if row is None or _pointwise(row) else (row.kernel, row.inputs)
+        units.setdefault(key, []).append(name)
+    needs = {key: _needed(columns, names) for key, names in units.items()}
+    everything = set().union(*needs.values())
+    for needed in needs.values():  # a kernel that computes all its outputs at once is needed whole
+        whole = {(columns[name].kernel, columns[name].inputs) for name in needed if columns[name].kernel in _WHOLE}
+        needed |= {name for name in everything if (columns[name].kernel, columns[name].inputs) in whole}
+
+    def cost(names: set[str]) -> float:
+        total = 0.0
+        tables: set[str] = set()
+        for name in names:
+            row = columns[name]
+            total += len(parsed[name].tokens) if row.kernel == "formula" else _COSTS.get(row.kernel, 3.0)
+            if row.kernel in ("window", "time_deviation"):
+                tables.add(row.inputs[0])
+        return total + _TABLE_COST * len(tables)
+
+    held: dict[int, set[str]] = {FIRST: set(), SECOND: set()}
+    load = {FIRST: 0.0, SECOND: 0.0}
+    halves: dict[str, int] = dict.fromkeys(wanted, 0)
+    for key in sorted(units, key=lambda k: (-cost(needs[k]), str(k))):
+        new = {half: needs[key] - held[half] for half in held}
+        after = {half: load[half] + cost(new[half]) + 0.5 * len(units[key]) for half in held}
+        twice = {half: cost(new[half] & held[BOTH - half]) for half in held}  # work done a second time
+        half = min(held, key=lambda h: after[h] + twice[h])
+        load[half] = after[half]
+        held[half] |= needs[key]
+        for name in units[key]:
+            halves[name] |= half
+    for half, names in held.items():
+        for name in names:
+            halves[name] = halves.get(name, 0) | half
+    return halves
 
 
 def _needed(columns: dict[str, Column], wanted: Sequence[str]) -> set[str]:
@@ -250,6 +371,9 @@ def _ask_tables(builder: Builder, row: Column) -> None:
         builder.ask_table(op.MOMENT_TABLE, row.inputs[0], length)
     elif row.kernel == "time_deviation":
         builder.ask_table(op.MOMENT_TABLE, row.inputs[0], builder.rows_in(int(row.params["minutes"])))
+    elif row.kernel == "slope":
+        builder.ask_table(op.MOMENT_TABLE, row.inputs[0], length)
+        builder.ask_table(op.SLOPE_TABLE, row.inputs[0], length)
     elif row.kernel == "highest":
         builder.ask_table(op.MAXIMUM_TABLE, row.inputs[0], length)
     elif row.kernel == "lowest":
@@ -325,9 +449,10 @@ def derived_missing(own: str, before: Sequence[str]) -> str:
 
     A missing input is felt in three ways: the value is null at that bar; it stays null while a window holds
     the bar; what is remembered afterwards is not what it would have been. The column has the strongest of
-    what its kernel does and of what its inputs bring: remembering in a recurrence (``HOLDS``) before
-    remembering single values (``BY_KEY``, ``PASSES``) before remembering in a sum (``SKIPS``, or ``KEEPS`` where
-    the value is not even null at the bar) before a window (``FORGETS``) before nothing (``POINTWISE``).
+    what its kernel does and of what its inputs bring, in the order of ``POLICIES``: remembering in a
+    recurrence (``HOLDS``) before remembering single values (``BY_KEY``, ``PASSES``) or in a sum (``SKIPS``, or
+    ``KEEPS`` where the value is not even null at the bar) before a window (``FORGETS``) before nothing
+    (``POINTWISE``).
 
     Two combinations are not simply the stronger one. What rests on ``KEEPS`` and on something that is null at
     the bar is null there and remembers: ``SKIPS``. And a kernel that keeps its value does so although what it
@@ -341,16 +466,14 @@ def derived_missing(own: str, before: Sequence[str]) -> str:
         The policies of its inputs; ``POINTWISE`` for an input of the catalogue or a calendar column. For a
         formula they decide alone, its own being ``POINTWISE``.
     """
-    if HOLDS in (own, *before):
+    strongest = max((own, *before), key=list(POLICIES.values()).index)
+    if strongest == HOLDS:
         return HOLDS
     if own == KEEPS:
         return KEEPS
-    for remembers in (BY_KEY, PASSES, SKIPS):
-        if remembers in (own, *before):
-            return remembers
-    if KEEPS in before:
+    if strongest == KEEPS:  # of its inputs
         return KEEPS if set(before) == {KEEPS} and own == POINTWISE else SKIPS
-    return FORGETS if FORGETS in (own, *before) else POINTWISE
+    return strongest
 
 
 def _refuse_twins(columns: dict[str, Column]) -> None:

@@ -72,7 +72,7 @@ def log_decision(
     trade_id
         The desk's name for the trade.
     decision
-        What was decided: ``"buy"``, ``"sell"``, ``"hold"``, ...
+        What was decided: ``"buy"``, ``"sell"``, ``"exit"`` or ``"hold"``; nothing else is accepted.
     signal_score
         The signal, as the policy gives it.
     regime_probs

@@ -190,6 +190,7 @@ class Database:
 
     def _insert(self, table: Table, rows: list[Row], result: Inserted) -> list[Row]:
         """Insert rows of one table; the alerts for those it refused."""
+        rows = [(sequence, name, table.settled(values)) for sequence, name, values in rows]
         names = ", ".join(f'"{name}"' for name in ("sequence", *table.names))
         self._writer.register("batch", _frame(table, rows))
         try:

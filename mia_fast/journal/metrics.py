@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from mia_fast.telemetry import Measured
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-    from mia_fast.journal.store import Journal
-
 ADDRESS: Final = "127.0.0.1"
 _BUCKETS: Final = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+class Journal(Protocol):
+    """What the endpoint asks of the journal that opens it."""
+
+    def health(self) -> str:
+        """``"ok"``, or why entries must be blocked."""
+
+    def stats(self) -> dict[str, int]:
+        """The state in numbers."""
 
 
 class _Operation:

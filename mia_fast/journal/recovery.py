@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from mia_fast import clock
+from mia_fast import clock, telemetry
 from mia_fast.errors import JournalError
 from mia_fast.journal import export as exporting
 from mia_fast.journal import segments
@@ -39,7 +39,14 @@ class Recovery:
         Rows that were in the database already.
     """
 
-    def __init__(self, data: Path, incidents: Incidents, now: Callable[[], int], batch_rows: int) -> None:
+    def __init__(
+        self,
+        data: Path,
+        incidents: Incidents,
+        now: Callable[[], int],
+        batch_rows: int,
+        pause: Callable[[float], Any] | None,
+    ) -> None:
         self.messages: list[str] = []
         self.next = 1
         self.ordinal = 0
@@ -50,6 +57,7 @@ class Recovery:
         self._incidents = incidents
         self._now = now
         self._batch_rows = batch_rows
+        self._pause = pause
         self._found: list[tuple[int, Path]] = []
         self._unsound: list[Path] = []
 
@@ -104,7 +112,7 @@ class Recovery:
                 self._tell(
                     f"there was no {path.name}; older logs were moved to {folder} so that no export replaces them"
                 )
-            return Database(path), found
+            return self._connected(path), found
         try:
             return self._sound(path), found
         except DatabaseDamagedError as error:
@@ -131,9 +139,19 @@ class Recovery:
         self._tell(f"{message}; the old file and its exports are in {folder}")
         return Database(self._path)
 
+    def _connected(self, path: Path) -> Database:
+        """Open; while another program holds the file, again 2, 4 and 8 seconds later (where pauses are allowed)."""
+        if self._pause is None:
+            return Database(path)
+
+        def waiting(error: BaseException) -> None:
+            _LOG.warning("%s is held by another program, trying again (%s)", path.name, first_line(error))
+
+        return telemetry.retrying(lambda: Database(path), transient=_held, sleep=self._pause, failed=waiting)
+
     def _sound(self, path: Path, *, verify: bool = False) -> Database:
         """Open; read every block if one was found damaged before, because opening alone does not notice."""
-        database = Database(path)
+        database = self._connected(path)
         if verify or self._incidents.has("database"):
             try:
                 database.verify()
@@ -223,6 +241,11 @@ class Recovery:
             path.rename(folder / path.name)
         segments.sync_folder(folder)
         return folder
+
+
+def _held(error: BaseException) -> bool:
+    """A lock may be let go of; every other reason not to open stays what it is."""
+    return telemetry.is_transient(error.__cause__ if isinstance(error, JournalError) and error.__cause__ else error)
 
 
 def failure(doing: str, path: Path, error: BaseException) -> BaseException:

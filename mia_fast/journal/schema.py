@@ -112,17 +112,18 @@ class Table:
         object.__setattr__(self, "names", tuple(c.name for c in self.columns))
         needed = tuple((k, c.name) for k, c in enumerate(self.columns) if c.required)
         object.__setattr__(self, "_needed", needed)
-        blobs = tuple(k for k, c in enumerate(self.columns) if c.kind.duckdb == "BLOB")
-        object.__setattr__(self, "blobs", blobs)
+        texts = tuple(k for k, c in enumerate(self.columns) if c.kind is JSON)
+        object.__setattr__(self, "_texts", texts)
 
     names: tuple[str, ...] = field(init=False)
-    blobs: tuple[int, ...] = field(init=False)
-    """Where its binary columns stand."""
+    _texts: tuple[int, ...] = field(init=False, repr=False)
     _plan: dict[str, tuple[int, type | None, Callable[[Any], Any]]] = field(init=False, repr=False)
     _needed: tuple[tuple[int, str], ...] = field(init=False, repr=False)
 
     def values(self, row: Mapping[str, Any]) -> list[Any]:
         """The row's values in the order of the columns, checked and converted; absent ones are None.
+
+        A dictionary of numbers in a JSON column stays one until :meth:`settled`: its text costs more than all the rest.
 
         Raises
         ------
@@ -132,8 +133,6 @@ class Table:
         out: list[Any] = [None] * len(self.names)
         plan = self._plan
         for name, value in row.items():  # over what was given: a bare decision has 5 of 18 columns
-            if value is None and name in plan:
-                continue
             try:
                 place, exact, convert = plan[name]
             except KeyError:
@@ -144,7 +143,7 @@ class Table:
                     hint=f"did you mean {near[0]!r}?" if near else f"the columns are {', '.join(self.names)}",
                     then="the row was not accepted",
                 ) from None
-            if type(value) is exact:
+            if type(value) is exact or value is None:
                 out[place] = value
                 continue
             try:
@@ -166,6 +165,13 @@ class Table:
                 )
         return out
 
+    def settled(self, values: list[Any]) -> list[Any]:
+        """The values with the text of each JSON column that :meth:`values` left as it was."""
+        for place in self._texts:
+            if type(values[place]) is dict:
+                values = [*values[:place], to_json(values[place]), *values[place + 1 :]]
+        return values
+
 
 def to_json(value: Any) -> str:
     """Canonical JSON text: sorted keys, no spaces, shortest floats.
@@ -180,6 +186,16 @@ def to_json(value: Any) -> str:
         return _TO_JSON(value)
     except (TypeError, ValueError):
         return _TO_JSON(_plain(value))
+
+
+def _json(value: Any) -> Any:
+    """A copy of a flat dictionary of floats, which JSON can hold whatever they are; else the text."""
+    if type(value) is dict:
+        for key, item in value.items():
+            if type(item) is not float or type(key) is not str:
+                return to_json(value)
+        return value.copy()
+    return to_json(value)
 
 
 def _plain(value: Any) -> Any:
@@ -198,6 +214,8 @@ def _plain(value: Any) -> Any:
 
 
 def _instant(value: Any) -> int:
+    if type(value) is int and 0 <= value <= LATEST_NS:
+        return value
     if isinstance(value, bool | np.bool_):
         raise TypeError("an instant is an int of nanoseconds since 1970-01-01 UTC")
     instant = operator.index(value)
@@ -268,8 +286,11 @@ DOUBLE: Final = Kind(
 )
 BIGINT: Final = Kind("BIGINT", None, _integer, "digits")
 BOOLEAN: Final = Kind("BOOLEAN", bool, _boolean, "true or false")
-JSON: Final = Kind("VARCHAR", None, to_json, "JSON text, quoted")
+JSON: Final = Kind("VARCHAR", None, _json, "JSON text, quoted")
 FEATURES: Final = Kind("BLOB", None, _features, "not exported")
+
+DECISIONS: Final = ("buy", "sell", "exit", "hold")
+"""What a policy can decide; anything else in the audit trail would be a slip of the caller."""
 
 _RUN: Final = (Column("run_id", TEXT), Column("event_id", TEXT))
 """A replay names its run and each of its events, so that a resumed one doubles nothing."""
@@ -280,7 +301,7 @@ _TABLES: Final = (
         (
             Column("timestamp", INSTANT, required=True),
             Column("trade_id", TEXT, required=True),
-            Column("decision", TEXT, required=True),
+            Column("decision", _one_of(*DECISIONS), required=True),
             Column("signal_score", DOUBLE, required=True),
             Column("regime_probs", JSON),
             Column("run_id", TEXT),

@@ -62,8 +62,8 @@ class Settings:
     metrics_port
         Port of the Prometheus endpoint on the loopback; None: none.
     pause
-        Waits between retries of the writer; it returns early when the journal closes. None: the
-        journal's own.
+        Waits between retries of the writer, and of the opening; it returns early when the journal closes. None:
+        the journal's own.
     """
 
     interval: float = 0.25
@@ -158,6 +158,7 @@ class Journal:
         pin_core: int | None = None,
         settings: Settings | None = None,
         now: Callable[[], int] = clock.now_ns,
+        wait: bool = True,
     ) -> Journal:
         """Open the journal of a workspace; what a crash left in the segments goes into DuckDB first.
 
@@ -171,6 +172,8 @@ class Journal:
             Sizes and intervals. None: what ``config/journal.yaml`` says.
         now
             The clock for what the journal itself reports (alerts, incidents, names of quarantined files).
+        wait
+            Where another program holds the database file, try again 2, 4 and 8 seconds later. False on a live path.
 
         Raises
         ------
@@ -196,7 +199,7 @@ class Journal:
             raise _unwritable(workspace.data, error) from error
         journal = cls(workspace, guard, chosen, now)
         try:
-            journal._start()
+            journal._start(wait)
         except OSError as error:
             journal._abandon()
             raise _unwritable(workspace.data, error) from error
@@ -222,12 +225,14 @@ class Journal:
             raise
         return journal
 
-    def _start(self) -> None:
+    def _start(self, wait: bool) -> None:
         for module in ("polars", "pyarrow", "tenacity"):
             # Not at first use: that may be the drain at exit, when the interpreter loads no more threading modules.
             importlib.import_module(module)
         self._incidents = Incidents(self._folder / "incidents.json")
-        recovery = Recovery(self._data, self._incidents, self._now, self._settings.batch_rows)
+        recovery = Recovery(
+            self._data, self._incidents, self._now, self._settings.batch_rows, self._pause if wait else None
+        )
         try:
             self._database = database = recovery.run()
         finally:
@@ -352,7 +357,7 @@ class Journal:
 
     def _accept(self, table: Table, values: list[Any], *, durable: bool, wait: bool) -> int:
         try:
-            content, text = segments.encode(table.name, values)
+            content = segments.encode(table.name, values)
         except UnicodeEncodeError as error:
             raise JournalError(
                 f"a text cannot be written as UTF-8 ({error.reason})",
@@ -376,7 +381,7 @@ class Journal:
             segment = self._segment
             size = segment.size
             try:
-                segment.append(sequence, content, text)
+                segment.append(sequence, content)
                 self._pending.append((sequence, table.name, values))
                 self._next = sequence + 1
             except OSError as error:
@@ -840,8 +845,10 @@ _OPEN: Final[dict[Path, Journal]] = {}
 _OPEN_LOCK: Final = threading.RLock()
 
 
-def of(workspace: Workspace) -> Journal:
+def of(workspace: Workspace, *, wait: bool = True) -> Journal:
     """The journal of the workspace in this process; it is opened at the first call and closed at exit.
+
+    ``wait``: as for :meth:`Journal.open`.
 
     Raises
     ------
@@ -851,7 +858,7 @@ def of(workspace: Workspace) -> Journal:
     journal = _OPEN.get(workspace.root)
     if journal is None:
         with _OPEN_LOCK:
-            journal = _OPEN.get(workspace.root) or Journal.open(workspace)
+            journal = _OPEN.get(workspace.root) or Journal.open(workspace, wait=wait)
     return journal
 
 

@@ -1,4 +1,13 @@
-"""The simulated venue of a replay: market orders fill at the next bar's open, less slippage and fees."""
+"""The simulated venue of a replay: market orders fill at the next bar's open, protective stops inside a bar.
+
+Slippage and fees are taken off each fill. A bar does not tell the way its price took, so the worst one is assumed:
+
+* what was pending fills at the open, before the bar's range is looked at;
+* a stop that the open reaches or has jumped over fills at the open, not at its own price;
+* a stop that the range touches is filled, at its own price: a touch is enough, and a stop comes before any gain
+  that the same bar may have brought;
+* an entry's stop works from its fill on, in the same bar too.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +20,9 @@ from mia_fast.risk import Account, Order, Side
 ACCOUNT: Final = "simulated"
 """The name of the simulated account."""
 
+STOPPED: Final = "EXIT_PROTECTIVE_STOP"
+"""The reason of a trade that its protective stop closed."""
+
 
 @dataclass(slots=True)
 class Pending:
@@ -22,6 +34,7 @@ class Pending:
     reduce_only: bool
     regime_probs: dict[str, float] | None
     reason: str
+    stop: float | None = None
 
 
 @dataclass(slots=True)
@@ -35,6 +48,8 @@ class Position:
     entry_ns: int
     bars: int
     regime_probs: dict[str, float] | None
+    stop: float | None = None
+    """Protective stop, index points; it rests at the venue and ends with the position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +100,40 @@ class SimulatedBroker:
         return Account(now_ns, self.equity(price), held, name=ACCOUNT, reconciled=True, working=working)
 
     def submit(self, order: Order, trade_id: str, regime_probs: dict[str, float] | None, reason: str) -> None:
-        """Accept a market order; it fills at the next open."""
-        self.pending = Pending(trade_id, order.side.value, int(order.quantity), order.reduce_only, regime_probs, reason)
+        """Accept a market order; it fills at the next open. An entry's protective stop goes to the venue with it."""
+        quantity = int(order.quantity)
+        self.pending = Pending(
+            trade_id, order.side.value, quantity, order.reduce_only, regime_probs, reason, order.stop
+        )
 
-    def open_bar(self, open_price: float, known_at_ns: int) -> Trade | None:
-        """Fill what is pending at this bar's open; returns the trade that this closed."""
+    def take_bar(self, open_price: float, high: float, low: float, known_at_ns: int) -> Trade | None:
+        """Fill what is pending at this bar's open, then the protective stop if the bar reaches it.
+
+        Parameters
+        ----------
+        open_price, high, low
+            Of the bar, index points.
+        known_at_ns
+            Its close, ns UTC.
+
+        Returns
+        -------
+        Trade | None
+            The trade that this closed: one position is open at most, so there is one at most.
+        """
+        closed = self._open(open_price, known_at_ns)
+        position = self.position
+        if position is not None and position.stop is not None:
+            long, stop = position.quantity > 0, position.stop
+            if (low <= stop) if long else (high >= stop):
+                price = min(stop, open_price) if long else max(stop, open_price)
+                fees = self._fee * abs(position.quantity)
+                self.cash -= fees
+                price += -self._slippage if long else self._slippage
+                closed = self._close(price, known_at_ns, 2 * fees, STOPPED)
+        return closed
+
+    def _open(self, open_price: float, known_at_ns: int) -> Trade | None:
         closed = None
         order, self.pending = self.pending, None
         if order is not None:
@@ -101,7 +145,7 @@ class SimulatedBroker:
                 closed = self._close(price, known_at_ns, 2 * fees, order.reason)
             elif not order.reduce_only and self.position is None:
                 self.position = Position(
-                    order.trade_id, sign * order.quantity, price, known_at_ns, 0, order.regime_probs
+                    order.trade_id, sign * order.quantity, price, known_at_ns, 0, order.regime_probs, order.stop
                 )
         if self.position is not None:
             self.position.bars += 1

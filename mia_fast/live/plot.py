@@ -113,8 +113,11 @@ def draw(marks: pl.DataFrame, refused: Mapping[str, int], title: str, path: Path
         colour = _COLOURS.get(kind, "#6b6b6b")
         # The answer at a bar stands for the time since the bar before, but not for a weekend between them.
         start = times[first] - min(step, known[first] - known[max(first - 1, 0)])
+        # A market that closes stays closed until the next bar begins.
+        shut = kind == "SESSION" and last + 1 < len(known)
+        end = max(times[last], times[last + 1] - step) if shut else times[last]
         for axes in (top, bottom):
-            axes.axvspan(start, times[last], color=colour, alpha=0.28, linewidth=0)
+            axes.axvspan(start, end, color=colour, alpha=0.28, linewidth=0)
         seen[kind] = Patch(color=colour, alpha=0.28, label=f"blocked: {_NAMES.get(kind, kind.lower())}")
     figure.legend(handles=[*bottom.get_lines(), *seen.values()], loc="outside lower center", fontsize=9, ncols=4)
     note = ", ".join(f"{count:,} {code}" for code, count in refused.items()) or "none"

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from mia_fast import clock as clocks
 from mia_fast import config as configs
 from mia_fast import journal as journals
-from mia_fast.errors import DataError
+from mia_fast import memory as memories
+from mia_fast.errors import DataError, MarketMemoryError, StateError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.asof import Steps
 from mia_fast.features.frame import (
@@ -49,7 +50,7 @@ from mia_fast.features.levels import CLOSES_KEPT, level_inputs, snapshots
 from mia_fast.files import replacing, write_json
 from mia_fast.live.broker import ACCOUNT, SimulatedBroker, Trade
 from mia_fast.live.checkpoint import Checkpoint
-from mia_fast.live.engine import BAR_COLUMNS, MINUTE, STAGES, Bar, Engine
+from mia_fast.live.engine import BAR_COLUMNS, MINUTE, PREDICTED_VIX, STAGES, Bar, Engine
 from mia_fast.live.policy import Policy
 from mia_fast.options.config import options_config
 from mia_fast.options.levels import FutureLevels, Levels, LevelsEngine, no_chain
@@ -66,7 +67,7 @@ from mia_fast.workspace import Workspace
 if TYPE_CHECKING:
     from mia_models.session import OnnxModel
 
-CONFIGS: Final = ("market_config.yaml", "policy.yaml", "risk.yaml", "options.yaml", "inputs.yaml", "feature_sets.yaml")
+CONFIGS: Final = ("market_config.yaml", "policy.yaml", "risk.yaml", "options.yaml", "inputs.yaml", "memory.yaml")
 _COMPONENTS: Final = (
     ("feature_engine", "update"),
     ("neural_pipeline", "step"),
@@ -149,6 +150,8 @@ class Summary:
     snapshots: int
     marks: pl.DataFrame
     """Per bar: :data:`MARKS`."""
+    memory: str
+    """What was recalled from and added to the market memory, or why not."""
     files: tuple[Path, ...]
 
 
@@ -253,7 +256,8 @@ def replay(
         inputs.bars.kind, frame, inputs.bars.quarantine, inputs.bars.source, interval_ns=inputs.bars.interval_ns
     )
     model = NeuralPipeline(workspace).model
-    run_id = _run_id(workspace, inputs, model, start, end)
+    base = _recalled(workspace, int(known_at[first]))
+    run_id = _run_id(workspace, inputs, model, start, end, base)
     folder = workspace.data / "runs" / run_id
     parts = workspace.data / "features" / "runs" / run_id
     if fresh:
@@ -267,7 +271,8 @@ def replay(
         spread = replace(journals.Settings.of(workspace), interval=60.0)
         journal = stack.enter_context(journals.Journal.open(workspace, pin_core=other, settings=spread))
         stack.enter_context(_pinned(mine))
-        run = _Run(workspace, inputs, bars, model, run_id, folder, parts, journal, first, known_at)
+        run = _Run(workspace, inputs, bars, model, run_id, folder, parts, journal, first, known_at, base)
+        stack.callback(run.close)
         if saved is None:
             run.begin()
         else:
@@ -292,6 +297,7 @@ class _Run:
         journal: journals.Journal,
         first: int,
         known_at: NDArray[np.int64],
+        base: _Base,
     ) -> None:
         assert bars.interval_ns is not None
         self.workspace, self.bars = workspace, bars
@@ -321,6 +327,8 @@ class _Run:
         self.measured = 0
         self.part_start = first
         self.seconds = 0.0
+        self.base = base
+        self.memory: memories.MemoryWatch | None = None
 
     def begin(self) -> None:
         """Start from the first bar: a new account, warm features."""
@@ -336,10 +344,12 @@ class _Run:
 
     def resume(self, saved: Checkpoint) -> None:
         """Go on where the checkpoint stands."""
-        self._assemble(saved.state["risk"])
+        self._assemble(saved.state["risk"], int(self.known_at[saved.row - 1]))
         self.engine.features.restore(saved.features)
         self.engine.restore_closes(saved.state["closes"])
         self.broker.restore(saved.state["broker"])
+        assert self.memory is not None
+        self.memory.restore(saved.state["memory"])
         self.engine.gate.restore(saved.state["gate"])
         tally = saved.state["tally"]
         self.tally = Tally(
@@ -381,7 +391,7 @@ class _Run:
                 now = times[k]
                 self.now = now
                 bar = Bar(now, opens[k], highs[k], lows[k], closes[k], volumes[k], extras[k])
-                trade = self.broker.open_bar(bar.open, now)
+                trade = self.broker.take_bar(bar.open, bar.high, bar.low, now)
                 if trade is not None:
                     self._journal_trade(trade, now)
                 while self.next_chain < len(self.chains) and self.chains[self.next_chain][0] <= now:
@@ -435,14 +445,16 @@ class _Run:
             for k, stage in enumerate(STAGES)
             if self.measured
         }
+        # What the engine itself writes into its rows is not null for want of a column.
+        null = {name: lacks for name, lacks in self.plan.null_features.items() if name != PREDICTED_VIX}
         summary = Summary(
             run_id=self.run_id,
             bars=len(self.known_at) - self.first,
             first=int(self.known_at[self.first]),
             last=int(self.known_at[-1]),
             resumed_at=self.resumed_at,
-            features=len(self.plan.features) - len(self.plan.null_features),
-            null_features=self.plan.null_features,
+            features=len(self.plan.features) - len(null),
+            null_features=null,
             tally=self.tally,
             equity=self.broker.equity(float(self.bars.frame["close"][-1])),
             starting_equity=self.market.account.starting_equity,
@@ -454,6 +466,7 @@ class _Run:
             future_levels=self.engine.levels,
             snapshots=self.next_chain,
             marks=pl.concat([pl.read_parquet(path) for path in sorted(self.folder.glob("marks-*.parquet"))]),
+            memory=self._publish(),
             files=(self.workspace.data / "features" / "features_latest.csv", *files),
         )
         write_json(
@@ -474,23 +487,25 @@ class _Run:
 
     # --- parts --------------------------------------------------------------------------------------
 
-    def _assemble(self, risk_state: dict[str, str] | None) -> None:
-        """Make the long-lived objects; the run's own risk state is set to what the checkpoint holds."""
+    def _assemble(self, risk_state: dict[str, str] | None, until: int | None = None) -> None:
+        """Make the long-lived objects; the run's own risk state and memory are set to what the checkpoint holds."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob("*risk_state*"):
             path.unlink()
         for name, text in (risk_state or {}).items():
             (self.folder / name).write_text(text, encoding="utf-8")
         self.now = int(self.known_at[self.first])
+        self.memory = self._open_memory(until)
         desk = Desk(
             self.workspace,
+            losing_share=self.memory.losing_share,
             journal=self.journal,
             clock=lambda: self.now,
             events=self.events,
             state_folder=self.folder,
             run_id=self.run_id,
         )
-        digest = configs.digest(*(self.workspace.config(name) for name in CONFIGS))
+        digest = configs.digest(*_config_files(self.workspace))
         assert self.bars.interval_ns is not None
         self.engine = Engine(
             plan=self.plan,
@@ -501,7 +516,9 @@ class _Run:
             policy=Policy.open(self.workspace),
             desk=desk,
             gate=desk.gate(
-                account=ACCOUNT, model_sha256=None if self.model is None else self.model.manifest.graph_sha256
+                account=ACCOUNT,
+                model_sha256=None if self.model is None else self.model.manifest.graph_sha256,
+                resume=False,
             ),
             journal=self.journal,
             levels=LevelsEngine(options_config(self.workspace)),
@@ -509,17 +526,78 @@ class _Run:
             interval_ns=self.bars.interval_ns,
             run_id=self.run_id,
             config_digest=digest,
+            memory=self.memory,
         )
 
+    def _open_memory(self, until: int | None) -> memories.MemoryWatch:
+        """The run's own memory: what the desk knew before the run, and the run's trades, up to ``until`` when resumed.
+
+        It answers in place, from a file of its own, so that the run depends on nothing that others store meanwhile.
+        """
+        base, config = self.base, memories.memory_config(self.workspace)
+        if until is None:
+            for name in (memories.FILE, f"{memories.FILE}-wal", f"{memories.FILE}-shm", memories.MARKER):
+                (self.folder / name).unlink(missing_ok=True)
+
+        def opened() -> memories.MemoryStore:
+            if base.fault is not None:
+                raise base.fault
+            return memories.MemoryStore(self.folder, base.manifest, config)
+
+        try:
+            if base.fault is None:
+                with opened() as store:
+                    if until is None:
+                        store.adopt(base.rows)
+                    else:
+                        store.forget_after(self.run_id, until)
+        except MarketMemoryError as error:
+            raise StateError(
+                f"the run's own memory cannot be used: {error.what}",
+                where=str(self.folder),
+                hint="run again with --fresh to start this replay from its first bar",
+                then="nothing was started",
+            ) from error
+        return memories.MemoryWatch(
+            opened,
+            self.plan.outputs,
+            stale_seconds=config.tightening.stale_seconds,
+            replays=True,  # of replays, only this one is in it
+            background=False,
+            run_id=self.run_id,
+        )
+
+    def _publish(self) -> str:
+        """Hand the run's trades to the desk's memory; those that are there already stay as they are."""
+        base = self.base
+        if base.fault is not None:
+            return f"not used: {base.fault.what}"
+        with memories.MemoryStore(self.folder, base.manifest, memories.memory_config(self.workspace)) as store:
+            rows = store.rows(self.run_id)
+        try:
+            added = memories.of(self.workspace).adopt(rows)
+        except MarketMemoryError as error:
+            return f"{len(rows):,} closed trades not added: {error.what}"
+        return (
+            f"{len(base.rows):,} earlier states recalled from; {added:,} of {len(rows):,} closed trades are new in it"
+        )
+
+    def close(self) -> None:
+        """Let go of the run's memory."""
+        if self.memory is not None:
+            self.memory.close()
+
     def _slow(self, cross: pl.DataFrame | None) -> tuple[Steps, ...]:
-        """What is known of the slower tables; levels come with their chains."""
+        """What is known of the slower tables; levels come with their chains, the memory's features bar by bar."""
         assert self.bars.interval_ns is not None
+        recalled = [c.name for c in self.catalogue.inputs if c.table == "memory" and c.name in memories.FEATURES]
         calendar = load_calendar(self.workspace, risk_config.risk(self.workspace).events, self.events)
         names = [column.name for column in level_inputs(self.catalogue.inputs)]
         return (
             *(() if cross is None else market_sources(cross, self.workspace)),
             *event_source(calendar, self.workspace, self.bars.interval_ns),
             *((Steps.nothing("levels", names),) if self.chains and names else ()),
+            *((Steps.nothing("memory", recalled),) if recalled else ()),
         )
 
     def _early(self, known: int) -> bool:
@@ -536,15 +614,20 @@ class _Run:
         # Of two sources of one table the later wins: levels that are known over none.
         sources = (*self.sources, *level_source(levels, earlier, self.workspace))
         known_at, columns = input_arrays(self.plan, earlier, sources)
-        self.engine.features.batch(known_at, columns)
+        matrix = self.engine.features.batch(known_at, columns)
+        assert self.memory is not None
+        self.memory.observe(int(known_at[-1]), np.ascontiguousarray(matrix[:, -1]))
         closes = earlier.frame["close"].tail(CLOSES_KEPT).to_list()
         self.engine.restore_closes(list(zip(known_at[-CLOSES_KEPT:].tolist(), closes, strict=True)))
 
     def _take_chain(self, number: int, *, settled: bool = False) -> None:
         known, chain = self.chains[number]
-        at = max(known, int(self.known_at[self.first]))  # an older chain is as old as it is when the run begins
+        begin = int(self.known_at[self.first])
+        at = max(known, begin)  # an older chain is as old as it is when the run begins
         levels = self.engine.on_chain(chain, at, known_at=known, settled=settled or self._early(known))
-        self._keep_levels(levels, at)
+        # Of the chains before the first bar, the last is in force when the run begins.
+        if number + 1 == len(self.chains) or self.chains[number + 1][0] > begin:
+            self._keep_levels(levels, at)
 
     def _keep_levels(self, levels: Levels, at: int) -> None:
         """One snapshot file and one journal row per chain; a run that is repeated finds its own file."""
@@ -560,6 +643,8 @@ class _Run:
 
     def _journal_trade(self, trade: Trade, now: int) -> None:
         self.engine.desk.controller.on_trade(now)
+        assert self.memory is not None
+        self.memory.closed(trade.trade_id, trade.profit, now)
         self.journal.append(
             "trades",
             {
@@ -595,6 +680,7 @@ class _Run:
         controller = self.engine.desk.controller
         controller.checkpoint()
         tally = self.tally
+        assert self.memory is not None
         Checkpoint(
             row=self.row,
             features=self.engine.features.save(),
@@ -603,6 +689,7 @@ class _Run:
                 "gate": self.engine.gate.save(),
                 "closes": self.engine.recent_closes(),
                 "next_chain": self.next_chain,
+                "memory": self.memory.save(),
                 "tally": {
                     "actions": tally.actions,
                     "blocks": tally.blocks,
@@ -662,13 +749,44 @@ class _RunJournal:
         return self._journal.append(table, row)
 
 
-def _run_id(workspace: Workspace, inputs: Inputs, model: OnnxModel, start: int | None, end: int | None) -> str:
+def _config_files(workspace: Workspace) -> list[Path]:
+    """Every file whose content may change a decision."""
+    return [*(workspace.config(name) for name in CONFIGS), *catalogues.files(workspace)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What the desk's memory gives to a run: the trades, not of replays, whose outcome was known before it."""
+
+    manifest: memories.MemoryManifest
+    rows: tuple[memories.Row, ...]
+    fault: MarketMemoryError | None
+    digest: str
+
+
+def _recalled(workspace: Workspace, first_ns: int) -> _Base:
+    """The desk's memory as a run that begins at ``first_ns`` may know it; a broken one blocks the run's entries."""
+    manifest = memories.memory_features(workspace)
+    digest = hashlib.sha256(manifest.digest.encode())
+    try:
+        rows = tuple(memories.of(workspace).rows("", until=first_ns - 1))
+    except MarketMemoryError as fault:
+        return _Base(manifest, (), fault, f"{digest.hexdigest()} {fault.reason}")
+    for row in rows:
+        digest.update(repr(row).encode())
+    return _Base(manifest, rows, None, digest.hexdigest())
+
+
+def _run_id(
+    workspace: Workspace, inputs: Inputs, model: OnnxModel, start: int | None, end: int | None, base: _Base
+) -> str:
     parts = [
         inputs.fingerprint,
-        configs.digest(*(workspace.config(name) for name in CONFIGS)),
+        configs.digest(*_config_files(workspace)),
         model.manifest.graph_sha256,
         str(start),
         str(end),
+        base.digest,
     ]
     if inputs.events is None:
         calendar = workspace.data / "macro_events.csv"

@@ -130,7 +130,12 @@ def settlement_ns(expiry: dt.date, settlement: str, config: OptionsConfig) -> in
     else:
         by_rule = config.time.early_close_rule == "us_equity" and early_close(expiry)
         hour = _EARLY_CLOSE if by_rule or expiry in config.time.early_closes else _CLOSE
-    return from_datetime(dt.datetime.combine(expiry, hour, NEW_YORK))
+    return _in_new_york(expiry, hour)
+
+
+@lru_cache(maxsize=4096)
+def _in_new_york(day: dt.date, hour: dt.time) -> int:
+    return from_datetime(dt.datetime.combine(day, hour, NEW_YORK))
 
 
 def open_interest_date(market_time_ns: int) -> dt.date:
@@ -281,9 +286,8 @@ def _lay_out(frame: pl.DataFrame, config: OptionsConfig, quoted: I64, keys: tupl
     strike = numbers(frame, "strike")
     milli = np.rint(strike * 1000.0)
     _refuse(frame, "strike", ~((strike > 0.0) & (np.abs(strike - milli / 1000.0) <= 1e-9 * strike) & (milli < 2.0**31)))
-    kind = frame["type"].cast(pl.String)
-    put = kind.eq("P").fill_null(False).to_numpy()
-    _refuse(frame, "type", ~(put | kind.eq("C").fill_null(False).to_numpy()))
+    put = _is(frame["type"], "P")
+    _refuse(frame, "type", ~(put | _is(frame["type"], "C")))
     code, root, settlement, expiry, settle = _expiries(frame, config)
     key = ((code << 31) | milli.astype(np.int64)) << 1 | put
     order = _ordered(frame, key, quoted)
@@ -297,7 +301,7 @@ def _lay_out(frame: pl.DataFrame, config: OptionsConfig, quoted: I64, keys: tupl
     group = (strike_key[first] >> 31).astype(np.int64)
     start = np.searchsorted(group, np.arange(len(root) + 1)).astype(np.int64)
     side = (sorted_key & 1).astype(np.int64)
-    levels, level = np.unique(strike_key[first] & 0x7FFFFFFF, return_inverse=True)
+    levels, level = _distinct(strike_key[first] & 0x7FFFFFFF)
     place = np.full(key.size, -1, dtype=np.int64)
     place[order] = side * n + row
     listed = np.zeros((2, n), dtype=np.int8)
@@ -319,7 +323,7 @@ def _lay_out(frame: pl.DataFrame, config: OptionsConfig, quoted: I64, keys: tupl
         start=start,
         group=group,
         strike=strike[order][first],
-        level=level.astype(np.int64),
+        level=level,
         levels=levels / 1000.0,
         listed=listed,
     )
@@ -341,10 +345,9 @@ def _instants(column: pl.Series) -> I64:
             hint="every quote has a time",
             then=_THEN,
         )
-    values: I64 = (
-        (column if column.dtype.time_unit == "ns" else column.dt.cast_time_unit("ns")).to_physical().to_numpy()
-    )
-    return values
+    values: I64 = column.to_physical().to_numpy()
+    unit = {"ns": 1, "us": 1_000, "ms": 1_000_000}[column.dtype.time_unit]
+    return values if unit == 1 else values * unit
 
 
 def numbers(frame: pl.DataFrame, name: str) -> F64:
@@ -404,24 +407,27 @@ def _expiries(
         raise DataError(
             f"is {expiry.dtype}, not a date", where="chain.expiry", hint="cast the column to Date", then=_THEN
         )
-    _refuse(frame, "expiry", expiry.is_null().to_numpy())
+    if expiry.null_count():
+        _refuse(frame, "expiry", expiry.is_null().to_numpy())
     root = frame["root"].cast(pl.String)
-    _refuse(frame, "root", root.is_null().to_numpy())
+    if root.null_count():
+        _refuse(frame, "root", root.is_null().to_numpy())
     names = sorted(root.unique().to_list())
     about = [_about(name, config) for name in names]
-    root_code = root.cast(pl.Enum(names)).to_physical().cast(pl.Int64).to_numpy()
-    half = frame["settlement"].cast(pl.String)
+    root_code = np.zeros(frame.height, dtype=np.int64)
+    for code, name in enumerate(names[1:], 1):
+        root_code[_is(root, name)] = code
+    half = frame["settlement"]
+    pm = _is(half, "PM")
+    known = pm | _is(half, "AM")
     if half.null_count():
-        default = np.array([item.settlement == "PM" for item in about])[root_code]
-        pm = np.where(half.is_null().to_numpy(), default, half.eq("PM").fill_null(False).to_numpy())
-        known = half.is_null() | half.is_in(["AM", "PM"])
-    else:
-        pm = half.eq("PM").to_numpy()
-        known = half.is_in(["AM", "PM"])
-    _refuse(frame, "settlement", ~known.to_numpy())
+        untold = half.is_null().to_numpy()
+        pm = np.where(untold, np.array([item.settlement == "PM" for item in about])[root_code], pm)
+        known |= untold
+    _refuse(frame, "settlement", ~known)
     day = expiry.to_physical().cast(pl.Int64).to_numpy()
     packed = (day * len(names) + root_code) * 2 + pm
-    distinct, inverse = np.unique(packed, return_inverse=True)
+    distinct, inverse = _distinct(packed)
     days = [_EPOCH + dt.timedelta(days=int(value)) for value in distinct // 2 // len(names)]
     roots = [names[int(value)] for value in distinct // 2 % len(names)]
     halves = ["PM" if value else "AM" for value in distinct % 2]
@@ -449,6 +455,31 @@ def _expiries(
     )
 
 
+def _is(column: pl.Series, text: str) -> npt.NDArray[np.bool_]:
+    """Where a column holds a text; null does not."""
+    equal = (column if column.dtype == pl.String else column.cast(pl.String)) == text
+    found: npt.NDArray[np.bool_] = (equal.fill_null(False) if equal.null_count() else equal).to_numpy()
+    return found
+
+
+def _distinct(values: I64) -> tuple[I64, I64]:
+    """The distinct values ascending, and the place of each value among them; not negative, at least one.
+
+    By a table where the values allow one (in whole units, of 1000 where all are multiples of it), else by sorting.
+    """
+    unit = 1 if (values % 1000).any() else 1000
+    scaled = values // unit
+    low = int(scaled.min())
+    span = int(scaled.max()) - low + 1
+    if span > 1 << 16:
+        distinct, inverse = np.unique(values, return_inverse=True)
+        return distinct, inverse.astype(np.int64)
+    present = np.zeros(span, dtype=bool)
+    present[scaled - low] = True
+    places = np.cumsum(present) - 1
+    return (np.flatnonzero(present) + low) * unit, places[scaled - low]
+
+
 def _about(name: str, config: OptionsConfig) -> Root:
     found = config.roots.get(name)
     if found is None:
@@ -465,7 +496,7 @@ def _ordered(frame: pl.DataFrame, key: I64, quoted: I64) -> I64:
     """Row numbers in the order of ``key``, the last quote of each contract only."""
     if bool((key[1:] > key[:-1]).all()):
         return np.arange(key.size)
-    order = np.lexsort((quoted, key))
+    order = np.argsort(key, kind="stable") if quoted.min() == quoted.max() else np.lexsort((quoted, key))
     same = key[order][1:] == key[order][:-1]
     if same.any():
         tie = same & (quoted[order][1:] == quoted[order][:-1])

@@ -17,6 +17,10 @@ per 1 % move), unsigned unless said otherwise:
   times the slope of the expiry's smile between its 25-delta strikes (E. Derman, "Regimes of volatility", 1999).
 * ``risk_reversal_25`` - sigma of the 25-delta call less that of the put, 30 days constant maturity;
   ``butterfly_25`` - their mean less ``iv_atm``; ``option_skew`` - ``-risk_reversal_25 / iv_atm``.
+* ``iv_skew`` - slope of the smile d sigma / d ln K at K = F, 30 days constant maturity: of each expiry the
+  least-squares parabola within one width, of the variance interpolated in T.
+* ``ref_px`` - the underlying's price that the levels stand for, as put-call parity implies it: the median of
+  F e^{-(r - q) T} over the European expiries of the next 30 days.
 
 Every other field has its definition beside it. Levels come in total and by expiry bucket.
 
@@ -58,6 +62,7 @@ PRICE_LEVELS = (
     "key_strikes_4",
     "key_strikes_5",
     "zero_gamma",
+    "ref_px",
     "max_pain",
     "vol_trigger",
     "gamma_wall_call",
@@ -139,6 +144,9 @@ class Levels(Mapping[str, Any]):
     market_time_ns: int | None = None
     roots: tuple[str, ...] = ()
     underlying_price: float | None = None
+    """As the chain's table prints it, or as :meth:`LevelsEngine.update_spot` was told."""
+    ref_px: float | None = None
+    """The price that parity implies; None where no European expiry within 30 days has a parity forward."""
     sign_convention: str | None = None
     gamma_wall: float | None = None
     call_wall: float | None = None
@@ -168,6 +176,8 @@ class Levels(Mapping[str, Any]):
     risk_reversal_25: float | None = None
     butterfly_25: float | None = None
     option_skew: float | None = None
+    iv_skew: float | None = None
+    """d sigma / d ln K at K = F, ``maturity_days``; negative where puts cost more."""
     short_dated_iv_slope: float | None = None
     """(iv 30 d - iv 7 d) / 23, per day."""
     vol_term_structure_slope: float | None = None
@@ -182,6 +192,8 @@ class Levels(Mapping[str, Any]):
     """The nearest live expiry is today in New York."""
     put_call_parity_deviation: float | None = None
     """Median of |C - P - D (F - K)| / F over the two-sided pairs near the forward."""
+    option_spread_cost: float | None = None
+    """Median (ask - bid) / mid of the live two-sided contracts, both types, with |ln(K/F)| <= sigma_atm sqrt(T)."""
     gex: float | None = None
     """``call_gamma + put_gamma``: unsigned, USD per 1 % move."""
     gex_slope: float | None = None
@@ -192,6 +204,11 @@ class Levels(Mapping[str, Any]):
     """Share of ``gex`` at strikes within 1 % of the underlying."""
     skewed_gamma_exposure: float | None = None
     """(gex above the underlying - gex below) / gex, in [-1, 1]."""
+    gamma_notional_distribution: float | None = None
+    """How evenly ``gex`` lies over the m strikes that have any: -sum p ln p / ln m of their shares p.
+
+    1 when all hold the same, 0 when one holds everything. Of gamma in USD; ``oi_concentration`` is of contracts.
+    """
     gamma_peak_distance: float | None = None
     """``gamma_wall / underlying - 1``."""
     gamma_wall_call: float | None = None
@@ -215,6 +232,9 @@ class Levels(Mapping[str, Any]):
     """With the dealers' sign, as all that follow: USD of delta per volatility point."""
     charm_exposure: float | None = None
     """USD of delta per calendar day."""
+    vanna_cliff_slope: float | None = None
+    """Change of ``vanna_exposure`` for a rise of the underlying by 1 %, volatilities and F/S held: how steep the
+    profile of vanna is where the underlying stands. USD of delta per volatility point, per 1 %."""
     vega_exposure: float | None = None
     """USD per volatility point."""
     theta_exposure: float | None = None
@@ -321,12 +341,13 @@ class Surface:
     pairs: I64  # [g] parity pairs used
     status: I8  # [2, n] of each contract's own quote, calls first
     strike_status: I8  # [n] of the strike's volatility
-    greeks: F64  # [black.N_GREEKS, n], the call's
+    greeks: F64  # [black.N_GREEKS, n], the call's; after update_spot its first three rows: sigma, delta, gamma
+    sums: F64  # [g, 2, black.N_SUMS] of greeks times open interest as black.smile gives them
     atm: F64  # [g] volatility at K = F
     wings: F64  # [4, g] sigma of the 25-delta put and call, their ln(K/F)
     bucket_groups: tuple[int, ...]  # [b] so many of the expiries belong to the bucket; the last is all of them
     bucket_exposure: F64  # [b, 2, m] gamma exposure of calls and puts by distinct strike
-    totals: F64  # [g, 2, black.N_GREEKS] as gamma.exposures gives them
+    totals: F64  # [b + 1, 2, black.N_SUMS] as gamma.exposures gives them; the last: the expiries of the next 30 days
     profile_table: F64  # [gamma.N_PROFILE, n], the first profile_size of them
     bucket_rows: tuple[int, ...]  # [b] so many of its rows belong to the bucket
     log_grid: F64  # [p] ln of the prices
@@ -350,11 +371,34 @@ class Surface:
         return whole
 
 
+@dataclass(frozen=True)
+class _Counts:
+    """What stands between two chains: the open interest in all, where there is a volatility, up to each expiry, ..."""
+
+    held: float
+    solved: float
+    by_group: list[float]  # [g] running sums
+    first: int | None  # the nearest live expiry
+    near: int | None  # the nearest of them that has open interest
+    parity: tuple[int, int]  # European expiries of the next 30 days, and those with a parity forward
+    levels: dict[str, Any]  # and the fields that follow from the chain alone
+
+
 class LevelsEngine:
     """Computes levels over and over with buffers that grow to the largest chain seen.
 
-    :meth:`update` takes a whole chain; between two chains :meth:`update_spot` and :meth:`update_quotes` bring the
-    levels up to date for what has changed. Not for use by two threads at once.
+    Live use, one instance for one underlying::
+
+        engine = LevelsEngine(options_config(workspace))
+        levels = engine.update(chain, now_ns)             # a whole chain: forwards, volatilities, everything
+        levels = engine.update_quotes(changes, now_ns)    # some contracts: their strikes are solved again
+        levels = engine.update_spot(price, now_ns)        # the underlying alone: nothing is solved
+        moved = engine.on_future(levels, future, price)   # on the future's scale, or the reason why not
+
+    Each returns :class:`Levels` of their own, which later calls do not touch; ``surface`` are views that the next
+    call overwrites. An error leaves the engine as it was before the call. Between two chains ``timestamp`` is
+    ``now_ns`` while ``quote_time`` and ``market_time`` stay the chain's, so a chain that has grown old becomes
+    DEGRADED by itself. Not for use by two threads at once.
     """
 
     def __init__(self, config: OptionsConfig) -> None:
@@ -364,6 +408,10 @@ class LevelsEngine:
         self._owned = False  # bid and ask are this engine's copies
         self._centre = math.nan  # the price that the profile's grid lies around
         self._held_roots: dict[tuple[int, bool], tuple[float, ...]] = {}
+        self._counts: _Counts | None = None  # what the open interest says, whatever the price
+        self._quoted: dict[str, float | None] = {}  # what the quotes say at the price they were made at
+        self._quoted_spot = math.nan
+        self._gap: float | None = math.nan  # the underlying that parity implies over the printed one, less 1
         self._buffers: dict[str, npt.NDArray[Any]] = {}
 
     def update(self, chain: Chain | pl.DataFrame | None, now_ns: int | None = None) -> Levels:
@@ -398,6 +446,10 @@ class LevelsEngine:
                 then="no levels were computed",
             )
         self._owned = False
+        self._counts = None
+        self._gap = math.nan
+        self._quoted = {}
+        self._quoted_spot = chain.spot
         self.surface = self._measure(self._solve(chain))
         return self._levels(self.surface, now_ns)
 
@@ -406,7 +458,16 @@ class LevelsEngine:
 
         Every strike keeps its volatility, every expiry its F/S, discount and time to settlement. So the profile and
         its roots stay where they are; they are computed anew, on a grid around the new price, once that is 1 %
-        away from the middle of the grid.
+        away from the middle of the grid. What the quotes alone say was true at the price they were made at and stands
+        as it was until the next chain: ``call_iv_atm``, ``put_iv_atm``, ``call_put_skew``, ``atm_straddle_cost``,
+        ``put_call_parity_deviation``, ``option_spread_cost``, and all that counts contracts.
+
+        Parameters
+        ----------
+        spot
+            The underlying's price on the chain's own scale (a future's price less the basis).
+        now_ns
+            As in :meth:`update`; the times to settlement stay those of the chain's market time.
 
         Raises
         ------
@@ -423,16 +484,17 @@ class LevelsEngine:
             )
         held.terms[black.FORWARD] *= spot / held.chain.spot
         chain = dataclasses.replace(held.chain, spot=spot)
-        black.reprice(held.greeks[black.SIGMA], chain.strike, chain.group, held.terms, spot, held.greeks)
+        held = self._reprice(held, chain, rows=black.GAMMA + 1)
         kept = abs(spot / self._centre - 1.0) <= _KEPT
-        self.surface = self._measure(dataclasses.replace(held, chain=chain), same_profile=kept)
+        self.surface = self._measure(held, same_profile=kept)
         return self._levels(self.surface, now_ns)
 
     def update_quotes(self, changes: pl.DataFrame, now_ns: int | None = None) -> Levels:
         """The levels after new quotes for some contracts: only their strikes are solved again.
 
-        Forwards, discounts and times to settlement stand as the last whole chain gave them; the next
-        :meth:`update` fits them anew.
+        Forwards, discounts and times to settlement stand as the last whole chain gave them, the forwards moved with
+        :meth:`update_spot`; the next :meth:`update` fits them anew. Where the price has moved since the whole chain,
+        quotes of two prices lie side by side, and what rests on them stands as :meth:`update_spot` says.
 
         Parameters
         ----------
@@ -449,11 +511,12 @@ class LevelsEngine:
         held = self._held()
         chain = held.chain
         side, row = self._locate(chain, changes)
+        bid, ask = numbers(changes, "bid"), numbers(changes, "ask")
         if not self._owned:
             chain = dataclasses.replace(chain, bid=chain.bid.copy(), ask=chain.ask.copy(), stale=chain.stale.copy())
             self._owned = True
-        chain.bid[side, row] = numbers(changes, "bid")
-        chain.ask[side, row] = numbers(changes, "ask")
+        chain.bid[side, row] = bid
+        chain.ask[side, row] = ask
         chain.stale[side, row] = 0
         rows = np.unique(row)
         strike, group = chain.strike[rows], chain.group[rows]
@@ -473,16 +536,37 @@ class LevelsEngine:
             price,
             strike_status,
         )
-        black.smile(price, strike, group, held.terms, chain.spot, greeks, strike_status)
+        black.smile(
+            price,
+            strike,
+            group,
+            held.terms,
+            chain.spot,
+            greeks,
+            strike_status,
+            np.empty((2, 0)),
+            np.empty((len(chain.root), 2, black.N_SUMS)),
+        )
         held.status[:, rows] = status
         held.strike_status[rows] = strike_status
-        held.greeks[:, rows] = greeks
-        self.surface = self._measure(dataclasses.replace(held, chain=chain))
+        held.greeks[black.SIGMA, rows] = greeks[black.SIGMA]
+        held = self._reprice(held, chain, rows=black.N_GREEKS)
+        self._counts = None
+        if chain.spot == self._quoted_spot:
+            self._quoted = {}
+        self.surface = self._measure(held)
         return self._levels(self.surface, now_ns)
 
     def on_future(self, levels: Levels, future_price: float, underlying_price_at_market_time: float) -> FutureLevels:
         """:func:`on_future` with the desk's ``basis_limit``."""
         return on_future(levels, future_price, underlying_price_at_market_time, limit=self.config.basis_limit)
+
+    def _reprice(self, held: Surface, chain: Chain, *, rows: int) -> Surface:
+        """The first rows of the greeks, and the sums of all, at the volatilities that are known."""
+        greeks = self._buffer("greeks", (black.N_GREEKS, chain.strike.size))[:rows]
+        sigma, sums = held.greeks[black.SIGMA], held.sums
+        black.reprice(sigma, chain.strike, chain.group, held.terms, chain.spot, greeks, chain.interest, sums)
+        return dataclasses.replace(held, chain=chain, greeks=greeks)
 
     def _held(self) -> Surface:
         if self.surface is None:
@@ -569,7 +653,8 @@ class LevelsEngine:
             strike_status,
         )
         greeks = self._buffer("greeks", (black.N_GREEKS, n))
-        black.smile(price, chain.strike, chain.group, terms, chain.spot, greeks, strike_status)
+        sums = self._buffer("sums", (g, 2, black.N_SUMS))
+        black.smile(price, chain.strike, chain.group, terms, chain.spot, greeks, strike_status, chain.interest, sums)
         nothing = greeks[0, :0]
         return Surface(
             chain=chain,
@@ -579,6 +664,7 @@ class LevelsEngine:
             status=status,
             strike_status=strike_status,
             greeks=greeks,
+            sums=sums,
             atm=nothing,
             wings=nothing,
             bucket_groups=(),
@@ -601,19 +687,10 @@ class LevelsEngine:
         )
         wings = self._buffer("wings", (4, g))
         black.wings(found.greeks, found.strike_status, chain.strike, chain.start, terms, _DELTA, wings)
-        totals = self._buffer("totals", (g, 2, black.N_GREEKS))
-        gamma.exposures(
-            found.greeks,
-            found.strike_status,
-            chain.group,
-            chain.strike,
-            chain.interest,
-            terms,
-            chain.multiplier,
-            chain.spot,
-            totals,
-        )
-        groups = self._bucket_groups(chain)
+        groups = found.bucket_groups or self._bucket_groups(chain)
+        month = int(np.searchsorted(chain.years, _NEAR_DAYS / 365.0, side="right"))
+        totals = self._buffer("totals", (len(groups) + 1, 2, black.N_SUMS))
+        gamma.exposures(found.sums, terms, chain.multiplier, np.array((*groups, month)), chain.spot, totals)
         exposure = self._buffer("exposure", (len(groups), 2, m))
         scale = chain.multiplier * (chain.spot * chain.spot * 0.01)
         gamma.exposure_by_strike(
@@ -709,47 +786,37 @@ class LevelsEngine:
         return grid, profile
 
     def _levels(self, surface: Surface, now_ns: int | None) -> Levels:
-        chain, config = surface.chain, self.config
+        chain = surface.chain
         live = chain.years > 0.0
-        counted = self._counted(surface, live)
-        held, coverage = counted["held"], counted["coverage"]
-        reasons = self._reasons(surface, now_ns, live, held, coverage)
-        first = int(np.argmax(live)) if live.any() else None
+        if self._counts is None:
+            self._counts = self._counted(surface, live)
+        counted = self._counts
+        coverage = counted.solved / counted.held if counted.held > 0.0 else None
+        if self._gap is not None and math.isnan(self._gap):
+            self._gap = self._underlying_gap(surface)
+        walls = self._walls(surface)
+        reasons = self._reasons(surface, now_ns, counted, coverage, walls[-1][gamma.CALLS] + walls[-1][gamma.PUTS])
+        first = counted.first
         common: dict[str, Any] = {
             "timestamp_ns": chain.quote_time_ns if now_ns is None else now_ns,
-            "notes": self._notes(surface, live),
-            "quote_time_ns": chain.quote_time_ns,
-            "market_time_ns": chain.market_time_ns,
-            "roots": tuple(sorted(set(chain.root))),
             "underlying_price": chain.spot,
-            "sign_convention": config.sign_convention,
-            "nearest_expiry": None if first is None else chain.expiry[first],
             "coverage": coverage,
-            "expiries_live": int(live.sum()),
-            "forward_fallbacks": int((surface.source == black.FROM_RATES).sum()),
-            "open_interest_date": chain.interest_date,
-            "open_interest_date_source": "table" if chain.interest_dated else "rule",
-            "time_to_expiry": None
-            if first is None
-            else float(chain.settle_ns[first] - chain.market_time_ns) / NS_PER_SECOND / 86400.0,
-            "is_expiry_day": None if first is None else chain.expiry[first] == new_york_date(chain.market_time_ns),
-            **counted["levels"],
+            "ref_px": None if self._gap is None else chain.spot * (1.0 + self._gap),
+            **counted.levels,
+            **self._peaks(chain, counted.near),
             **self._volatility_levels(surface, first),
         }
-        walls = self._walls(surface)
-        buckets = self._buckets(surface, live, counted["by_group"], walls, withheld=bool(reasons))
+        buckets = self._buckets(surface, live, counted, walls, withheld=bool(reasons))
         if reasons:
             return Levels(status="DEGRADED", reasons=reasons, zero_gamma_status="DEGRADED", buckets=buckets, **common)
         on_gamma = self._gamma_levels(surface, buckets[-1], walls[-1], first)
         return Levels(status="OK", buckets=buckets, **common, **on_gamma)
 
-    def _counted(self, surface: Surface, live: npt.NDArray[np.bool_]) -> dict[str, Any]:
-        """What open interest and volume alone say, over the live expiries."""
+    def _counted(self, surface: Surface, live: npt.NDArray[np.bool_]) -> _Counts:
+        """What open interest and volume alone say, over the live expiries; no price enters but the quotes' status."""
         chain = surface.chain
         g, m = len(chain.root), chain.levels.size
-        figures = self._buffer("counted", (g, 8))
-        width = surface.atm * surface.terms[black.ROOT_YEARS]
-        reach = np.where(np.isfinite(width), _NEAR_WIDTHS * width, math.inf)
+        figures = self._buffer("counted", (g, 6))
         by_strike = self._buffer("interest_by_strike", (m,))
         gamma.count_contracts(
             chain.interest,
@@ -760,19 +827,31 @@ class LevelsEngine:
             chain.start,
             chain.level,
             chain.years,
-            chain.strike,
-            surface.terms[black.FORWARD],
-            reach,
             figures,
             by_strike,
         )
-        calls, puts, solved, listed, quoted, traded_calls = figures[live, :6].sum(axis=0).tolist()
-        everything = figures.sum(axis=0).tolist()
+        calls, puts, solved, listed, quoted, traded_calls = figures[live].sum(axis=0).tolist()
         held = calls + puts
+        first = int(np.argmax(live)) if live.any() else None
+        seconds = None if first is None else float(chain.settle_ns[first] - chain.market_time_ns) / NS_PER_SECOND
         levels: dict[str, Any] = {
-            "contracts": round(everything[3]),
+            "notes": self._notes(surface, live),
+            "quote_time_ns": chain.quote_time_ns,
+            "market_time_ns": chain.market_time_ns,
+            "roots": tuple(sorted(set(chain.root))),
+            "sign_convention": self.config.sign_convention,
+            "nearest_expiry": None if first is None else chain.expiry[first],
+            "expiries_live": int(live.sum()),
+            "forward_fallbacks": int((surface.source == black.FROM_RATES).sum()),
+            "open_interest_date": chain.interest_date,
+            "open_interest_date_source": "table" if chain.interest_dated else "rule",
+            "time_to_expiry": None if seconds is None else seconds / 86400.0,
+            "is_expiry_day": None if first is None else chain.expiry[first] == new_york_date(chain.market_time_ns),
+            "contracts": round(float(figures[:, 3].sum())),
             "contracts_live": round(listed),
             "contracts_two_sided": round(quoted),
+            "open_interest_calls": calls,
+            "open_interest_puts": puts,
             "call_put_oi_ratio": _ratio(calls, puts),
         }
         if held > 0.0:
@@ -799,61 +878,97 @@ class LevelsEngine:
             gamma.max_pain(chain.strike[rows], np.array([0, interest.shape[1]]), interest, pain)
             levels["max_pain"] = _number(pain[0])
             levels["max_pain_expiry"] = chain.expiry[group]
-            for name, side in (("oi_peak_call_near", 0), ("oi_peak_put_near", 1)):
-                levels[name] = _largest(interest[side], chain.strike[rows], chain.spot)
+        by_group = np.cumsum(np.where(live, figures[:, 0] + figures[:, 1], 0.0)).tolist()
+        european = (chain.european == 1) & (chain.years < _NEAR_DAYS / 365.0) & live
+        parity = int(european.sum()), int((european & (surface.source == black.FROM_PARITY)).sum())
+        return _Counts(held, solved, by_group, first, int(near[0]) if near.size else None, parity, levels)
+
+    def _peaks(self, chain: Chain, near: int | None) -> dict[str, float | None]:
+        """Where the nearest expiry's open interest is largest; a tie goes to the strike nearest the price."""
+        if near is None:
+            return {}
+        rows = slice(int(chain.start[near]), int(chain.start[near + 1]))
         return {
-            "held": held,
-            "coverage": solved / held if held > 0.0 else None,
-            "by_group": figures,
-            "levels": levels,
+            name: _largest(chain.interest[side, rows], chain.strike[rows], chain.spot)
+            for side, name in enumerate(("oi_peak_call_near", "oi_peak_put_near"))
         }
 
-    def _volatility_levels(self, surface: Surface, first: int | None) -> dict[str, Any]:
-        """What the volatilities alone say."""
-        chain, config = surface.chain, self.config
+    def _quote_levels(self, surface: Surface, first: int | None, target: float) -> dict[str, float | None]:
+        """What the quotes of calls and puts say at the price they were made at."""
+        chain = surface.chain
         g, n = len(chain.root), chain.strike.size
-        band = config.forward.moneyness_band
+        band = self.config.forward.moneyness_band
         sides = self._buffer("sides", (2, g))
         straddle = self._buffer("straddle", (g,))
         black.atm_sides(
             chain.bid, chain.ask, surface.status, chain.strike, chain.start, surface.terms, band, sides, straddle
         )
-        gaps = self._buffer("gaps", (n,))
+        values = self._buffer("values", (2 * n,))
         count = black.parity_deviation(
-            chain.bid, chain.ask, surface.status, chain.strike, chain.start, surface.terms, surface.source, band, gaps
+            chain.bid, chain.ask, surface.status, chain.strike, chain.start, surface.terms, surface.source, band, values
         )
-        curves = np.concatenate((surface.atm[None], surface.wings[:2], sides))
-        targets = np.array([config.volatility.maturity_days, 7.0, 30.0, 60.0]) * 86400.0 / config.time.seconds_per_year
-        found = np.empty((5, 4))
+        deviation = _median(values[:count])
+        count = black.relative_spreads(
+            chain.bid, chain.ask, chain.stale, chain.strike, chain.start, surface.terms, surface.atm, values
+        )
+        found = np.empty((2, 1))
+        black.constant_maturity(chain.years, sides, np.array([target]), found)
+        call, put = _number(found[0, 0]), _number(found[1, 0])
+        cost = None if first is None else _number(straddle[first])
+        return {
+            "call_iv_atm": call,
+            "put_iv_atm": put,
+            "call_put_skew": _difference(call, put),
+            "atm_straddle_cost": None if cost is None else cost / chain.spot,
+            "put_call_parity_deviation": deviation,
+            "option_spread_cost": _median(values[:count]),
+        }
+
+    def _volatility_levels(self, surface: Surface, first: int | None) -> dict[str, Any]:
+        """What the volatilities alone say."""
+        chain, config = surface.chain, self.config
+        days = np.array([config.volatility.maturity_days, 7.0, 30.0, 60.0])
+        targets = days * 86400.0 / config.time.seconds_per_year
+        if not self._quoted:
+            self._quoted = self._quote_levels(surface, first, float(targets[0]))
+        skew = black.smile_slope(
+            surface.greeks[black.SIGMA],
+            surface.strike_status,
+            chain.strike,
+            chain.start,
+            surface.terms,
+            surface.atm,
+            float(targets[0]),
+            np.empty(2),
+        )
+        curves = self._buffer("curves", (3, surface.atm.size))
+        curves[0] = surface.atm
+        curves[1:] = surface.wings[:2]
+        found = np.empty((3, 4))
         black.constant_maturity(chain.years, curves, targets, found)
         table = [[None if math.isnan(value) else value for value in row] for row in found.tolist()]
         atm, week, month, two = table[0]
-        put, call, call_atm, put_atm = (row[0] for row in table[1:])
+        put, call = (row[0] for row in table[1:])
         reversal = _difference(call, put)
-        cost = None if first is None else _number(straddle[first])
         return {
+            **self._quoted,
             "iv_atm": atm,
             "iv_atm_nearest": None if first is None else _number(surface.atm[first]),
             "iv_7d": week,
             "iv_60d": two,
-            "call_iv_atm": call_atm,
-            "put_iv_atm": put_atm,
-            "call_put_skew": _difference(call_atm, put_atm),
             "risk_reversal_25": reversal,
             "butterfly_25": None if atm is None or call is None or put is None else 0.5 * (call + put) - atm,
             "option_skew": None if reversal is None or atm is None else -reversal / atm,
+            "iv_skew": _number(skew),
             "short_dated_iv_slope": None if month is None or week is None else (month - week) / 23.0,
             "vol_term_structure_slope": _difference(month, week),
             "term_structure_skew": _difference(two, month),
-            "atm_straddle_cost": None if cost is None else cost / chain.spot,
-            "put_call_parity_deviation": float(np.median(gaps[:count])) if count else None,
         }
 
     def _walls(self, surface: Surface) -> list[list[float]]:
         """Of each bucket the places that :func:`mia_kernels.gamma.walls` fills."""
         out = np.empty((len(surface.bucket_groups), gamma.N_WALLS))
-        for exposure, row in zip(surface.bucket_exposure, out, strict=True):
-            gamma.walls(exposure, surface.chain.levels, surface.chain.spot, row)
+        gamma.walls(surface.bucket_exposure, surface.chain.levels, surface.chain.spot, out)
         found: list[list[float]] = out.tolist()
         return found
 
@@ -861,7 +976,7 @@ class LevelsEngine:
         self,
         surface: Surface,
         live: npt.NDArray[np.bool_],
-        by_group: F64,
+        counted: _Counts,
         walls: list[list[float]],
         *,
         withheld: bool,
@@ -869,15 +984,27 @@ class LevelsEngine:
         """Each bucket's levels; those that rest on gamma only where ``withheld`` is not set."""
         chain, spot = surface.chain, surface.chain.spot
         found = []
-        sums = np.cumsum(np.where(live[:, None], by_group, 0.0), axis=0)
-        totals = np.cumsum(surface.totals, axis=0)
-        signs = np.array(SIGNS[self.config.sign_convention])
+        width = surface.atm * surface.terms[black.ROOT_YEARS]
+        reach = np.where(np.isfinite(width), _NEAR_WIDTHS * width, math.inf)
+        covered_near = self._buffer("near", (live.size, 2))
+        gamma.count_near(
+            chain.interest,
+            surface.strike_status,
+            chain.strike,
+            chain.start,
+            chain.years,
+            surface.terms[black.FORWARD],
+            reach,
+            covered_near,
+        )
+        sums = np.cumsum(covered_near, axis=0).tolist()
+        signs = SIGNS[self.config.sign_convention]
         for index, name in enumerate((*self.config.buckets, "all")):
             groups = surface.bucket_groups[index]
             placed = walls[index]
             inside = np.flatnonzero(live[:groups])
-            about_it = sums[groups - 1].tolist() if groups else [0.0] * 8
-            held, near, near_solved = about_it[0] + about_it[1], about_it[6], about_it[7]
+            held = counted.by_group[groups - 1] if groups else 0.0
+            near, near_solved = sums[groups - 1] if groups else (0.0, 0.0)
             about: dict[str, Any] = {
                 "name": name,
                 "last_expiry": chain.expiry[int(inside[-1])] if inside.size else None,
@@ -891,13 +1018,13 @@ class LevelsEngine:
             if withheld or not covered or not gross > 0.0:
                 found.append(BucketLevels(zero_gamma_status="DEGRADED" if held > 0.0 else "NO_CHAIN", **about))
                 continue
-            net = float(signs[0] * call_gamma + signs[1] * put_gamma)
+            net = signs[0] * call_gamma + signs[1] * put_gamma
             roots = self._roots(surface, index, tilted=False)
             status: ZeroGammaStatus = "OK"
             if not roots:
                 status = "NO_CROSSING_POS" if net > 0.0 else "NO_CROSSING_NEG"
             keys = [key for key in placed[gamma.KEYS : gamma.KEYS + 5] if not math.isnan(key)]
-            signed = signs @ totals[groups - 1]
+            calls, puts = surface.totals[index].tolist()
             found.append(
                 BucketLevels(
                     gamma_wall=keys[0],
@@ -911,8 +1038,8 @@ class LevelsEngine:
                     call_gamma=call_gamma,
                     put_gamma=put_gamma,
                     dealer_position_bias=(call_gamma - put_gamma) / gross,
-                    vanna_exposure=float(signed[black.VANNA]) * spot * 0.01,
-                    charm_exposure=float(signed[black.CHARM]) * spot / _DAYS,
+                    vanna_exposure=(signs[0] * calls[black.VANNA] + signs[1] * puts[black.VANNA]) * spot * 0.01,
+                    charm_exposure=(signs[0] * calls[black.CHARM] + signs[1] * puts[black.CHARM]) * spot / _DAYS,
                     **about,
                 )
             )
@@ -925,12 +1052,11 @@ class LevelsEngine:
         chain, spot = surface.chain, surface.chain.spot
         gross = placed[gamma.CALLS] + placed[gamma.PUTS]
         keys = [*whole.key_strikes, *[None] * (5 - len(whole.key_strikes))]
-        sides = surface.totals.sum(axis=0)
-        signs = np.array(SIGNS[self.config.sign_convention])
-        signed = signs @ sides
-        delta_call, delta_put = (float(sides[k, black.DELTA]) * spot for k in range(2))
-        vega = surface.totals[:, :, black.VEGA].sum(axis=1)
-        near = chain.years <= _NEAR_DAYS / 365.0
+        signs = SIGNS[self.config.sign_convention]
+        calls, puts = surface.totals[-2].tolist()
+        near_calls, near_puts = surface.totals[-1].tolist()
+        signed = [signs[0] * call + signs[1] * put for call, put in zip(calls, puts, strict=True)]
+        delta_call, delta_put = calls[black.DELTA] * spot, puts[black.DELTA] * spot
         sums = np.empty(2)
         gamma.net_at(surface.profile_table, surface.profile_size, math.log(spot), sums)
         pin = None
@@ -951,6 +1077,7 @@ class LevelsEngine:
             "gex_slope": float(sums[1]) * 0.01,
             "gamma_bucket_exposure": placed[gamma.WITHIN_10] / gross,
             "spot_gamma_corridor": placed[gamma.WITHIN_1] / gross,
+            "gamma_notional_distribution": _number(gamma.evenness(surface.exposure)),
             "skewed_gamma_exposure": (placed[gamma.ABOVE] - placed[gamma.BELOW]) / gross,
             "gamma_peak_distance": None if whole.gamma_wall is None else whole.gamma_wall / spot - 1.0,
             "gamma_wall_call": _number(placed[gamma.CALL_PEAK]),
@@ -960,13 +1087,16 @@ class LevelsEngine:
             "delta_notional_put": delta_put,
             "delta_exposure_ratio": _ratio(delta_call, abs(delta_put)),
             "delta_positioning_tilt": _ratio(delta_call + delta_put, abs(delta_call) + abs(delta_put)),
-            "vega_exposure": float(signed[black.VEGA]) * 0.01,
-            "theta_exposure": float(signed[black.THETA]) / _DAYS,
-            "rho_exposure": float(signed[black.RHO]) * 0.01,
-            "vomma_exposure": float(signed[black.VOMMA]) * 1e-4,
-            "speed_exposure": float(signed[black.SPEED]) * spot**3 * 1e-4,
-            "ultima_exposure": float(signed[black.ULTIMA]) * 1e-6,
-            "vega_bucket_ratio": _ratio(float(vega[near].sum()), float(vega.sum())),
+            "vanna_cliff_slope": (signed[black.VANNA] * spot + signed[black.VANNA_SLOPE]) * 1e-4,
+            "vega_exposure": signed[black.VEGA] * 0.01,
+            "theta_exposure": signed[black.THETA] / _DAYS,
+            "rho_exposure": signed[black.RHO] * 0.01,
+            "vomma_exposure": signed[black.VOMMA] * 1e-4,
+            "speed_exposure": signed[black.SPEED] * spot**3 * 1e-4,
+            "ultima_exposure": signed[black.ULTIMA] * 1e-6,
+            "vega_bucket_ratio": _ratio(
+                near_calls[black.VEGA] + near_puts[black.VEGA], calls[black.VEGA] + puts[black.VEGA]
+            ),
         }
 
     def _roots(self, surface: Surface, bucket: int, *, tilted: bool) -> tuple[float, ...]:
@@ -984,42 +1114,44 @@ class LevelsEngine:
         return roots
 
     def _reasons(
-        self, surface: Surface, now_ns: int | None, live: npt.NDArray[np.bool_], held: float, coverage: float | None
+        self,
+        surface: Surface,
+        now_ns: int | None,
+        counted: _Counts,
+        coverage: float | None,
+        gross: float,
     ) -> tuple[str, ...]:
         """Why the levels that rest on gamma are withheld."""
         chain, limits = surface.chain, self.config.quality
         found = []
-        if not live.any():
+        if counted.first is None:
             found.append(f"CHAIN_EXPIRED: market_time={iso(chain.market_time_ns)}")
-        elif coverage is None or held <= 0.0:
+        elif coverage is None:
             found.append("OPEN_INTEREST_ZERO: contracts=0")
         elif coverage < limits.coverage_threshold:
             found.append(f"COVERAGE_LOW: coverage={coverage:.4f} threshold={limits.coverage_threshold:g}")
-        elif not surface.exposure.sum() > 0.0:
+        elif not gross > 0.0:
             found.append("GAMMA_ZERO: exposure=0")
         if now_ns is not None:
             age = (now_ns - chain.market_time_ns) / NS_PER_SECOND
             if age > limits.max_chain_age_seconds:
                 found.append(f"CHAIN_STALE: age_seconds={age:.0f} limit={limits.max_chain_age_seconds:g}")
-        gap = self._underlying_gap(surface)
+        gap = self._gap
         if gap is not None and abs(gap) > limits.max_underlying_gap:
             found.append(f"UNDERLYING_GAP: gap={gap:+.4f} limit={limits.max_underlying_gap:g}")
-        quoted = (chain.european == 1) & (chain.years < _NEAR_DAYS / 365.0) & live
-        confirmed = quoted & (surface.source == black.FROM_PARITY)
-        if quoted.sum() >= _ENOUGH_EXPIRIES and 2 * confirmed.sum() < quoted.sum():
+        quoted, confirmed = counted.parity
+        if quoted >= _ENOUGH_EXPIRIES and 2 * confirmed < quoted:
             # Parity fails on many expiries at once when the printed underlying is far off: no gap can then be measured.
-            found.append(f"UNDERLYING_UNCONFIRMED: parity={int(confirmed.sum())} of={int(quoted.sum())}")
+            found.append(f"UNDERLYING_UNCONFIRMED: parity={confirmed} of={quoted}")
         return tuple(found)
 
     def _underlying_gap(self, surface: Surface) -> float | None:
         """Median over near expiries of the underlying that parity implies, over the printed one, less 1."""
         chain = surface.chain
         near = (surface.source == black.FROM_PARITY) & (chain.years < _NEAR_DAYS / 365.0)
-        if not near.any():
-            return None
         drift = (chain.rate - chain.dividend_yield)[near] * chain.years[near]
-        implied = surface.terms[black.FORWARD, near] * np.exp(-drift)
-        return float(np.median(implied)) / chain.spot - 1.0
+        implied = _median(surface.terms[black.FORWARD, near] * np.exp(-drift))
+        return None if implied is None else implied / chain.spot - 1.0
 
     def _notes(self, surface: Surface, live: npt.NDArray[np.bool_]) -> tuple[str, ...]:
         chain = surface.chain
@@ -1109,6 +1241,16 @@ def _largest(values: F64, strikes: F64, spot: float) -> float | None:
     out = np.empty(1)
     gamma.largest(values, strikes, spot, 0.0, math.inf, out)
     return _number(out[0])
+
+
+def _median(values: F64) -> float | None:
+    """The middle value, None of none; ``values`` may be reordered."""
+    n = values.size
+    if n == 0:
+        return None
+    values.partition((n - 1) // 2)
+    lower = float(values[(n - 1) // 2])
+    return lower if n % 2 else 0.5 * (lower + float(values[n // 2 :].min()))
 
 
 def _nearest(roots: tuple[float, ...], spot: float) -> float | None:

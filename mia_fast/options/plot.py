@@ -296,6 +296,8 @@ def _smile(axes: Axes, surface: Surface) -> None:
         axes.set_ylim(max(0.0, 100 * least - 3), 100 * most + 3)
         axes.legend(loc="upper right", frameon=False, fontsize=9)
     else:
+        axes.set_xticks([])
+        axes.set_yticks([])
         axes.text(0.5, 0.5, "no volatility near the money", transform=axes.transAxes, ha="center", color=_PUTS)
 
 
@@ -305,8 +307,13 @@ def _facts(axes: Axes, levels: Levels) -> None:
 
     axes.axis("off")
 
+    digits = 0 if (levels.underlying_price or 0.0) >= 1000.0 else 1
+
+    def count(value: float) -> str:
+        return f"{value:,.0f}"
+
     def price(value: float | None) -> str:
-        return "-" if value is None else f"{value:,.0f}"
+        return "-" if value is None else f"{value:,.{digits}f}"
 
     def money(value: float | None) -> str:
         if value is None:
@@ -326,7 +333,7 @@ def _facts(axes: Axes, levels: Levels) -> None:
         ("net gamma, USD/1 %", "net_gamma", money),
         ("vanna, USD/vol pt", "vanna_exposure", money),
         ("charm, USD/day", "charm_exposure", money),
-        ("open interest", "open_interest", price),
+        ("open interest", "open_interest", count),
     ):
         rows.append([name, *(show(getattr(bucket, field)) for bucket in levels.buckets)])
     columns = len(rows[0])
@@ -343,6 +350,7 @@ def _facts(axes: Axes, levels: Levels) -> None:
             cell.get_text().set_horizontalalignment("left")
     dated = "-" if levels.open_interest_date is None else f"{levels.open_interest_date:%d %b %Y}"
     skew = "-" if levels.option_skew is None else f"{levels.option_skew:.2f}"
+    slope = "-" if levels.iv_skew is None else f"{10 * levels.iv_skew:+.1f} %"
     straddle = "-" if levels.atm_straddle_cost is None else f"{100 * levels.atm_straddle_cost:.2f} % of spot"
     bias = "-" if levels.dealer_position_bias is None else f"{levels.dealer_position_bias:+.3f}"
     pairs = [
@@ -351,15 +359,18 @@ def _facts(axes: Axes, levels: Levels) -> None:
         ("IV 7 / 30 / 60 days", " / ".join(share(v) for v in (levels.iv_7d, levels.iv_atm, levels.iv_60d))),
         ("25-delta risk reversal", share(levels.risk_reversal_25)),
         ("25-delta butterfly", share(levels.butterfly_25)),
-        ("option skew", skew),
+        ("option skew (-reversal / IV 30)", skew),
+        ("smile slope per 10 % of strike", slope),
         ("nearest straddle", straddle),
+        ("median spread near the money", share(levels.option_spread_cost)),
         ("max pain", f"{price(levels.max_pain)} ({levels.max_pain_expiry:%d %b})" if levels.max_pain_expiry else "-"),
         ("coverage", share(levels.coverage)),
         ("open interest of", dated),
     ]
     for index, (name, value) in enumerate(pairs):
-        y = 0.365 - 0.039 * index
+        y = 0.37 - 0.0335 * index
         axes.text(0.0, y, name, transform=axes.transAxes, va="center", fontsize=9.3, fontweight="bold")
         axes.text(1.0, y, value, transform=axes.transAxes, va="center", ha="right", fontsize=9.3)
     convention = (levels.sign_convention or "").replace("_", " ")
-    axes.text(0, -0.045, f"assumed: {convention}", transform=axes.transAxes, color=_FAINT, fontsize=8.5)
+    said = "\n".join((f"assumed: {convention}", *levels.notes))
+    axes.text(0, -0.03, said, transform=axes.transAxes, color=_FAINT, fontsize=8.5, va="top")

@@ -18,7 +18,7 @@ from mia_fast.risk.controller import Cleared, RiskController, State
 from mia_fast.risk.desk import Desk, attach, block_trade, desk, detach, stop_trading
 from mia_fast.risk.gate import Account, Action, Gate, Market, Order, Rule, Side, Verdict, client_id
 from mia_fast.risk.instance import Instance
-from mia_fast.risk.windows import Sessions, Span, TradeWindowFilter, WeeklySessions
+from mia_fast.risk.windows import DatedSessions, Sessions, Span, TradeWindowFilter, WeeklySessions, trading_hours
 
 __all__ = [
     "Account",
@@ -26,6 +26,7 @@ __all__ = [
     "Category",
     "Cleared",
     "Code",
+    "DatedSessions",
     "Denial",
     "Desk",
     "Event",
@@ -52,4 +53,5 @@ __all__ = [
     "load_calendar",
     "risk",
     "stop_trading",
+    "trading_hours",
 ]

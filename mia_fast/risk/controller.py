@@ -9,7 +9,8 @@ import operator
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -25,7 +26,7 @@ from mia_fast.risk.codes import Code, Denial, denial
 from mia_fast.risk.config import RiskConfig
 from mia_fast.risk.overtrading import TradeRate
 from mia_fast.risk.store import Day, Fingerprint, Latch, Record, StateStore, merge, write_snapshot
-from mia_fast.risk.windows import Sessions, Span, WeeklySessions
+from mia_fast.risk.windows import Sessions, Span, WeeklySessions, trading_hours
 from mia_fast.workspace import Workspace
 from mia_kernels.account import DAY, DAY_LAST, DAY_OPEN, daily_loss, initial_day_state
 from mia_kernels.drawdown import DRAWDOWN, EQUITY, PEAK, drawdown, initial_state
@@ -130,6 +131,7 @@ class RiskController:
         self.score = 0.0  # overtrade_risk_score at the last mark
         self._max_daily_loss = config.limits.max_daily_loss
         self._sessions: Sessions = sessions if sessions is not None else WeeklySessions()
+        self._recalled: Counter[int] = Counter()  # trade date -> entries that the journal knows of
         self._span = Span(0, 0, False, 1)
         self._day_state = initial_day_state()
         self._day_number = np.zeros(1)
@@ -167,13 +169,15 @@ class RiskController:
         ConfigError
             A configuration file is present but invalid.
         """
+        market = desk_config.market(workspace)
         return cls(
             workspace,
             config=risk_config.risk(workspace),
-            max_drawdown=desk_config.market(workspace).max_drawdown,
+            max_drawdown=market.max_drawdown,
             journal=journal,
             clock=clock,
             losing_share=losing_share,
+            sessions=trading_hours(workspace, market.instrument.symbol),
         )
 
     # What it knows
@@ -235,6 +239,14 @@ class RiskController:
         """An entry passed the gate."""
         with self._mutex:
             self.entries += 1
+
+    def recall_entries(self, instants: Sequence[int]) -> None:
+        """Entries that passed before a restart, ns UTC: the state on disk may be older than the last of them."""
+        with self._mutex:
+            self._recalled = Counter(
+                span.trade_date for at in instants if (span := self._sessions.span(at)) is not None and span.open
+            )
+            self.entries = max(self.entries, self._recalled[self._date()])
 
     def on_trade(self, now_ns: int) -> None:
         """A fill at ``now_ns``, for ``overtrade_risk_score``."""
@@ -444,6 +456,7 @@ class RiskController:
             self._state = initial_state()
             self._day_state = initial_day_state()
             self.entries, self.day_denial, self.score = 0, None, 0.0
+            self._recalled.clear()
             self.trade_rate.clear()
             self._record = replace(self._record, account=self._record.account + 1)
             self._equity[0] = value
@@ -626,7 +639,7 @@ class RiskController:
         daily_loss(self._equity, self._day_number, self._day_state, self._loss)
         self.day_open = float(self._day_state[DAY_OPEN])
         if self._day_state[DAY] != before:
-            self.entries = 0
+            self.entries = self._recalled[self._date()]
             self._stop_day(False)
         loss = float(self._loss[0])
         if self.day_denial is None and loss > self._max_daily_loss * self.day_open:
@@ -637,6 +650,10 @@ class RiskController:
             event = f"daily-{self._record.identity}-{self._record.account}-{now_ns}"
             with contextlib.suppress(MiaError):  # the block holds; the journal's own health tells of its fault
                 self._tell(4, Code.DAILY_LOSS.name, message, event, at_ns=now_ns)
+
+    def _date(self) -> int:
+        """The present trade date's ordinal; 0 before the first mark."""
+        return int(self._day_state[DAY]) if math.isfinite(self._day_state[DAY]) else 0
 
     def _stop_day(self, stopped: bool, loss: float | None = None) -> None:
         self.day_denial = None

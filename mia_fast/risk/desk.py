@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -15,14 +15,20 @@ from mia_fast import clock
 from mia_fast import config as desk_config
 from mia_fast.errors import MiaError
 from mia_fast.risk import config as risk_config
+from mia_fast.risk import history
 from mia_fast.risk.calendar import EventCalendar, load_calendar
 from mia_fast.risk.codes import Code, Denial, denial
 from mia_fast.risk.controller import Journal, RiskController
 from mia_fast.risk.gate import Gate
 from mia_fast.risk.instance import Instance
-from mia_fast.risk.windows import Sessions, TradeWindowFilter, WeeklySessions
+from mia_fast.risk.windows import Sessions, TradeWindowFilter, trading_hours
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from mia_fast import journal as journals
 
 
 class WorkspaceJournal:
@@ -45,6 +51,16 @@ class WorkspaceJournal:
         """
         return self._open().append(table, row)
 
+    def query(self, sql: str, parameters: Sequence[Any] | None = None) -> pl.DataFrame:
+        """The result of one read-only statement over everything accepted so far.
+
+        Raises
+        ------
+        JournalError
+            The journal cannot be opened or read.
+        """
+        return self._open().query(sql, parameters)
+
     def health(self) -> str:
         """``"ok"``, or why rows cannot be taken."""
         try:
@@ -52,10 +68,10 @@ class WorkspaceJournal:
         except MiaError as error:
             return error.what
 
-    def _open(self) -> Journal:
+    def _open(self) -> journals.Journal:
         from mia_fast import journal  # DuckDB is loaded only where a row is written
 
-        return journal.of(self._workspace)
+        return journal.of(self._workspace, wait=False)  # the gate asks on the path of an order
 
 
 class Desk:
@@ -71,8 +87,10 @@ class Desk:
         The engine's clock, ns UTC; by default the wall clock. A replay gives the bar's time.
     events
         The calendar's file; by default ``data/macro_events.csv``.
-    losing_share, state_folder, run_id, sessions
+    losing_share, state_folder, run_id
         See :class:`~mia_fast.risk.controller.RiskController`.
+    sessions
+        Trading hours; by default the dated table of ``config/sessions.yaml``. Outside it entries are blocked.
 
     Raises
     ------
@@ -97,7 +115,10 @@ class Desk:
         self.market = desk_config.market(workspace)
         self.journal: Journal = journal if journal is not None else WorkspaceJournal(workspace)
         self.clock = clock
-        self._sessions: Sessions = sessions if sessions is not None else WeeklySessions()
+        self._losing_share = losing_share
+        self._sessions: Sessions = (
+            sessions if sessions is not None else trading_hours(workspace, self.market.instrument.symbol)
+        )
         self._state_folder = state_folder if state_folder is not None else workspace.data
         self.controller = RiskController(
             workspace,
@@ -116,12 +137,14 @@ class Desk:
         self.calendar: EventCalendar = load_calendar(workspace, self.config.events, self._events)
         self._told: tuple[Code, str] | None = None
 
-    def gate(self, passed_ids: tuple[str, ...] = (), *, account: str, model_sha256: str | None) -> Gate:
+    def gate(self, *, account: str, model_sha256: str | None, resume: bool = True) -> Gate:
         """A gate on this desk's controller, windows and journal; see :class:`~mia_fast.risk.gate.Gate`.
 
-        It claims the account: an older gate on the same risk state lets no entry through from now on.
+        It claims the account: an older gate on the same risk state lets no entry through from now on. With ``resume``
+        it takes over from the journal what passed before a restart; where the journal cannot be read no entry
+        passes until :meth:`recall` succeeds. A replay, which repeats its bars from a checkpoint, gives False.
         """
-        return Gate(
+        gate = Gate(
             self.controller,
             self.windows(),
             self.market.instrument,
@@ -130,8 +153,21 @@ class Desk:
             Instance(self._state_folder),
             account=account,
             model_sha256=model_sha256,
-            passed_ids=passed_ids,
         )
+        if resume:
+            self.recall(gate)
+        return gate
+
+    def recall(self, gate: Gate) -> bool:
+        """Read what passed before a restart; False where the journal cannot be read, and then no entry passes."""
+        if not isinstance(self.journal, history.Readable):
+            gate.unread = "this journal cannot be read back"
+            return False
+        try:
+            gate.recall(history.read(self.journal, gate.account))
+        except MiaError as error:
+            gate.unread = error.what
+        return gate.unread is None
 
     def windows(self) -> TradeWindowFilter:
         """When the clock alone forbids entries, by the calendar as it is now."""
@@ -143,6 +179,18 @@ class Desk:
         if not quiet:  # None, NaN or text cannot be read as "no event"
             return denial(Code.EVENT_ASSERTED)
         return self.calendar.blocked(now_ns)
+
+    def store_fault(self) -> Denial | None:
+        """Why the journal or the market memory cannot be relied on; None if both can."""
+        if (health := self.journal.health()) != "ok":
+            return denial(Code.JOURNAL_UNHEALTHY, why=health)
+        if self._losing_share is None:
+            return None
+        try:
+            self._losing_share()
+        except Exception as error:  # whatever a store raises, it does not answer
+            return denial(Code.RISK_MEMORY, why=error.what if isinstance(error, MiaError) else error)
+        return None
 
     def reload(self) -> None:
         """Read the calendar again if its file changed. The gate of an engine keeps the one it was given."""
@@ -193,8 +241,15 @@ def desk(workspace: Workspace | None = None) -> Desk:
     with _MUTEX:
         found = _DESKS.get(key)
         if found is None:
-            found = _DESKS[key] = Desk(chosen)
+            found = _DESKS[key] = Desk(chosen, losing_share=lambda: _memory(chosen))
         return found
+
+
+def _memory(workspace: Workspace) -> float | None:
+    """The memory's say where no engine runs: nothing about a state, but whether it is there and sound."""
+    from mia_fast import memory  # its kernels are loaded only where it is asked
+
+    return memory.probe(workspace)
 
 
 def attach(engine_desk: Desk) -> None:
@@ -256,8 +311,8 @@ def block_trade(event_active: bool, *, workspace: Workspace | None = None, now_n
     now = here.clock() if now_ns is None else now_ns
     here.reload()
     found = here.blocked(event_active, now)
-    if found is None and (health := here.journal.health()) != "ok":  # a store that is gone, locked or damaged
-        found = denial(Code.JOURNAL_UNHEALTHY, why=health)
+    if found is None:
+        found = here.store_fault()
     with contextlib.suppress(MiaError):  # a block that cannot be journalled is still a block
         here.tell(found, now)
     return found is not None

@@ -2,11 +2,11 @@
 
 ``Gate.check`` holds an order against the rules of :data:`RULES`, journals the verdict and returns it. A
 rule is a row: what it is called, which orders it concerns, which codes it may give, and the function that
-decides. A new limit is a new row, and a line in ``Gate._clear``.
+decides. A new limit is a new row, and a line in ``Gate._suspects``.
 
-``Gate._clear`` asks the same questions in one pass, and builds nothing: an order that it lets
-through has no denial by any rule (a test holds the two against each other). Whatever it does not
-let through, for whatever reason, goes to the rules, which decide and explain.
+``Gate._suspects`` asks the same questions in one pass, and builds nothing: it names the rules that may
+deny. Those decide and explain; the others have nothing to say (a test holds the two against each
+other, for every fault and every pair). Where the pass itself fails, all rules are asked.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from mia_fast.config import Instrument
 from mia_fast.risk.codes import Code, Denial, denial
 from mia_fast.risk.config import RiskConfig
 from mia_fast.risk.controller import Journal, RiskController
+from mia_fast.risk.history import History
 from mia_fast.risk.instance import Instance
 from mia_fast.risk.windows import TradeWindowFilter
 from mia_kernels.limits import CHECKS, LIMITS, VALUES, failed_limits
@@ -198,8 +199,11 @@ class Gate:
         The account's name, as its reports give it.
     model_sha256
         Of the model whose outputs entries may rest on; None where no model was loaded: no entry passes.
-    passed_ids
-        Client ids that passed before a restart, from the journal.
+
+    Attributes
+    ----------
+    unread
+        Why it is not known what passed before the restart, see :meth:`recall`; None where it is. Blocks entries.
     """
 
     def __init__(
@@ -213,7 +217,6 @@ class Gate:
         *,
         account: str,
         model_sha256: str | None,
-        passed_ids: Iterable[str] = (),
     ) -> None:
         self.controller = controller
         self.windows = windows
@@ -223,8 +226,9 @@ class Gate:
         self.instance = instance
         self.account = account
         self.model_sha256 = model_sha256
-        self.passed_ids = set(passed_ids)
+        self.passed_ids: set[str] = set()
         self.last_ns = 0
+        self.unread: str | None = None
         fresh, messages, limits = config.freshness, config.messages, config.limits
         self.market_ns, self.equity_ns = round(fresh.market_seconds * _NS), round(fresh.equity_seconds * _NS)
         self.skew_ns = round(fresh.clock_skew_seconds * _NS)
@@ -253,7 +257,8 @@ class Gate:
         self._limits = np.array([values[name] for name in LIMITS])
         self._values = np.empty(len(VALUES))
         self._entry = tuple(rule for rule in RULES if Scope.ENTRY in rule.scope)
-        self._exit = tuple(rule for rule in RULES if Scope.EXIT in rule.scope)
+        # That an exit reduces is asked first: it is what makes it one.
+        self._exit = tuple(rule for rule in RULES if Scope.EXIT in rule.scope and rule.name != "reducing")
 
     def check(self, order: Order, market: Market | None, account: Account | None, now_ns: int) -> Verdict:
         """:meth:`evaluate`, journalled before it is returned. Never raises for bad data.
@@ -289,13 +294,19 @@ class Gate:
             return Verdict((denial(Code.ORDER_MISSING, found=type(order).__name__),))
         if order.action is Action.CANCEL:
             return ALLOW
-        try:
-            if self._clear(order, market, account, now_ns):
-                return ALLOW
-        except Exception:  # noqa: S110 - the rules below find out, and say
-            pass
-        rules = self._exit if order.reduce_only is True and _reduces(self, order, account) else self._entry
-        ask = Ask(self, order, market, account, now_ns)
+        bits: int | None = None
+        if order.reduce_only is True and _reduces(self, order, account):
+            rules = self._exit
+        else:
+            try:
+                suspects, bits = self._suspects(order, market, account, now_ns)
+            except Exception:  # the rules find out why, and say
+                rules = self._entry
+            else:
+                if not suspects:
+                    return ALLOW
+                rules = tuple([RULES[k] for k in sorted(set(suspects))])
+        ask = Ask(self, order, market, account, now_ns, bits)
         denials: tuple[Denial, ...] = ()
         for rule in rules:
             try:
@@ -320,88 +331,107 @@ class Gate:
             return denial(Code.LIMIT_ENTRIES, entries=controller.entries, limit=self._max_entries)
         return None
 
-    def _clear(self, order: Order, market: Any, account: Any, now: Any) -> bool:
-        """True only for an entry that no rule denies; False, or an exception, says nothing."""
+    def _suspects(self, order: Order, market: Any, account: Any, now: Any) -> tuple[list[int], int | None]:
+        """Places in :data:`RULES` of those that may deny this entry, and what the kernel said; or an exception."""
         controller, windows, sent = self.controller, self.windows, self.sent
         side, price, stop, name = order.side, order.price, order.stop, order.client_id
         known, position, quantity, marked = market.known_at_ns, account.position, order.quantity, controller.marked_ns
-        reported, skew = account.known_at_ns, -self.skew_ns
+        reported, skew, equity, reference = account.known_at_ns, -self.skew_ns, account.equity, market.price
         buy = side is Side.BUY
+        found: list[int] = []
+        if not (type(now) is int and 0 < now < _END and now >= self.last_ns):
+            found.append(_AT["clock"])
+        if controller.state_denial is not None:
+            found.append(_AT["state"])
+        if controller.unsaved is not None:
+            found.append(_AT["saved"])
+        if self.instance.held is not True:
+            found.append(_AT["instance"])
+        if not 0.0 < controller.limit <= 1.0:
+            found.append(_AT["memory"])
+        if controller.day_denial is not None or not controller.day_open > 0.0:
+            found.append(_AT["day"])
+        if not controller.score <= self._max_score:
+            found.append(_AT["busy"])
         if not (
-            (buy or side is Side.SELL)
-            and order.action is Action.NEW
-            and order.reduce_only is False
-            and order.symbol == self._symbol
-            and type(name) is str
-            and name not in self.passed_ids
-            and name.strip()
-            and type(now) is int
-            and 0 < now < _END
-            and now >= self.last_ns
-            and controller.state_denial is None
-            and controller.unsaved is None
-            and controller.day_denial is None
-            and controller.score <= self._max_score
-            and controller.entries < self._max_entries
-            and self.instance.held
-            and 0.0 < controller.limit <= 1.0
-            and type(known) is int
-            and skew <= now - known <= self.market_ns
+            0.0 < equity < math.inf
             and type(reported) is int
             and skew <= now - reported <= self.equity_ns
             and marked is not None
             and skew <= now - marked <= self.equity_ns
-            and account.name == self.account
-            and account.reconciled is True
-            and type(account.working) is tuple
-            and market.prediction_finite is True
-            and self._low <= market.prediction <= self._high
-            and market.features_ready is True
-            and market.model_sha256 == self.model_sha256 is not None
-            and market.halted is False
-            and (len(sent) < sent.maxlen or now - sent[0] >= self.rate_ns)  # type: ignore[operator]
-            and quantity > 0
+        ):
+            found.append(_AT["account"])
+        if not (account.name == self.account and account.reconciled is True and type(account.working) is tuple):
+            found.append(_AT["known account"])
+        if position % 1 != 0:  # so is NaN
+            found.append(_AT["position"])
+        if not (windows.free if windows.start_ns <= now < windows.end_ns else windows.move(now)):
+            found += _WINDOWS
+        if not (0.0 < reference < math.inf and type(known) is int and skew <= now - known <= self.market_ns):
+            found.append(_AT["market"])
+        if market.halted is not False:
+            found.append(_AT["halted"])
+        if market.prediction_finite is not True:
+            found.append(_AT["model"])
+        if not self._low <= market.prediction <= self._high:
+            found.append(_AT["output"])
+        if not market.model_sha256 == self.model_sha256 is not None:
+            found.append(_AT["which model"])
+        if market.features_ready is not True:
+            found.append(_AT["features"])
+        if self.unread is not None or self.journal.health() != "ok":
+            found.append(_AT["journal"])
+        if order.action is not Action.NEW:
+            found.append(_AT["action"])
+        if not (
+            order.symbol == self._symbol
+            and (buy or side is Side.SELL)
+            and 0.0 < quantity < math.inf
             and quantity % 1 == 0
             and quantity is not True
-            and position % 1 == 0
-            and (windows.free if windows.start_ns <= now < windows.end_ns else windows.move(now))
-            and self.journal.health() == "ok"
         ):
-            return False
-        reference = market.price
+            found.append(_AT["fields"])
         if price is None:
             if not self._market_orders:
-                return False
+                found.append(_AT["type"])
             price = reference
-        elif not (self._limit_orders and _on_tick(price, self._tick)):
-            return False
+        else:
+            if not self._limit_orders:
+                found.append(_AT["type"])
+            if not (0.0 < price < math.inf and _on_tick(price, self._tick)):
+                found.append(_AT["price"])
         if stop is None:
             stop = math.nan
-        elif not _on_tick(stop, self._tick):
-            return False
+        elif not (0.0 < stop < math.inf and _on_tick(stop, self._tick)):
+            found.append(_AT["stop"])
         streams = market.streams
         for stream, _ in self._streams:
             at = streams[stream]
             seen, deadline = self._deadlines[stream]
-            if at != seen or type(at) is not int:
-                return False  # the rule finds its deadline and keeps it
-            if not at + skew <= now <= deadline:
-                return False
+            if at != seen or type(at) is not int or not at + skew <= now <= deadline:
+                found.append(_AT["streams"])  # of a new value the rule finds the deadline and keeps it
+        if not (len(sent) < sent.maxlen or now - sent[0] >= self.rate_ns):  # type: ignore[operator]
+            found.append(_AT["rate"])
+        if not controller.entries < self._max_entries:
+            found.append(_AT["entries"])
+        if order.reduce_only is not False:
+            found.append(_AT["reducing"])
         if self._contents and now - self._contents.get((side, quantity, order.price), -_END) < self.repeat_ns:
-            return False
+            found.append(_AT["repeated"])
+        if not (type(name) is str and name not in self.passed_ids and name.strip()):
+            found.append(_AT["identity"])
         buying = selling = 0.0
         if account.working or self.in_flight:
-            for other in account.working if not self.in_flight else self.others(account):
+            for other in (*account.working, *self.unreported(account)) if self.in_flight else account.working:
                 if type(other) is not Order:
-                    return False
+                    found.append(_AT["known account"])
+                    continue
                 if other.side is Side.BUY:
                     buying += other.quantity
                 else:
                     selling += other.quantity
                 if other.side is not side and _meet(order.price, other.price, buy):
-                    return False
-            if self.in_flight and any(type(other) is not Order for other in account.working):
-                return False
+                    found.append(_AT["self-cross"])
         _PACK(
             self._values.data,
             0,
@@ -412,13 +442,16 @@ class Gate:
             position,
             buying,
             selling,
-            account.equity,
+            equity,
             controller.peak,
             controller.drawdown,
             controller.limit,
             controller.day_open,
         )
-        return failed_limits(self._values, self._limits) == 0
+        bits = failed_limits(self._values, self._limits)
+        if bits:
+            found += [_AT[rule] for k, rule in enumerate(_OF_CHECKS) if bits >> k & 1]
+        return found, bits
 
     def open_orders(self, account: Account) -> tuple[float, float]:
         """Contracts in open buys and open sells: reported as working, and passed but not reported on yet."""
@@ -432,13 +465,16 @@ class Gate:
 
     def others(self, account: Account) -> Iterable[Order]:
         """Orders that may still fill; what is no order among them is for a rule to refuse."""
-        working = [other for other in account.working or () if type(other) is Order]
-        yield from working
-        known = {other.client_id for other in working}
+        yield from (other for other in account.working or () if type(other) is Order)
+        yield from self.unreported(account)
+
+    def unreported(self, account: Account) -> list[Order]:
+        """Orders that passed, and that the account's report is too old to know of and does not list."""
+        known = {other.client_id for other in account.working or () if type(other) is Order}
         reported = _whole(account.known_at_ns) or 0
-        for at, other in self.in_flight:
-            if reported <= at + self.flight_ns and other.client_id not in known:
-                yield other
+        return [
+            other for at, other in self.in_flight if reported <= at + self.flight_ns and other.client_id not in known
+        ]
 
     def fresh_until(self, stream: str, known_at_ns: int) -> int:
         """The last instant at which a value of the stream is fresh; computed once for each value."""
@@ -451,22 +487,23 @@ class Gate:
     def failed(self, order: Order, market: Market, account: Account) -> int:
         """The bits of :data:`mia_kernels.limits.CHECKS` that the order fails."""
         buying, selling = self.open_orders(account)
-        sign = 1.0 if order.side is Side.BUY else -1.0
-        values = {
-            "quantity": sign * order.quantity,
-            "price": market.price if order.price is None else order.price,
-            "stop": math.nan if order.stop is None else order.stop,
-            "reference": market.price,
-            "position": account.position,
-            "buying": buying,
-            "selling": selling,
-            "equity": account.equity,
-            "peak": self.controller.peak,
-            "drawdown": self.controller.drawdown,
-            "drawdown_limit": self.controller.limit,
-            "day_open": self.controller.day_open,
-        }
-        return int(failed_limits(np.array([values[name] for name in VALUES], dtype=np.float64), self._limits))
+        _PACK(
+            self._values.data,
+            0,
+            order.quantity if order.side is Side.BUY else -order.quantity,
+            market.price if order.price is None else order.price,
+            math.nan if order.stop is None else order.stop,
+            market.price,
+            account.position,
+            buying,
+            selling,
+            account.equity,
+            self.controller.peak,
+            self.controller.drawdown,
+            self.controller.limit,
+            self.controller.day_open,
+        )
+        return int(failed_limits(self._values, self._limits))
 
     def repeated_at(self, order: Order) -> int | None:
         """When an order of the same content passed last, ns UTC."""
@@ -482,6 +519,29 @@ class Gate:
             (at, Order(name, symbol, Side(side), size, price, reduce))
             for at, name, symbol, side, size, price, reduce in saved["in_flight"]
         ]
+
+    def recall(self, history: History) -> None:
+        """Take over what the journal says passed before a restart; until then no entry passes.
+
+        What the present configuration does not count any more (a repeat too long ago) is left out.
+        """
+        self.passed_ids.update(history.ids)
+        self.last_ns = max(self.last_ns, history.last_ns)
+        latest = 0
+        self.sent.clear()
+        told = {row[2] for row in history.passed}
+        self.in_flight = [(at, order) for at, order in self.in_flight if order.client_id not in told]
+        for instant, action, name, symbol, side, size, price, reduce, stop in history.passed:
+            latest = at = max(latest, instant)  # an exit passes although the clock went backwards
+            self.sent.append(at)
+            if action != Action.NEW.value:
+                continue
+            order = Order(name, symbol, Side(side), size, price, reduce, stop=stop)
+            self.in_flight.append((at, order))
+            if self.repeat_ns and self.last_ns - at < self.repeat_ns:
+                self._contents[order.side, order.quantity, order.price] = at
+        self.controller.recall_entries(history.entries)
+        self.unread = None
 
     def save(self) -> dict[str, Any]:
         """What a restart must know, as JSON holds it."""
@@ -650,8 +710,14 @@ def _position(ask: Ask) -> Denial | None:
     return None
 
 
+def _free(ask: Ask) -> bool:
+    """The clock alone forbids nothing, by the stretch that was looked at last."""
+    windows = ask.gate.windows
+    return windows.free and windows.start_ns <= ask.now < windows.end_ns
+
+
 def _event(ask: Ask) -> Denial | None:
-    return ask.gate.windows.calendar.blocked(ask.now)
+    return None if _free(ask) else ask.gate.windows.calendar.blocked(ask.now)
 
 
 def _market(ask: Ask) -> Denial | None:
@@ -674,7 +740,7 @@ def _model(ask: Ask) -> Denial | None:
 
 
 def _healthy(ask: Ask) -> Denial | None:
-    health = ask.gate.journal.health()
+    health = ask.gate.unread or ask.gate.journal.health()
     return None if health == "ok" else denial(Code.JOURNAL_UNHEALTHY, why=health)
 
 
@@ -773,11 +839,11 @@ def _known_account(ask: Ask) -> Denial | None:
 
 
 def _session(ask: Ask) -> Denial | None:
-    return ask.gate.windows.closed(ask.now)
+    return None if _free(ask) else ask.gate.windows.closed(ask.now)
 
 
 def _blackout(ask: Ask) -> Denial | None:
-    return ask.gate.windows.blackout(ask.now)
+    return None if _free(ask) else ask.gate.windows.blackout(ask.now)
 
 
 def _halted(ask: Ask) -> Denial | None:
@@ -1003,6 +1069,20 @@ RULES: tuple[Rule, ...] = (
     Rule("self-cross", Scope.ENTRY, (Code.ORDER_SELF_CROSS,), _cross),
     Rule("repeated", Scope.ENTRY, (Code.ORDER_REPEATED,), _repeated),
     Rule("identity", _BOTH, (Code.ORDER_ID, Code.ORDER_DUPLICATE), _identity),
+)
+
+_AT: Final = {rule.name: place for place, rule in enumerate(RULES)}
+_WINDOWS: Final = [_AT[name] for name in ("event", "session", "blackout")]
+_OF_CHECKS: Final = (  # the rule that answers for each of CHECKS
+    "quantity",
+    "notional",
+    "resulting position",
+    "collar",
+    "margin",
+    "drawdown",
+    "day",
+    "stop",
+    "trade risk",
 )
 
 

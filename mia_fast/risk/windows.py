@@ -17,11 +17,14 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from numpy.typing import NDArray
 
+from mia_fast import sessions
 from mia_fast.clock import from_datetime, iso, to_datetime
+from mia_fast.config import load
 from mia_fast.risk.calendar import EventCalendar
 from mia_fast.risk.codes import Code, Denial, denial
 from mia_fast.risk.config import Closure, Contract, Stream
 from mia_fast.sessions import session_open
+from mia_fast.workspace import Workspace
 
 _NEW_YORK: Final = ZoneInfo("America/New_York")
 _CLOSE: Final = dt.time(17)
@@ -53,7 +56,7 @@ class Span:
 
 
 class Sessions(Protocol):
-    """Trading hours of a product; a dated exchange calendar can stand in for :class:`WeeklySessions`."""
+    """Trading hours of a product: :class:`DatedSessions`, or the rule of :class:`WeeklySessions`."""
 
     def span(self, now_ns: int, /) -> Span | None:
         """The stretch that contains ``now_ns``; None where the hours are not known. Spans tile time."""
@@ -77,6 +80,53 @@ class WeeklySessions:
         return Span(closes, session_open(_weekday(trade_date + _DAY)), False, trade_date.toordinal())
 
 
+class DatedSessions:
+    """Trading hours by the product's dated table: holidays, short days, daily halts and known interruptions.
+
+    Outside the table nothing is known, and what is not known blocks: the weekly rule would open on a holiday.
+    """
+
+    def __init__(self, table: sessions.Sessions) -> None:
+        halts = [pause for pause in table.pauses if pause.kind == "halt"]
+        starts = [pause.start for pause in halts]
+        spans: list[Span] = []
+        for row in table.rows:
+            date, at = row.trade_date.toordinal(), row.open
+            if spans and spans[-1].end_ns < at:
+                spans.append(Span(spans[-1].end_ns, at, False, spans[-1].trade_date))
+            for halt in halts[bisect.bisect_left(starts, row.open) : bisect.bisect_left(starts, row.close)]:
+                spans.append(Span(at, halt.start, True, date))
+                spans.append(Span(halt.start, halt.end, False, date))
+                at = halt.end
+            spans.append(Span(at, row.close, True, date))
+        self._spans = spans
+        self._starts = [span.start_ns for span in spans]
+
+    def span(self, now_ns: int) -> Span | None:
+        """The stretch that contains ``now_ns``; None before the table's first open and from its last close on."""
+        place = bisect.bisect_right(self._starts, now_ns) - 1
+        return self._spans[place] if place >= 0 and now_ns < self._spans[place].end_ns else None
+
+
+class UnknownHours:
+    """Of a product without a table: nothing is known, so nothing is entered."""
+
+    def span(self, now_ns: int) -> None:
+        """None."""
+
+
+def trading_hours(workspace: Workspace, symbol: str) -> Sessions:
+    """The hours of a product by the table that ``config/sessions.yaml`` names for it.
+
+    Raises
+    ------
+    ConfigError
+        The configuration or the table is present but invalid.
+    """
+    config = load(sessions.SessionsConfig, workspace.config("sessions.yaml"))
+    return DatedSessions(sessions.Sessions.load(workspace, symbol)) if symbol in config.products else UnknownHours()
+
+
 class TradeWindowFilter:
     """Macro events, sessions, closures, expiry and roll: whether the clock alone forbids entries.
 
@@ -84,7 +134,7 @@ class TradeWindowFilter:
     ----------
     calendar
         Macro events.
-    sessions
+    hours
         Trading hours.
     closures, contract
         Of ``config/risk.yaml``.
@@ -96,10 +146,10 @@ class TradeWindowFilter:
     """
 
     def __init__(
-        self, calendar: EventCalendar, sessions: Sessions, closures: Sequence[Closure], contract: Contract
+        self, calendar: EventCalendar, hours: Sessions, closures: Sequence[Closure], contract: Contract
     ) -> None:
         self.calendar = calendar
-        self.sessions = sessions
+        self.sessions = hours
         self.start_ns, self.end_ns, self.free = 0, 0, False
         spans = [
             (from_datetime(c.start), from_datetime(c.end), denial(Code.SESSION_CLOSURE, reason=c.reason, until=c.end))

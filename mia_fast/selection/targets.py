@@ -77,14 +77,15 @@ class Bars:
 def cnn_pressure(bars: Bars) -> Target:
     """Log return of the next 5 minutes by the root of the sum of the last five squared one-minute returns, clipped to
     +-3 and divided by 3."""
-    close = np.log(bars.of("close", "cnn_pressure"))
+    close = bars.of("close", "cnn_pressure")
     ahead = _exactly(bars.known_at, 5 * _MINUTE)
     behind = _exactly(bars.known_at, -5 * _MINUTE)
     whole = behind == np.arange(len(close)) - 5
-    sums = _sum_of_squares(close)
+    recent = np.full(len(close), np.nan)
+    recent[5:] = np.sqrt(_sums_of_squares(close, 5))
+    recent[~whole] = np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
-        recent = np.sqrt(np.where(whole, sums - sums[behind], np.nan))
-        moved = np.where(ahead >= 0, close[ahead] - close, np.nan) / recent
+        moved = np.where(ahead >= 0, np.log(close[ahead] / close), np.nan) / recent
     values = np.clip(np.where(recent > 0, moved, np.nan), -3.0, 3.0) / 3.0
     return Target("cnn_pressure", values, bars.known_at + 5 * _MINUTE, unit="-1..1")
 
@@ -196,17 +197,27 @@ def _exactly(known_at: Integers, distance: int) -> NDArray[np.intp]:
     return np.where(inside & (known_at[at] == wanted), at, -1)
 
 
-def _sum_of_squares(log_close: Floats) -> Floats:
-    return np.concatenate([[0.0], np.cumsum(np.diff(log_close) ** 2)])
+def _sums_of_squares(close: Floats, count: int) -> Floats:
+    """(n - count,): of each ``count`` squared log returns in a row, summed anew: running sums would drift."""
+    squares = np.log(close[1:] / close[:-1]) ** 2
+    if len(squares) < count:
+        return np.empty(0)
+    total = np.zeros(len(squares) - count + 1)
+    for k in range(count):
+        total += squares[k : len(squares) - count + 1 + k]
+    return total
 
 
 def _realised_ahead(bars: Bars, minutes: int, target: str) -> Floats:
     """Root of the sum of the squared log returns of the next minutes, all of which must be there; NaN else."""
-    close = np.log(bars.of("close", target))
+    close = bars.of("close", target)
     ahead = _exactly(bars.known_at, minutes * _MINUTE)
     whole = ahead == np.arange(len(close)) + minutes
-    sums = _sum_of_squares(close)
-    return np.sqrt(np.where(whole, np.maximum(sums[ahead] - sums, 0.0), np.nan))
+    volatility = np.full(len(close), np.nan)
+    sums = _sums_of_squares(close, minutes)
+    volatility[: len(sums)] = np.sqrt(sums)
+    volatility[~whole] = np.nan
+    return volatility
 
 
 def _triple_barrier(bars: Bars, name: str, side: float) -> Target:

@@ -204,9 +204,12 @@ class _Reader:
         frame = self.convert(raw, names)
         self.check_sorted(frame)
         first_broken, tested = self.broken(frame)
+        broken = first_broken >= 0
+        if broken.sum() > self.allowed_share * frame.height:  # what is left would say nothing of the interval
+            self.quarantine(raw, frame, names, first_broken, tested, np.zeros(frame.height, np.int8), broken)
         interval_ns = self.interval(frame, first_broken) if self.spec.kind == "bars" else None
         repeated = self.repeated(frame, first_broken, interval_ns)
-        bad = (first_broken >= 0) | (repeated > 0)
+        bad = broken | (repeated > 0)
         quarantine = self.quarantine(raw, frame, names, first_broken, tested, repeated, bad)
         if bad.any():
             frame = frame.filter(pl.Series(~bad))
@@ -592,10 +595,16 @@ class _Reader:
         counts = [int((gaps == length).sum()) for length in lengths]
         chosen = counts.index(max(counts))
         positive = gaps.filter(gaps > 0)
-        if positive.len() >= _GAPS_TO_JUDGE and (shortest := cast(int, positive.min())) > lengths[chosen]:
-            self.refuse(
-                "interval_mismatch",
-                f"the interval is {bars.interval[chosen]}, but no two bars are closer than {shortest / 1e9:g} s",
+        if not (positive <= lengths[chosen]).any():
+            if positive.len() >= _GAPS_TO_JUDGE:
+                self.refuse(
+                    "interval_mismatch",
+                    f"the interval is {bars.interval[chosen]}, but no two bars are closer than "
+                    f"{cast(int, positive.min()) / 1e9:g} s",
+                )
+            self.notes.append(
+                f"too few bars ({frame.height}) to prove that they are {bars.interval[chosen]} long: "
+                "bars.interval of config/inputs.yaml is believed"
             )
         self.notes.append(f"bars of {bars.interval[chosen]}, stamped at their {bars.stamp}")
         return lengths[chosen]

@@ -1,0 +1,324 @@
+"""The program that a plan makes: shared operations, lanes in vectors, two halves on two threads, several symbols."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import bars
+import naive
+import numpy as np
+import pytest
+import talib
+from bars import Bars, Floats, same_bits
+from test_feature_engine import frame_of
+from test_kernels_unit import compute, walk
+
+from benchmarks.layouts import BARS, talib_layout
+from mia_fast.errors import DataError, StateError
+from mia_fast.features.catalogue import Catalogue
+from mia_fast.features.engine import FeatureEngine, FeatureEngines
+from mia_fast.features.frame import generate_features
+from mia_fast.features.plan import Plan, make_plan
+from mia_fast.workspace import Workspace
+from mia_kernels import opcodes as op
+
+
+@pytest.fixture(scope="module")
+def gappy() -> Bars:
+    return bars.make(4, seed=3, gaps=True)
+
+
+@pytest.fixture(scope="module")
+def plan(gappy: Bars) -> Plan:
+    return bars.plan_for(gappy)
+
+
+# --- formulas -----------------------------------------------------------------------------------------
+
+
+def plan_of(*expressions: str) -> Plan:
+    rows = [{"name": f"f{k}", "kernel": "formula", "expression": text} for k, text in enumerate(expressions)]
+    small = Catalogue.model_validate(
+        {"inputs": [c.model_dump() for c in bars.catalogue().inputs], "auxiliary": rows, "features": []}
+    )
+    return make_plan(small, BARS, bar_minutes=1, tick_size=0.25, auxiliary=[str(row["name"]) for row in rows])
+
+
+def operations(plan: Plan, program: np.ndarray | None = None) -> list[tuple[int, list[int]]]:
+    """(operation, places) of every operation, in order."""
+    found = []
+    for line in plan.program if program is None else program:
+        if line[op.CODE] == op.ARITHMETIC:
+            table = plan.integers[line[op.INTEGERS] :][: line[op.COUNT] * op.OPERATION_FIELDS]
+            found += [(int(line[op.SOURCE_A]), row.tolist()) for row in table.reshape(-1, op.OPERATION_FIELDS)]
+    return found
+
+
+def test_equal_parts_are_computed_once() -> None:
+    shared = plan_of(
+        "(high - low) / close", "(high - low) * volume", "close / (high - low)", "1 + (high - low) / close"
+    )
+    assert sorted(code for code, _ in operations(shared) if code != op.CHECK) == sorted(
+        [op.SUBTRACT, op.DIVIDE, op.MULTIPLY, op.DIVIDE, op.ADD]
+    )
+
+
+def test_numbers_are_folded_and_a_signed_zero_is_kept() -> None:
+    assert [code for code, _ in operations(plan_of("close * (60 * 24 - 1)"))] == [op.MULTIPLY]
+    zeros = compute(
+        [
+            {"name": "minus", "kernel": "formula", "expression": "-0 * close"},
+            {"name": "plus", "kernel": "formula", "expression": "0 * close"},
+        ],
+        close=np.ones(3),
+    )
+    assert [math.copysign(1.0, zeros[name][0]) for name in ("minus", "plus")] == [-1.0, 1.0]
+
+
+def test_scratch_is_used_again_and_never_by_its_own_group() -> None:
+    """A result that shared its column with an operand of its group would be read after it was overwritten."""
+    chained = plan_of(*(f"((close - lag(close, {k})) / high + low) * {k}.5 - volume" for k in range(1, 60)))
+    scratch = (chained.memory_size - chained.state_size) // op.STRIDE - len(chained.numbers)
+    assert scratch < 59 * 5 / 2
+    for line in chained.program[chained.program[:, op.CODE] == op.ARITHMETIC]:
+        table = chained.integers[line[op.INTEGERS] :][: line[op.COUNT] * op.OPERATION_FIELDS]
+        table = table.reshape(-1, op.OPERATION_FIELDS)
+        assert len(set(table[:, 0].tolist())) == len(table)
+        assert not set(table[:, 0].tolist()) & set(table[:, 1:].ravel().tolist())
+
+
+def test_a_formula_of_formulas_is_what_its_parts_are() -> None:
+    """Named parts, looked back at and averaged, give the bits of columns computed from them one by one."""
+    c = walk(900)
+    rows = [
+        {"name": "a", "kernel": "formula", "expression": "close / lag(close, 3) - 1"},
+        {"name": "b", "kernel": "formula", "expression": "a - lag(a, 2)"},
+        {"name": "m", "kernel": "ema", "inputs": ["b"], "params": {"period": 9}},
+        {"name": "d", "kernel": "formula", "expression": "where(m > 0, b / m, lag(m, 1)) + ago(a, 5)"},
+        {"name": "same", "kernel": "column", "inputs": ["d"]},
+    ]
+    whole = compute(rows, **c)
+    cut = compute(rows, cuts=(1, 2, 3, 40, 41, 255, 300, 700), **c)
+    close = c["close"]
+    a = naive.divide(close, naive.lag(close, 3)) - 1
+    np.testing.assert_allclose(whole["a"], a, rtol=1e-15)
+    b = whole["a"] - naive.lag(whole["a"], 2)
+    np.testing.assert_array_equal(whole["b"], b)
+    m = naive.ema(b, 9)
+    np.testing.assert_allclose(whole["m"], m, rtol=1e-12, atol=1e-15)
+    d = naive.choose(naive.more(whole["m"], 0.0), naive.divide(b, whole["m"]), naive.lag(whole["m"], 1))
+    np.testing.assert_array_equal(whole["d"], d + naive.lag(whole["a"], 5))
+    for name, values in whole.items():
+        same_bits(values, cut[name])
+    same_bits(whole["same"], whole["d"])
+
+
+# --- averages in lanes ----------------------------------------------------------------------------------
+
+
+def average(name: str, source: str, period: int, kernel: str = "ema") -> dict[str, object]:
+    return {"name": name, "kernel": kernel, "inputs": [source], "params": {"period": period}}
+
+
+def test_lanes_in_vectors_have_the_bits_of_a_lane_alone() -> None:
+    """Up to 32 lanes side by side, and eight of eight inputs, with missing and absurd values among them."""
+    c = dict(walk(1500))
+    for k, name in enumerate(("close", "high", "low", "volume")):
+        c[name] = c[name].copy()
+        c[name][[400 + k, 401, 1100 + 3 * k]] = [math.nan, math.inf, 1e15]
+    rows = [average(f"e{n}", "close", n) for n in range(2, 45)]
+    rows += [average(f"w{n}", "close", n, "wilder") for n in (5, 14)]
+    rows += [average(f"o{k}", name, 7 + k) for k, name in enumerate(("high", "low", "volume"))]
+    for cuts in ((), (1, 5, 260, 263, 401, 402, 1100)):
+        together = compute(rows, cuts=cuts, **c)
+        for row in rows:
+            alone = compute([row], **c)
+            same_bits(alone[str(row["name"])], together[str(row["name"])])
+
+
+def test_an_infinite_value_is_no_value_for_an_average() -> None:
+    """A deviation may be beyond the numbers: the average holds, and is repeated, alone and beside others."""
+    rows = [
+        {"name": "x", "kernel": "formula", "expression": "where(close > 5, 1e200, close)"},
+        {"name": "s", "kernel": "window", "inputs": ["x"], "params": {"period": 2}, "output": "deviation"},
+        average("m", "s", 3),
+        average("other", "close", 2),
+    ]
+    close = np.array([1.0, 2.0, 3.0, 4.0, 9.0, 4.0, 4.0])
+    want = [math.nan, math.nan, math.nan, 0.5, 0.5, 0.5, 0.25]
+    for chosen in (rows, rows[:3]):
+        for cuts in ((), (1, 2, 3, 4, 5, 6)):
+            np.testing.assert_array_equal(compute(chosen, cuts=cuts, close=close)["m"], want)
+
+
+# --- slope ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cuts", [(), (1, 2, 127, 128, 129, 700, 1213)])
+def test_slope_of_every_length_agrees_with_talib_and_lines(cuts: tuple[int, ...]) -> None:
+    close = walk()["close"]
+    lengths = (2, 3, 4, 5, 7, 8, 14, 31, 32, 33, 64, 100, 127, 128)
+    rows = [{"name": f"p{n}", "kernel": "slope", "inputs": ["close"], "params": {"period": n}} for n in lengths]
+    got = compute(rows, cuts=cuts, close=close)
+    line = compute(rows, cuts=cuts, close=np.arange(600.0) * -2.5 + 4000)
+    for n in lengths:
+        want = talib.LINEARREG_SLOPE(close, n)
+        np.testing.assert_array_equal(np.isnan(got[f"p{n}"]), np.isnan(want))
+        np.testing.assert_allclose(got[f"p{n}"], want, rtol=0, atol=2e-10)
+        np.testing.assert_allclose(line[f"p{n}"][n - 1 :], -2.5, rtol=1e-13)
+        part = close[1000 - n + 1 : 1001] - close[1000]
+        fit = np.polynomial.polynomial.polyfit(np.arange(n), part, 1)[1]
+        assert got[f"p{n}"][1000] == pytest.approx(fit, rel=0, abs=1e-11)
+
+
+# --- two threads ----------------------------------------------------------------------------------------
+
+
+def layout_plan() -> Plan:
+    catalogue, names = talib_layout()
+    return make_plan(catalogue, BARS, bar_minutes=1.0, tick_size=0.25, auxiliary=names)
+
+
+@pytest.mark.parametrize("which", ["catalogue", "layout"])
+def test_two_threads_give_the_bits_and_the_state_of_one(gappy: Bars, plan: Plan, which: str) -> None:
+    plan = plan if which == "catalogue" else layout_plan()
+    assert all(len(half) for half in plan.halves)
+    one, two = FeatureEngine(plan), FeatureEngine(plan)
+    cuts = (0, 1, 3, 700, 1301, 1302, len(gappy))
+    for k, (first, last) in enumerate(itertools.pairwise(cuts)):
+        block = gappy.rows(slice(first, last))
+        columns = {name: block.columns[name] for name in plan.inputs}
+        same_bits(
+            one.batch(block.known_at, columns),
+            two.batch(block.known_at, columns, threads=2 if k != 3 else 1),
+            plan.outputs,
+        )
+        assert one.save() == two.save()
+    later = FeatureEngine(plan)
+    later.restore(two.save())
+    assert later.save() == one.save()
+
+
+def test_a_row_that_one_half_needs_is_not_computed_by_the_other_from_nothing() -> None:
+    """Few averages are one instruction, but not in a half that lacks what they read (mm_score was lost so)."""
+    data = bars.make(1, seed=8).rows(slice(0, 600))
+    names = ("open", "high", "low", "close", "volume")
+    rows = [{"name": f"x{k}", "kernel": "formula", "expression": f"{name} / lag({name}, {k + 1})"}
+            for k, name in enumerate(names)]  # fmt: skip
+    rows += [average(f"m{k}", f"x{k}", 5 + k) for k in range(5)]
+    rows += [{"name": f"y{k}", "kernel": "formula", "expression": f"m{k} - lag(m{k}, 1)"} for k in range(5)]
+    rows += [average(f"w{k}", f"y{k}", 3 + k) for k in range(5)]
+    small = Catalogue.model_validate(
+        {"inputs": [c.model_dump() for c in bars.catalogue().inputs], "auxiliary": rows, "features": []}
+    )
+    plan = make_plan(small, BARS, bar_minutes=1, tick_size=0.25, auxiliary=[f"w{k}" for k in range(5)])
+    assert all(len(half) for half in plan.halves)
+    one, two = FeatureEngine(plan), FeatureEngine(plan)
+    got = one.batch(data.known_at, data.columns)
+    same_bits(got, two.batch(data.known_at, data.columns, threads=2), plan.outputs)
+    assert not np.isnan(got[:, 100:]).any()
+    assert one.save() == two.save()
+
+
+def test_two_threads_tell_of_progress_and_go_on_live(gappy: Bars, plan: Plan) -> None:
+    one, two = FeatureEngine(plan), FeatureEngine(plan)
+    head, last = gappy.rows(slice(0, len(gappy) - 1)), gappy.rows(slice(len(gappy) - 1, len(gappy)))
+    told: list[int] = []
+    a = one.batch(head.known_at, head.columns)
+    b = two.batch(head.known_at, head.columns, threads=2, progress=lambda done, _: told.append(done))
+    same_bits(a, b, plan.outputs)
+    assert told[-1] == len(head)
+    for engine in (one, two):
+        for table, names in plan.held.items():
+            engine.hold(table, [float(last.columns[name][0]) for name in names])
+    values = [float(last.columns[name][0]) for name in plan.bar_inputs]
+    same_bits(one.update(int(last.known_at[0]), values), two.update(int(last.known_at[0]), values))
+
+
+def test_a_frame_on_two_threads(workspace: Workspace, gappy: Bars) -> None:
+    frame = frame_of(gappy)
+    one = generate_features(frame, workspace=workspace)
+    assert generate_features(frame, workspace=workspace, threads=2).equals(one)
+
+
+def test_only_one_or_two_threads(gappy: Bars, plan: Plan) -> None:
+    with pytest.raises(DataError, match="threads = 3"):
+        FeatureEngine(plan).batch(gappy.known_at, gappy.columns, threads=3)
+
+
+# --- a live bar as an array -----------------------------------------------------------------------------
+
+
+def test_a_bar_may_be_a_list_an_array_or_the_engine_s_own(gappy: Bars, plan: Plan) -> None:
+    matrix = np.stack([gappy.columns[name] for name in plan.bar_inputs], axis=1)[:400]
+    engines = [FeatureEngine(plan) for _ in range(4)]
+    for t, row in zip(gappy.known_at.tolist(), matrix, strict=False):
+        engines[3].bar[:] = row
+        given = (row.tolist(), row, row.astype(np.float32).astype(float), engines[3].bar)
+        first, *others = [e.update(t, values).copy() for e, values in zip(engines, given, strict=True)]
+        for other in (others[0], others[2]):
+            same_bits(first, other, plan.outputs)
+    assert engines[0].save() == engines[1].save() == engines[3].save()
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(3), np.zeros((1, 5)), np.array(["a"] * 5), np.zeros(5, dtype=complex)])
+def test_an_array_that_is_no_bar_is_refused(gappy: Bars, plan: Plan, wrong: Floats) -> None:
+    engine = FeatureEngine(plan)
+    before = engine.save()
+    with pytest.raises(DataError, match="takes an int and"):
+        engine.update(int(gappy.known_at[0]), wrong)
+    assert engine.save() == before
+
+
+# --- several symbols ------------------------------------------------------------------------------------
+
+
+def two_symbols() -> tuple[np.ndarray, np.ndarray, dict[str, Floats], dict[str, Bars]]:
+    """Rows of two symbols with other prices and gaps, in the order of time."""
+    alone = {"ES": bars.make(2, seed=3, gaps=True), "NQ": bars.make(2, seed=4, gaps=True)}
+    symbols = np.concatenate([np.full(len(data), name) for name, data in alone.items()])
+    known_at = np.concatenate([data.known_at for data in alone.values()])
+    order = np.argsort(known_at, kind="stable")
+    columns = {
+        name: np.concatenate([data.columns[name] for data in alone.values()])[order]
+        for name in next(iter(alone.values())).columns
+    }
+    return symbols[order], known_at[order], columns, alone
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_symbols_side_by_side_are_each_alone(plan: Plan, threads: int) -> None:
+    symbols, known_at, columns, alone = two_symbols()
+    engines = FeatureEngines(plan)
+    cut = 1111
+    parts = [
+        engines.batch(symbols[s], known_at[s], {n: a[s] for n, a in columns.items()}, threads=threads)
+        for s in (slice(0, cut), slice(cut, None))
+    ]
+    matrix = np.concatenate(parts, axis=1)
+    live = FeatureEngines(plan)
+    live.restore(engines.save())
+    for name, data in alone.items():
+        own = FeatureEngine(plan)
+        same_bits(own.batch(data.known_at, data.columns), matrix[:, symbols == name], plan.outputs)
+        assert own.save() == engines[name].save() == live[name].save()
+        values = [float(data.columns[i][-1]) for i in plan.bar_inputs]
+        later = int(data.known_at[-1]) + 60_000_000_000
+        same_bits(own.update(later, values), live.update(name, later, values), plan.outputs)
+    assert sorted(engines) == ["ES", "NQ"]
+    assert engines["ES"].plan is engines["NQ"].plan
+
+
+def test_a_symbol_out_of_order_takes_no_bar_of_any(plan: Plan) -> None:
+    symbols, known_at, columns, _ = two_symbols()
+    engines = FeatureEngines(plan)
+    wrong = known_at.copy()
+    wrong[[-1, -3]] = wrong[[-3, -1]]
+    with pytest.raises(DataError, match="does not follow"):
+        engines.batch(symbols, wrong, columns)
+    assert all(engines[name].rows == 0 for name in engines)
+    with pytest.raises(DataError, match="symbols"):
+        engines.batch(symbols[:-1], known_at, columns)
+    with pytest.raises(StateError):
+        engines.restore({"ES": b"nothing"})
