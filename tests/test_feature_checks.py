@@ -537,8 +537,10 @@ WIDE = {"COLUMNS": "220", "NO_COLOR": "1", "TERM": "dumb"}
 
 
 def _cli(*arguments: str | Path, workspace: Path) -> tuple[int, str]:
+    from mia_fast.cli import show
     from mia_fast.cli.commands import app
 
+    show.out.width = int(WIDE["COLUMNS"])  # it may have been made in a narrower process, as a worker of xdist is
     result = CliRunner(env=WIDE | {"MIA_WORKSPACE": str(workspace)}).invoke(app, [str(part) for part in arguments])
     return result.exit_code, result.output
 
