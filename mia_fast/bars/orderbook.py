@@ -20,15 +20,11 @@ Bytes = NDArray[np.int8]
 
 SNAPSHOT_FLAG, LAST_FLAG = 32, 128
 FLEETING_NS, SPOOF_NS = 100_000_000, 10_000_000_000
-_ACTIONS = {
-    "A": kernels.ADD,
-    "C": kernels.CANCEL,
-    "M": kernels.MODIFY,
-    "T": kernels.TRADE,
-    "F": kernels.FILL,
-    "R": kernels.CLEAR,
-}
-_SHOWN_ROWS = 1 << 15  # reused between blocks: first-touch pages cost more than the book
+_ACTIONS = pl.Enum(["", "A", "C", "M", "T", "F", "R"])
+"""A word's place is the kernel's code of it: ADD, CANCEL, MODIFY, TRADE, FILL, CLEAR."""
+_SHOWN_ROWS = 1 << 16
+"""Snapshots written between two calls of the kernel."""
+_INSTANT = pl.Datetime("ns", "UTC")
 _SHOW = {"changes": 0, "every": 1, "none": 2}
 _FAULTS: dict[int, tuple[str, str, str]] = {
     kernels.UNKNOWN_ORDER: (
@@ -152,8 +148,6 @@ class OrderBook:
         self._orders = np.zeros((1 << 14, kernels.ORDER_FIELDS), dtype=np.int64)
         self._ladder = np.zeros((2, rungs, 2), dtype=np.int64)
         self._words = np.zeros((2, rungs // 64), dtype=np.uint64)
-        self._shown = np.empty((_SHOWN_ROWS, kernels.SNAPSHOT_FIELDS), dtype=np.int64)
-        self._shown_row = np.empty(_SHOWN_ROWS, dtype=np.int64)
         self._row = 0
         kernels.start(self._whole, self._orders, 14, self._ladder, self._words)
 
@@ -174,14 +168,17 @@ class OrderBook:
         flags) that touched the ten levels, with ``every`` after each message, with ``none`` never.
         """
         n = frame.height
-        time = _own(frame["timestamp"].dt.epoch("ns").to_numpy(), np.int64)
-        action = _own(frame["action"].replace_strict(_ACTIONS, default=0, return_dtype=pl.Int8).to_numpy(), np.int8)
+        # Only casts, no expressions: those go through Polars' pool of threads, which costs more than the book.
+        time = _own(frame["timestamp"].cast(_INSTANT).to_physical().to_numpy(), np.int64)
+        words = frame["action"].cast(_ACTIONS, strict=False).to_physical()
+        action = _own((words.fill_null(0) if words.null_count() else words).to_numpy(), np.int8)
         side = _own(frame["side"].to_numpy(), np.int8)
         price, size = _own(frame["price"].to_numpy(), np.float64), _own(frame["size"].to_numpy(), np.float64)
         order_id = _own(frame["order_id"].to_numpy(), np.int64)
         marks_of_event = np.full(n, kernels.ENDS_MESSAGE, dtype=np.int8)
         if "flags" in frame.columns:
-            flags = frame["flags"].fill_null(LAST_FLAG).to_numpy()
+            told = frame["flags"]
+            flags = (told.fill_null(LAST_FLAG) if told.null_count() else told).to_numpy()
             marks_of_event = (
                 ((flags & LAST_FLAG) != 0) * kernels.ENDS_MESSAGE + ((flags & SNAPSHOT_FLAG) != 0) * kernels.IN_SNAPSHOT
             ).astype(np.int8)
@@ -195,7 +192,11 @@ class OrderBook:
         result = np.zeros(2, dtype=np.int64)
         rows, levels = [], []
         begin, status = 0, kernels.OUT_FULL
+        room = 0 if show == "none" else min(n, _SHOWN_ROWS)
         while status != kernels.TAKE_ALL:
+            # Fresh memory, of which only what is written is ever touched; it becomes the caller's without a copy.
+            shown_levels = np.empty((max(room, 1), kernels.SNAPSHOT_FIELDS), dtype=np.int64)
+            shown_row = np.empty(max(room, 1), dtype=np.int64)
             status = kernels.apply(
                 parameters,
                 self.tick,
@@ -213,16 +214,16 @@ class OrderBook:
                 self._words,
                 begin,
                 faults,
-                self._shown,
-                self._shown_row,
+                shown_levels,
+                shown_row,
                 message,
                 message_size,
                 marks,
                 result,
             )
             begin, count = int(result[0]), int(result[1])
-            rows.append(self._shown_row[:count].copy())
-            levels.append(self._shown[:count].copy())
+            rows.append(shown_row[:count])
+            levels.append(shown_levels[:count])
             if status == kernels.TABLE_FULL:
                 self._regrow()
         shown = np.concatenate(rows) if len(rows) > 1 else rows[0]
