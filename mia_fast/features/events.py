@@ -49,9 +49,13 @@ class EventSchedule(Steps):
         inputs
             The catalogue's inputs.
         interval_ns
-            Length of a bar, for ``started_in_bar``.
+            Length of a bar, for ``started_in_bar``; 0 where they have no common one, which leaves that input out.
         """
-        columns = [column for column in inputs if column.table == "events"]
+        columns = [
+            column
+            for column in inputs
+            if column.table == "events" and (interval_ns or column.statistic != "started_in_bar")
+        ]
         if not columns or not len(starts):
             return None
         order = np.argsort(starts, kind="stable")

@@ -178,6 +178,13 @@ def read_inputs(
     for path in (bars, events, *(others or (None,)), chain):
         digest.update(b"-" if path is None else _file_digest(path))
     table = read_table("bars", bars, workspace=workspace)
+    if table.interval_ns == 0:
+        raise DataError(
+            "the bars have no common length",
+            where=table.source,
+            hint="replay time bars; mia-fast features takes volume bars",
+            then="nothing was started",
+        )
     one_symbol(table)
     _check_symbol(table, configs.market(workspace).instrument.symbol)
     return Inputs(
