@@ -270,8 +270,8 @@ def _lobster(row):
 def test_lobsters_messages_give_lobsters_book(real_data: Path):
     """All twenty levels after each of the 999 messages.
 
-    LOBSTER leaves messages deeper than ten levels out: a level that comes into view there is taken from the snapshot, one
-    that goes out of view is forgotten.
+    LOBSTER leaves messages deeper than ten levels out: a level that comes into view there is taken from the snapshot,
+    one that goes out of view is forgotten.
     """
     raw = pl.read_parquet(real_data / "l2/aapl_lobster10_20120621.parquet")
     shown = [_lobster(row) for row in raw.iter_rows(named=True)]

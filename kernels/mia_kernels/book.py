@@ -260,8 +260,7 @@ def _show_asks(whole: Integers, ladder: Integers, words: Words, row: Integers) -
 
 @kernel
 def _show(whole: Integers, ladder: Integers, words: Words, shown: Integers, count: int) -> None:
-    """Write the ten best levels into row ``count`` of ``shown``; a side that did not change is that of the row before.
-    """
+    """Write the ten best levels into row ``count`` of ``shown``; a side without change is that of the row before."""
     row = shown[count]
     if count == 0 or whole[DIRTY] & _BIDS != 0:
         _show_bids(whole, ladder, words, row)

@@ -287,7 +287,7 @@ class OrderBook:
             "row": self._row,
             "sha256": hashlib.sha256(content).hexdigest(),
         }
-        return _MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n" + content
+        return b"".join((_MAGIC, json.dumps(header, sort_keys=True).encode(), b"\n", content))
 
     def restore(self, saved: bytes) -> None:
         """Go on from :meth:`save` of a book with the same parameters.
@@ -332,8 +332,8 @@ class OrderBook:
         side = (orders[:, kernels.ORDER_SIDE] < 0).astype(np.int64)
         rung = orders[:, kernels.ORDER_TICK]
         self._ladder[:], self._words[:] = 0, 0
-        np.add.at(self._ladder, (side, rung, 0), orders[:, kernels.ORDER_SIZE])
-        np.add.at(self._ladder, (side, rung, 1), 1)
+        np.add.at(self._ladder[:, :, 0], (side, rung), orders[:, kernels.ORDER_SIZE])
+        np.add.at(self._ladder[:, :, 1], (side, rung), 1)
         np.bitwise_or.at(self._words, (side, rung >> 6), np.uint64(1) << (rung & 63).astype(np.uint64))
 
     def _regrow(self) -> None:

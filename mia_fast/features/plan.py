@@ -416,7 +416,9 @@ def _warmup(
     else:
         before = [
             Warmup(
-                rows=warmups[token.column].rows + token.bars + (int(token.minutes / bar_minutes) if token.minutes else 0),
+                rows=warmups[token.column].rows
+                + token.bars
+                + (int(token.minutes / bar_minutes) if token.minutes else 0),
                 sessions=warmups[token.column].sessions,
             )
             for token in expression.tokens
