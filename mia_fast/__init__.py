@@ -25,14 +25,22 @@ if TYPE_CHECKING:
     from mia_fast.retraining import retrain_model as retrain_model
     from mia_fast.risk import block_trade as block_trade
     from mia_fast.risk import stop_trading as stop_trading
+    from mia_fast.selection import audit_features as audit_features
+    from mia_fast.selection import calculate_shap_weights as calculate_shap_weights
+    from mia_fast.selection import create_observation as create_observation
+    from mia_fast.selection import filter_features as filter_features
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "Features": "mia_fast.features.live",
     "NeuralPipeline": "mia_fast.predict",
+    "audit_features": "mia_fast.selection",
     "block_trade": "mia_fast.risk",
+    "calculate_shap_weights": "mia_fast.selection",
+    "create_observation": "mia_fast.selection",
     "feature_availability": "mia_fast.features.frame",
+    "filter_features": "mia_fast.selection",
     "flush": "mia_fast.journal",
     "generate_features": "mia_fast.features.frame",
     "log_decision": "mia_fast.journal",

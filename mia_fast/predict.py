@@ -160,7 +160,7 @@ def definitions(catalogue: Catalogue, names: Sequence[str]) -> dict[str, str]:
                 continue
             column = columns.get(current)
             if column is None or (current in inputs and column.kernel == "column"):
-                seen[current] = f"input{inputs[current]}"
+                seen[current] = f"input{inputs.get(current, '')}"  # the calendar's columns are no inputs
                 continue
             seen[current] = column.model_dump_json(include={"kernel", "inputs", "params", "output", "expression"})
             kernel = find(column.kernel, catalogue.own)

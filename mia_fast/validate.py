@@ -98,6 +98,7 @@ def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
     from mia_fast.memory.config import MemoryConfig
     from mia_fast.options.config import OptionsConfig
     from mia_fast.risk.config import RiskConfig
+    from mia_fast.selection.config import SelectionConfig
     from mia_fast.sessions import Sessions, SessionsConfig
     from mia_fast.tables import InputsConfig
 
@@ -113,6 +114,7 @@ def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
         "feature_sets.yaml": catalogue.Catalogue,
         "sessions.yaml": SessionsConfig,
         "rolls.yaml": RollsConfig,
+        "selection.yaml": SelectionConfig,
     }
     findings = [
         Finding(path, 0, "this file is not read under its name", f"did you mean {name!r}?")

@@ -18,7 +18,10 @@ from mia_fast.workspace import Workspace, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = shipped() / "data" / "sample"
-COMMANDS = ("demo", "run", "features", "check-features", "levels", "export", "simulate", "warmup", "train", "validate")
+COMMANDS = (
+    "demo", "run", "features", "check-features", "select", "audit", "filter",
+    "levels", "export", "simulate", "warmup", "train", "validate",
+)  # fmt: skip
 WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
 

@@ -134,35 +134,97 @@ def run(
 
 @app.command()
 def features(
-    bars: Annotated[Path, typer.Argument(help="Bars (Parquet or CSV).")],
-    out: Annotated[Path | None, typer.Argument(help="Parquet file to write. Without it, only the plan.")] = None,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IN... [OUT]",
+            help="Bars: files (Parquet, CSV), globs, folders. Last, with two or more: where to write, a folder for a "
+            "history, or one .parquet file for one file of bars.",
+            show_default=False,
+        ),
+    ],
     cross: CrossOption = None,
     levels: LevelsOption = None,
     events: Annotated[Path | None, typer.Option(help="Macro events (Parquet or CSV).")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="List every feature by family, and what it lacks.")] = False,
+    symbol: Annotated[
+        str | None, typer.Option(help="Symbol of files that name none. Default: the instrument's.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
+    compression: Annotated[str, typer.Option(help="zstd, lz4 or uncompressed.")] = "zstd",
+    part_rows: Annotated[int, typer.Option(min=1, help="Rows of a part at most; it bounds the memory.")] = 32_768,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and the expected size; write nothing.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option(help="Begin again although a stopped run could go on.")] = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Compute the features of a file of bars, or show which of them can be computed.
+    """Compute the features of bars, or show which of them can be computed.
 
-    Example: [cyan]mia-fast features es.parquet features.parquet --cross vix.parquet --events calendar.csv[/cyan]
+    A history is written as symbol=.../month=.../part-000.parquet with a manifest.json; DuckDB and Polars read it in
+    place. Files may hold several symbols and be named in any order. A run that was stopped, however, goes on when the
+    same command is given again. With bars alone, nothing is written.
+
+    Example: [cyan]mia-fast features "bars/es_1m_*.parquet" history --cross vix.parquet --events calendar.csv
+    [/cyan]
     """
+    place = Workspace.current(workspace)
+    ins, out = (paths, None) if len(paths) == 1 else (paths[:-1], Path(paths[-1]))
+    one = out is None and bool(levels)
+    if one or (out is not None and out.suffix.lower() in (".parquet", ".pq") and not out.is_dir()):
+        _features_file(place, ins, out, (cross, levels, events), dry_run, plan)
+    else:
+        if levels:
+            from mia_fast.errors import DataError
+
+            raise DataError(
+                "option levels are moved by the bars at the chain's time, which a history does not look back for",
+                where="--levels",
+                hint="name a .parquet file to write: one file of bars becomes one file of features, levels included",
+                then="nothing was written",
+            )
+        written = (dtype, compression, part_rows)
+        _features_history(place, ins, out, (cross, events), symbol, written, dry_run, fresh, plan)
+
+
+def _features_file(
+    place: Workspace,
+    ins: list[str],
+    out: Path | None,
+    beside: tuple[list[Path] | None, list[Path] | None, Path | None],
+    dry_run: bool,
+    whole: bool,
+) -> None:
+    """One file of bars into one file of features."""
     import time
 
+    from mia_fast.errors import DataError
     from mia_fast.features.frame import feature_availability, generate_features, read_cross
     from mia_fast.features.levels import read_levels
     from mia_fast.files import replacing
+    from mia_fast.histories import expand
     from mia_fast.tables import read_table
 
-    place = Workspace.current(workspace)
-    table = read_table("bars", bars, workspace=place)
+    files = expand(ins)
+    if len(files) > 1 or (out is not None and out.resolve() in {file.resolve() for file in files}):
+        raise DataError(
+            f"{len(files)} files of bars do not make one file of features"
+            if len(files) > 1
+            else "is the file of bars itself",
+            where=str(out),
+            hint="the last name is where to write: give a folder for a history, or another file for one file of bars",
+            then="nothing was computed",
+        )
+    table = read_table("bars", files[0], workspace=place)
+    cross, levels, events = beside
     others = read_cross(cross, place) if cross else None
     known = read_levels(levels, place) if levels else None
     calendar = None if events is None else read_table("events", events, workspace=place)
     show.table_report(table)
     show.availability(
-        feature_availability(table, cross=others, levels=known, events=calendar, workspace=place), whole=plan
+        feature_availability(table, cross=others, levels=known, events=calendar, workspace=place), whole=whole
     )
-    if out is None:
+    if dry_run or out is None:
         return
     began = time.perf_counter()
     with show.progress("rows") as advance:
@@ -218,6 +280,171 @@ def check_features(
     show.feature_checks(report)
     if report.findings:
         raise typer.Exit(1)
+
+
+def _features_history(
+    place: Workspace,
+    ins: list[str],
+    out: Path | None,
+    beside_paths: tuple[list[Path] | None, Path | None],
+    symbol: str | None,
+    written: tuple[str, str, int],
+    dry_run: bool,
+    fresh: bool,
+    whole: bool,
+) -> None:
+    """Any number of bars into a folder of features; or only the plan."""
+    from mia_fast import config, histories
+    from mia_fast.features import catalogue as catalogues
+    from mia_fast.histories.inputs import Beside
+
+    dtype, compression, part_rows = written
+    settings = histories.Settings(dtype, compression, part_rows)  # type: ignore[arg-type]  # checked by Settings
+    files = histories.expand(ins)
+    cross, events = beside_paths
+    beside = Beside(place, cross=cross or (), events=events)
+    with show.progress("bytes read") as advance:
+        found = histories.survey(files, workspace=place, symbol=symbol, progress=advance)
+    for table in beside.reports:
+        show.table_report(table)
+    if out is None or dry_run:
+        name = symbol or config.market(place).instrument.symbol
+        previewed = histories.preview(found, beside, workspace=place, settings=settings, symbol=name)
+        show.history_preview(previewed, settings, catalogues.read(place), whole=whole)
+        return
+    show.survey(found)
+    try:
+        with show.progress("rows") as advance:
+            outcome = histories.write_history(
+                found,
+                out,
+                beside,
+                workspace=place,
+                settings=settings,
+                symbol=symbol,
+                fresh=fresh,
+                progress=advance,
+            )
+    except KeyboardInterrupt:
+        show.warn("Stopped. The finished parts stay; the same command goes on behind them.")
+        raise typer.Exit(130) from None
+    show.history_written(outcome)
+
+
+HistoryArgument = Annotated[
+    Path, typer.Argument(help="A history's folder that mia-fast features wrote, or one Parquet file of features.")
+]
+SymbolOption = Annotated[str | None, typer.Option(help="Which symbol, when the history holds several.")]
+ReportOption = Annotated[Path | None, typer.Option(help="One HTML page with pictures and tables (extra plot).")]
+
+
+@app.command()
+def select(
+    history: HistoryArgument,
+    target: Annotated[
+        str | None, typer.Option(help="What the features are to explain, or a column. Default: selection.yaml.")
+    ] = None,
+    bars: Annotated[Path | None, typer.Option(help="The bars, if the features hold no prices.")] = None,
+    cross: CrossOption = None,
+    symbol: SymbolOption = None,
+    since: Annotated[dt.datetime | None, typer.Option(help="First day (YYYY-MM-DD, UTC).")] = None,
+    until: Annotated[
+        dt.datetime | None, typer.Option(help="The day behind the last (UTC); keep what the networks are judged on.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Choose the 150 features by their SHAP values, out of sample (needs the extra [bold]select[/bold]).
+
+    Writes data/features/feature_importance.csv and selection.json, the manifest that networks and memory read.
+
+    Example: [cyan]mia-fast select history --target cnn_pressure --until 2022-01-01[/cyan]
+    """
+    from mia_fast.selection import select_features
+
+    place = Workspace.current(workspace)
+    with show.progress("folds") as advance:
+        chosen, _ = select_features(
+            history,
+            target,
+            bars=bars,
+            cross=cross,
+            workspace=place,
+            symbol=symbol,
+            since=_utc_day(since),
+            until=_utc_day(until),
+            progress=advance,
+        )
+    show.selection(chosen)
+    folder = place.data / "features"
+    show.files([folder / "feature_importance.csv", folder / "selection.json"], place)
+
+
+@app.command()
+def audit(
+    history: HistoryArgument,
+    symbol: SymbolOption = None,
+    reference_until: Annotated[
+        dt.datetime | None,
+        typer.Option(help="Rows before this day (UTC) are the reference. Default: the first quarter."),
+    ] = None,
+    report: ReportOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Folder for the pictures as PNG (extra plot).")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Audit features: empty values, outliers, drift, SHAP values.
+
+    Writes data/logs/market/features_audit_final.csv.
+
+    Example: [cyan]mia-fast audit history --report audit.html[/cyan]
+    """
+    from mia_fast.selection import audited
+    from mia_fast.selection import plot as pictures
+
+    place = Workspace.current(workspace)
+    if report is not None or plot is not None:
+        pictures.check()
+    with show.working("auditing"):
+        found = audited(history, workspace=place, symbol=symbol, reference_until=_utc_day(reference_until))
+    show.audit(found)
+    paths = [place.data / "logs" / "market" / "features_audit_final.csv"]
+    with show.working("drawing"):
+        if plot is not None:
+            paths += pictures.draw(found, plot)
+        if report is not None:
+            paths.append(pictures.write_page(found, report, f"Features of {history.name}"))
+    show.files(paths, place)
+
+
+@app.command("filter")
+def filter_command(
+    history: HistoryArgument,
+    out: Annotated[Path | None, typer.Argument(help="Parquet file for all filtered rows.")] = None,
+    symbol: SymbolOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Leave out empty, constant and repeated features, clip outliers, and say what was done.
+
+    Writes data/features/features_latest_filtered.csv. Chosen features always stay; what speaks against them is listed.
+
+    Example: [cyan]mia-fast filter history filtered.parquet[/cyan]
+    """
+    from mia_fast.files import replacing
+    from mia_fast.selection import filtered
+
+    place = Workspace.current(workspace)
+    with show.working("filtering"):
+        result = filtered(history, workspace=place, symbol=symbol)
+    show.filtered(result)
+    paths = [place.data / "features" / "features_latest_filtered.csv"]
+    if out is not None:
+        with replacing(out) as temporary:
+            result.frame.write_parquet(temporary)
+        paths.append(out)
+    show.files(paths, place)
+
+
+def _utc_day(day: dt.datetime | None) -> int | None:
+    return None if day is None else int(day.replace(tzinfo=dt.UTC).timestamp()) * 1_000_000_000
 
 
 @app.command()

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from mia_fast.alerts import Channel
     from mia_fast.bars.stream import BarsReport
+    from mia_fast.features.catalogue import Catalogue
     from mia_fast.features.checks import Report
+    from mia_fast.histories import Outcome, Preview, Settings, Survey
     from mia_fast.journal.explain import Explanation
     from mia_fast.live.replay import Summary
     from mia_fast.memory import Check, MemoryStore, Purged
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from mia_fast.options import Levels
     from mia_fast.registry import Version
     from mia_fast.risk import Desk
+    from mia_fast.selection import Audit, Filtered, Selection
     from mia_fast.tables import Table as InputTable
     from mia_fast.validate import Finding
     from mia_models.manifest import Manifest
@@ -103,6 +106,9 @@ def table_report(table: InputTable) -> None:
     out.print(escape(table.report()), style="dim")
 
 
+_COLUMNS_SHOWN = 8
+
+
 def availability(found: pl.DataFrame, *, whole: bool = False) -> None:
     """How many features can be computed, by family, and what the others lack; ``whole`` lists each feature."""
     out.print(f"[bold]{found['available'].sum()}[/bold] of {found.height} features can be computed")
@@ -113,17 +119,34 @@ def availability(found: pl.DataFrame, *, whole: bool = False) -> None:
         count = part["available"].sum()
         table.add_row(str(family), str(count), str(part.height - count))
     out.print(table)
-    lacking: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    _wanting(found)
+    if not whole:
+        return
+    listed = Table(box=None, padding=(0, 2))
+    for title in ("Feature", "Family", "Stage", "Null for want of", "From"):
+        listed.add_column(title, overflow="fold")
+    for name, family, stage, available, lacks, wanted in found.iter_rows():
+        why = "[green]computed[/green]" if available else f"[yellow]{escape(', '.join(lacks))}[/yellow]"
+        listed.add_row(name, family, str(stage), why, escape("; ".join(wanted)))
+    out.print(listed)
+
+
+def _wanting(found: pl.DataFrame) -> None:
+    """For each table that is missing in part or whole: what it would have to bring, and to how many features."""
+    columns: dict[str, dict[str, None]] = {}
+    features: dict[str, set[str]] = {}
     for name, _, _, available, lacks, wanted in found.iter_rows():
-        if not available:
-            lacking.setdefault((tuple(lacks), tuple(wanted)), []).append(name)
-    for (columns, tables), names in lacking.items():
-        of = f" [dim]({escape('; '.join(tables))})[/dim]" if tables else ""
-        out.print(f"  null for want of [yellow]{', '.join(columns)}[/yellow]{of}: {', '.join(names)}")
-    if whole:
-        for (family,), part in found.group_by("family", maintain_order=True):
-            names = part.filter("available")["feature"].to_list()
-            out.print(f"  {family}, computed: {', '.join(names) or '-'}")
+        for origin in () if available else wanted or ["bars"]:
+            table, _, series = origin.partition(": ")
+            columns.setdefault(table, {}).update(dict.fromkeys(series.split(", ") if series else lacks))
+            features.setdefault(table, set()).add(name)
+    for table, names in columns.items():
+        shown = list(names)[:_COLUMNS_SHOWN]
+        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        out.print(
+            f"  null for want of [yellow]{escape(table)}[/yellow] ({escape(', '.join(shown))}{more}): "
+            f"{len(features[table])} feature{'s' * (len(features[table]) > 1)}"
+        )
 
 
 def feature_checks(report: Report) -> None:
@@ -170,12 +193,159 @@ def features_written(path: Path, frame: pl.DataFrame, computing: float, writing:
     )
 
 
+def survey(found: Survey) -> None:
+    """What the files of a history hold."""
+    told: set[str] = set()
+    for source in found.sources:
+        faults = sum(source.quarantine.values())
+        rules = ", ".join(f"{rule} {count:,}" for rule, count in source.quarantine.items())
+        quarantined = f"; quarantined {faults:,} ({rules})" if faults else ""
+        out.print(escape(f"bars from {source.path}: {source.rows:,} rows{quarantined}"), style="dim")
+        for note in source.notes:
+            if note not in told:
+                out.print(escape(f"  {note}"), style="dim")
+        told.update(source.notes)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("symbol", "bars", "length", "first", "last", "months", "files"):
+        table.add_column(name, justify="right" if name in ("bars", "months", "files") else "left", no_wrap=True)
+    for name, own in found.symbols.items():
+        table.add_row(
+            name,
+            f"{found.rows(name):,}",
+            f"{found.interval_ns(name) / 1e9:g} s",
+            _minute(own[0].spans[name].first),
+            _minute(own[-1].spans[name].last),
+            f"{len(found.months(name)):,}",
+            f"{len(own):,}",
+        )
+    out.print(table)
+    for name in found.symbols:
+        for column, files_without in found.partial(name).items():
+            some = ", ".join(files_without[:3]) + (", ..." if len(files_without) > 3 else "")
+            out.print(f"  {escape(name)}: [yellow]{escape(column)}[/yellow] is missing in {escape(some)}: null there")
+
+
+def history_preview(found: Preview, settings: Settings, declared: Catalogue, *, whole: bool = False) -> None:
+    """What a run would compute and write."""
+    from mia_fast.features.frame import availability as features_of
+
+    survey(found.survey)
+    seen: dict[str, list[str]] = {}
+    for name, own in found.plans.items():
+        seen.setdefault(own.digest, []).append(name)
+    for names in seen.values():
+        if len(seen) > 1:
+            out.print(f"[bold]{escape(', '.join(names))}[/bold]")
+        availability(features_of(declared, [found.plans[names[0]]]), whole=whole)
+    for column, share in found.null_shares.items():
+        out.print(f"  [yellow]{escape(column)}[/yellow] was null in {share:.0%} of the rows looked at")
+    out.print(
+        f"Expected size: [bold]{_size(found.bytes)}[/bold] ({found.survey.total:,} rows x "
+        f"{found.bytes_per_row:,.0f} bytes as {settings.dtype}, {settings.compression}; "
+        f"measured on the first {found.sample_rows:,} rows). "
+        "Nothing was written."
+    )
+
+
+def history_written(done: Outcome) -> None:
+    """Rows, parts, size, and where the time went."""
+    manifest = done.manifest
+    what = (
+        f"{manifest.rows:,} rows x {len(manifest.features)} features in {len(manifest.parts):,} parts, "
+        f"{_size(manifest.bytes)}, in [bold]{escape(str(done.folder))}[/bold]"
+    )
+    if done.complete_before:
+        out.print(f"{what}\nThis history was complete already: every part was checked, nothing was computed again.")
+        return
+    earlier = manifest.rows - done.rows
+    resumed = f", {earlier:,} of them before this run" if earlier else ""
+    total = done.reading + done.computing + done.writing
+    shares = ", ".join(
+        f"{name} {spent:.2f} s ({spent / max(total, 1e-9):.0%})"
+        for name, spent in (("reading", done.reading), ("computing", done.computing), ("writing", done.writing))
+    )
+    speed = f"{done.rows / max(total, 1e-9):,.0f} rows/s" if done.rows else "nothing was left to compute"
+    out.print(f"{what}{resumed}\n{shares}: {speed}", soft_wrap=True)
+
+
+def _size(count: int) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:,.1f} {name}"
+    return f"{count} bytes"
+
+
+def selection(chosen: Selection) -> None:
+    """Which features were chosen, and how sure the choice is."""
+    table = Table(
+        title=f"Choice for {chosen.target}", title_justify="left", show_header=False, box=None, padding=(0, 2)
+    )
+    taken = "; all candidates were taken, there are fewer than asked for" if chosen.all_taken else ""
+    table.add_row(
+        "Chosen", f"{len(chosen.names)} of {chosen.candidates} candidates ({chosen.features} in the catalogue){taken}"
+    )
+    table.add_row("Period", f"{chosen.period[0][:16]} to {chosen.period[1][:16]}: {chosen.rows:,} rows")
+    table.add_row("Used", f"{chosen.rows_used:,} rows, {sum(fold.shap_rows for fold in chosen.folds):,} explained")
+    table.add_row("Skill by fold", ", ".join(f"{fold.skill:+.4f}" for fold in chosen.folds))
+    agree = ", ".join(f"best {k}: {share:.0%}" for k, share in chosen.stability.overlap.items())
+    table.add_row("Two folds share", f"{agree}; rank correlation {chosen.stability.rank_correlation:.2f}")
+    table.add_row("First", ", ".join(chosen.names[:10]))
+    table.add_row("Digest", chosen.digest)
+    out.print(table)
+    if all(fold.skill <= 0 for fold in chosen.folds):
+        warn("No fold predicts better than the mean of its training rows: this order is that of fitted noise.")
+    why: dict[str, list[str]] = {}
+    for name, reason in chosen.not_candidates.items():
+        why.setdefault(reason.split()[0], []).append(name)
+    for reason, names in why.items():
+        some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        out.print(escape(f"  no candidates ({reason}): {some}"))
+
+
+def audit(found: Audit) -> None:
+    """The features that drift most, and those with most empty values."""
+    frame = found.frame
+    table = Table(title=f"{frame.height} features, {found.rows:,} rows: the largest drift", title_justify="left")
+    for name in ("feature", "empty", "outliers", "mean |SHAP|", "drift", "worst month's", "month"):
+        table.add_column(name, justify="left" if name in ("feature", "month") else "right")
+    for row in frame.sort("drift_worst", descending=True, nulls_last=True).head(12).iter_rows(named=True):
+        table.add_row(
+            row["feature"],
+            f"{row['nan_ratio']:.2%}",
+            f"{row['outlier_count']:,}",
+            "-" if row["shap_value"] is None else f"{row['shap_value']:.5f}",
+            "-" if row["drift"] is None else f"{row['drift']:.2f}",
+            "-" if row["drift_worst"] is None else f"{row['drift_worst']:.2f}",
+            row["drift_month"] or "-",
+        )
+    out.print(table)
+    shifted = int((frame["drift"] > 0.25).sum())
+    empty = int((frame["nan_ratio"] > 0.4).sum())
+    out.print(
+        f"{shifted} features drift by more than 0.25 against {found.reference[0][:10]} to {found.reference[1][:10]}; "
+        f"{empty} are empty in more than 40 % of the rows"
+    )
+
+
+def filtered(done: Filtered) -> None:
+    """What was left out, kept in spite of a rule, and clipped."""
+    out.print(f"[bold]{done.frame.height:,}[/bold] rows x {done.frame.width - 1} features")
+    for name, why in done.dropped.items():
+        out.print(escape(f"  left out {name}: {why}"))
+    for name, why in done.kept.items():
+        out.print(f"  [yellow]kept[/yellow] {escape(f'{name}, it was chosen: {why}')}")
+    out.print(
+        f"  clipped {sum(done.clipped.values()):,} values of {len(done.clipped)} features; "
+        f"left out {done.rows_dropped:,} rows that were mostly empty"
+    )
+
+
 def summary(done: Summary, place: Workspace) -> None:
     """The table a replay ends with."""
     table = Table(title=f"Replay {done.run_id}", title_justify="left", show_header=False, box=None, padding=(0, 2))
     resumed = f", of which {done.resumed_at:,} before it was resumed" if done.resumed_at else ""
     table.add_row("Bars", f"{done.bars:,} from {_minute(done.first)} to {_minute(done.last)}{resumed}")
-    lacking = f"; null for want of inputs: {', '.join(done.null_features)}" if done.null_features else ""
+    lacking = "; mia-fast features BARS --plan says what the others lack" if done.null_features else ""
     table.add_row("Features", f"{done.features} of {done.features + len(done.null_features)} computed{lacking}")
     actions = ", ".join(f"{done.tally.actions[name]:,} {name}" for name in ("buy", "sell", "exit", "hold"))
     blocked = sum(done.tally.blocks.values())
