@@ -185,7 +185,7 @@ class Engine:
         self._closes: deque[tuple[int, float]] = deque(maxlen=CLOSES_KEPT)
         self._rolls, self._shift = rolls, 0.0
         self._moved_closes = deque(self._closes, CLOSES_KEPT) if rolls else self._closes
-        self._last_levels: tuple[Levels, int] | None = None
+        self._last_levels: tuple[Levels, float] | None = None
         self._row_hash = hashlib.sha256
         self._feature_list = feature_list_digest(plan.features)
 
@@ -336,12 +336,16 @@ class Engine:
         if shift != self._shift:
             self._shift = shift
             if self._last_levels is not None:
-                self._to_future(*self._last_levels)
+                self._place_levels(*self._last_levels)
         return bar.open + shift, bar.high + shift, bar.low + shift, bar.close + shift, bar.volume
 
     def _to_future(self, levels: Levels, market_time: int) -> None:
-        self._last_levels = (levels, market_time)
         moved = next((close for at, close in reversed(self._moved_closes) if at <= market_time), math.nan)
+        self._place_levels(levels, moved)
+
+    def _place_levels(self, levels: Levels, moved: float) -> None:
+        """Levels on the scale of the contract that is traded; ``moved``: the future's close, as the features see it."""
+        self._last_levels = (levels, moved)
         price = moved - self._shift  # on the present contract's scale, also of a close before the roll
         underlying = levels.underlying_price if levels.underlying_price is not None else math.nan
         self.levels = on_future(levels, price, underlying, limit=self._levels_engine.config.basis_limit)
