@@ -23,9 +23,10 @@ from talib import stream
 
 from benchmarks import layouts
 from mia_fast import register_kernel
-from mia_fast.features.catalogue import Catalogue, Feature, Warmup, read
+from mia_fast.features.catalogue import Catalogue, Feature, read
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.plan import make_plan
+from mia_fast.features.rows import Warmup
 from mia_fast.features.sample import simulate
 from mia_fast.workspace import Workspace, shipped
 from mia_kernels.compile import kernel

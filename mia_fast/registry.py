@@ -161,7 +161,7 @@ def _swap(
     detail: Mapping[str, Any],
 ) -> None:
     from mia_fast import journal
-    from mia_fast.predict import load_model
+    from mia_fast.loading import load_model
 
     place = _folder(workspace, name, version)
     model = load_model(workspace, name, place)

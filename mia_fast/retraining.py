@@ -92,7 +92,7 @@ def retrain_model(
         )
     from mia_fast import journal
     from mia_fast.features import catalogue as catalogues
-    from mia_fast.predict import definitions, load_model
+    from mia_fast.loading import definitions, load_model
     from mia_models.manifest import DataFile
     from mia_models.training import challenge as challenges
     from mia_models.training import export

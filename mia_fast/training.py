@@ -19,7 +19,7 @@ from mia_fast.features import catalogue as catalogues
 from mia_fast.features.cross import daily_closes
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.frame import input_arrays, market_sources, one_symbol, plan_for
-from mia_fast.predict import definitions
+from mia_fast.loading import definitions
 from mia_fast.tables import Table, read_table
 from mia_fast.tables.mapping import day_closes
 from mia_fast.workspace import Workspace

@@ -64,6 +64,12 @@ def catalogue() -> Catalogue:
     return catalogues.read(Workspace(shipped()))
 
 
+def with_rows(text: str, *lines: str) -> str:
+    """The text of a catalogue with more lines at the end of its features."""
+    head, refused, rest = text.partition("\nrefused:")
+    return head.rstrip() + "\n" + "\n".join(lines) + "\n" + refused + rest
+
+
 def plan_for(bars: Bars, *, auxiliary: bool = True, tick_size: float = TICK) -> Plan:
     """The shipped catalogue over these bars' columns, all auxiliary columns put out as well."""
     names = [column.name for column in catalogue().auxiliary] if auxiliary else []
@@ -94,8 +100,9 @@ def feed(engine: FeatureEngine, bars: Bars, *, live: bool = False) -> Floats:
 
 
 def same_bits(a: Floats, b: Floats, names: Sequence[str] = ()) -> None:
-    """Fail where two matrices differ in any bit; all NaN are equal."""
+    """Fail where two matrices, or two columns, differ in any bit; all NaN are equal."""
     assert a.shape == b.shape
+    a, b = np.atleast_2d(a), np.atleast_2d(b)
     different = (a.copy().view(np.int64) != b.copy().view(np.int64)) & ~(np.isnan(a) & np.isnan(b))
     if different.any():
         row, column = np.argwhere(different.T)[0][::-1]

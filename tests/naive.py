@@ -261,16 +261,16 @@ def deviation(parts: Floats, ddof: int) -> Floats:
 
 
 def correlation(x: Floats, y: Floats, period: int) -> Floats:
-    """Pearson's correlation of each full window, from deviations by exact sums; missing where either is constant."""
+    """Pearson's correlation of each full window, in long doubles; missing where either is constant."""
+
+    def deviations(a: Floats) -> NDArray[np.longdouble]:
+        parts = np.lib.stride_tricks.sliding_window_view(a, period).astype(np.longdouble)
+        return np.where((parts == parts[:, :1]).all(axis=1, keepdims=True), NAN, parts - parts.mean(1, keepdims=True))
+
     out = np.full(len(x), NAN)
-    for i in range(period - 1, len(x)):
-        a, b = x[i - period + 1 : i + 1].tolist(), y[i - period + 1 : i + 1].tolist()
-        if any(math.isnan(v) for v in (*a, *b)) or len(set(a)) == 1 or len(set(b)) == 1:
-            continue
-        mean_a, mean_b = math.fsum(a) / period, math.fsum(b) / period
-        squares_a, squares_b = math.fsum((v - mean_a) ** 2 for v in a), math.fsum((v - mean_b) ** 2 for v in b)
-        product = math.fsum((v - mean_a) * (w - mean_b) for v, w in zip(a, b, strict=True))
-        out[i] = product / math.sqrt(squares_a) / math.sqrt(squares_b)
+    if len(x) >= period:
+        a, b = deviations(x), deviations(y)
+        out[period - 1 :] = (a * b).sum(1) / np.sqrt((a * a).sum(1)) / np.sqrt((b * b).sum(1))
     return out
 
 
@@ -359,14 +359,12 @@ def value_area(at: Mapping[int, float]) -> tuple[int, int, int, bool]:
     held, wanted = most, 0.7 * math.fsum(at.values())
     near = abs(held - wanted) <= 1e-9 * wanted
     while held < wanted and (top < highest or bottom > lowest):
-        above = [tick for tick in (top + 1, top + 2) if tick <= highest]
-        below = [tick for tick in (bottom - 1, bottom - 2) if tick >= lowest]
-        volume_above = sum(at.get(tick, 0.0) for tick in above)
-        volume_below = sum(at.get(tick, 0.0) for tick in below)
-        if above and (not below or volume_above >= volume_below):
-            top, held = above[-1], held + volume_above
+        above = at.get(top + 1, 0.0) + at.get(top + 2, 0.0)
+        below = at.get(bottom - 1, 0.0) + at.get(bottom - 2, 0.0)
+        if bottom == lowest or (top < highest and above >= below):
+            top, held = min(top + 2, highest), held + above
         else:
-            bottom, held = below[-1], held + volume_below
+            bottom, held = max(bottom - 2, lowest), held + below
         near = near or abs(held - wanted) <= 1e-9 * wanted
     return poc, top, bottom, near
 
@@ -514,8 +512,8 @@ def _overlap(c: Twin) -> Floats:
 
 
 def _regime(c: Twin) -> Floats:
-    defensive = more(c["realized_vol_60m"] * 589.7, 1.5 * c["vol_historical_1d"])
-    return choose(defensive, np.float64(2.0), choose(more(c["efficiency_ratio_20"], 0.35), 0.0, 1.0))
+    busy, wild = more(c["session_volatility_index"], np.float64(2.0)), more(c["vol_historical_1d"], np.float64(0.4))
+    return choose(np.maximum(busy, wild), np.float64(2.0), choose(more(c["efficiency_ratio_20"], 0.35), 0.0, 1.0))
 
 
 def _efficiency(c: Twin) -> Floats:
@@ -597,13 +595,11 @@ TWINS: dict[str, Callable[[Twin], Floats]] = {
     # profile
     **{name: lambda c, name=name: c.profile(name) for name in PROFILE},
     # scores
-    "breakout_score": lambda c: divide(_outside(c), _outside(c) + c["atr_14"]),
+    "breakout_score": lambda c: divide(_outside(c), _outside(c) + lag(c["atr_14"], 1)),
     "trend_exhaustion_signal": lambda c: np.abs(c["rsi_14"] - 50) / 50 * more(lag(c["adx_14"], 5), c["adx_14"]),
     "market_momentum_score": lambda c: 0.5 + 0.5 * divide(c["momentum_10"], c["atr_14"] + np.abs(c["momentum_10"])),
     "trend_strength_score": lambda c: c["efficiency_ratio_20"],
-    "volatility_score": lambda c: divide(
-        c["volatility_rolling_10"], c["volatility_rolling_10"] + c["volatility_rolling_30"]
-    ),
+    "volatility_score": lambda c: divide(c["atr_7"], c["atr_7"] + c["atr_21"]),
     "market_liquidity_score": lambda c: divide(c["illiquidity_60"], c["illiquidity_60"] + c["illiquidity_10"]),
     "sharpe_ratio_rolling_20": lambda c: divide(c["return_mean_20"], c["volatility_rolling_20"]),
     "price_memory_zone_overlap": _overlap,
@@ -625,7 +621,7 @@ TWINS: dict[str, Callable[[Twin], Floats]] = {
     "vix_rolling_mean": lambda c: c["vix_mean_20"],
     "vix_rolling_std": lambda c: c["vix_deviation_20"],
     # interactions
-    "volume_atr_ratio": lambda c: divide(c["volume"], c["atr_14"]),
+    "volume_atr_ratio": lambda c: divide(c["volume"], np.maximum(c["atr_14"], c["close"] / 10_000)),
 }
 """Every column but the raw inputs, by name."""
 
@@ -644,7 +640,9 @@ UNDECIDED: dict[str, Callable[[Twin], NDArray[np.bool_]]] = {
         for name in ("vah", "val", "volume_at_vah", "volume_at_val", "price_memory_zone_overlap")
     },
     "market_regime": lambda c: (
-        _near(c["realized_vol_60m"] * 589.7, 1.5 * c["vol_historical_1d"]) | _near(c["efficiency_ratio_20"], 0.35)
+        _near(c["session_volatility_index"], 2.0)
+        | _near(c["vol_historical_1d"], 0.4)
+        | _near(c["efficiency_ratio_20"], 0.35)
     ),
 }
 """Rows at which a threshold is met to 9 digits: rounding decides, so either side is right."""

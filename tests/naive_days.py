@@ -145,9 +145,11 @@ def over_minutes(
     """
     out = np.full(len(known_at), NAN)
     fewest = round(minutes / bar_minutes)
-    for i, t in enumerate(known_at.tolist()):
-        first = max(0, i - 130)
-        rows = (first + np.flatnonzero(known_at[first : i + 1] > t - minutes * MINUTE)).tolist()
+    times = known_at.tolist()
+    for i, t in enumerate(times):
+        rows = [i]
+        while rows[0] > 0 and times[rows[0] - 1] > t - minutes * MINUTE and len(rows) < 128:
+            rows.insert(0, rows[0] - 1)
         if i + 1 >= fewest and len(rows) < 128:
             out[i] = function(rows)
     return out

@@ -169,11 +169,6 @@ def acceleration(c: Twin) -> Floats:
     return divide(change, np.abs(change) + c["gex"])
 
 
-def annual(c: Twin) -> Floats:
-    """30-minute volatility per year of 252 sessions of 1,380 minutes, by the catalogue's rounded factor."""
-    return 589.7 * c["realized_vol_30m"]
-
-
 def nearest_event(c: Twin, which: str) -> Floats:
     if which == "high":
         return nearer(c["minutes_to_next_high_event"], c["minutes_since_high_event"])
@@ -206,7 +201,9 @@ AUXILIARY: dict[str, Function] = {
     "trade_frequency_ema_20": lambda c: ema(c["trade_frequency"], 20),
     "volume_mean_20": lambda c: windowed(c["volume"], 20, mean),
     "volume_deviation_20": lambda c: windowed(c["volume"], 20, lambda part: deviation(part, 1)),
-    "volume_excess": lambda c: np.maximum(0.0, divide(c["volume"] - c["volume_mean_20"], c["volume_deviation_20"])),
+    "volume_excess": lambda c: np.maximum(
+        0.0, divide(c["volume"] - lag(c["volume_mean_20"], 1), lag(c["volume_deviation_20"], 1))
+    ),
     "order_imbalance_1": lambda c: lag(c["order_imbalance"], 1),
     **{f"order_imbalance_{n}": lambda c, n=n: ago(c["order_imbalance"], c.known_at, n) for n in (5, 15, 60)},
     "depth_mean_60": lambda c: windowed(c["order_book_depth"], 60, mean),
@@ -232,6 +229,8 @@ AUXILIARY: dict[str, Function] = {
     "spy_flow_20": lambda c: windowed(c["spy_notional"], 20, total),
     "absolute_log_return": lambda c: np.abs(c["log_return"]),
     "absolute_return_mean_30": lambda c: windowed(c["absolute_log_return"], 30, mean),
+    "seasonal_mean_30": lambda c: windowed(c["seasonal_volatility_index"], 30, mean),
+    "expiry_left": lambda c: c["time_to_expiry_at_chain"] + (c["levels_market_time"] - c["time"]) / 86_400,
     "log_vol_15m": lambda c: log(c["realized_vol_15m"]),
     "illiquidity_5m": lambda c: mean_over(c, "illiquidity", 5),
     "absorbed_volume": lambda c: c["absorption_delta"] * c["aggressive_volume"],
@@ -247,12 +246,12 @@ FEATURES: dict[str, Function] = {
         for output in ("poc", "vah", "val", "volume_at_poc", "volume_at_vah", "volume_at_val")
         for name in (f"{output}_5min" if output.startswith("volume") else f"{output}_price_5min",)
     },
-    "breakout_score_1min": lambda c: share(c["outside_1"], c["atr_14"]),
-    "breakout_score_5min": lambda c: share(c["outside_5"], c["atr_14"]),
+    "breakout_score_1min": lambda c: share(c["outside_1"], lag(c["atr_14"], 1)),
+    "breakout_score_5min": lambda c: share(c["outside_5"], lag(c["atr_14"], 1)),
     "trend_exhaustion_signal_1min": lambda c: (
         np.abs(c["rsi_14"] - 50) / 50 * more(ago(c["adx_14"], c.known_at, 1), c["adx_14"])
     ),
-    "intraday_vol_cluster_id": lambda c: sum(more(annual(c), k * c["vol_historical_5d"]) for k in (0.5, 1.0, 2.0)),
+    "intraday_vol_cluster_id": lambda c: sum(more(c["session_volatility_index"], np.float64(k)) for k in (0.5, 1, 2)),
     # order flow
     "ask_volume_total": column("ask_volume"),
     "bid_volume_total": column("bid_volume"),
@@ -260,7 +259,8 @@ FEATURES: dict[str, Function] = {
     "cumulative_delta": lambda c: session_sum(c, c["delta_volume"]),
     "delta_cumulative_5min": lambda c: sum_over(c, "delta_volume", 5),
     "bid_volume_percent": lambda c: 100 * share(c["bid_volume"], c["ask_volume"]),
-    "bid_ask_ratio": lambda c: divide(c["bid_volume"], c["ask_volume"]),
+    "bid_ask_ratio": lambda c: divide(c["bid_trades"], c["ask_trades"]),
+    "aggressive_trade_ratio": lambda c: share(c["aggressive_volume"], c["order_book_depth"]),
     "vds": lambda c: divide(c["delta_ema_20"], c["aggressive_ema_20"]),
     "footprint_delta": footprint,
     "ask_bid_ticks_diff": lambda c: c["ask_trades"] - c["bid_trades"],
@@ -313,6 +313,10 @@ FEATURES: dict[str, Function] = {
     "oi_velocity": lambda c: day_change(c, "open_interest"),
     "oi_buildup_rate": lambda c: divide(day_change(c, "open_interest"), c["open_interest_before"]),
     "oi_change_call_vs_put": calls_against_puts,
+    "time_to_expiry": lambda c: np.maximum(0.0, c["expiry_left"]),
+    "is_expiry_day": lambda c: np.where(
+        np.isnan(c["levels_nearest_expiry"]), NAN, np.where(c["levels_nearest_expiry"] == c["session_date"], 1.0, 0.0)
+    ),
     "time_to_expiry_proximity": lambda c: divide(np.ones(len(c.known_at)), 1 + c["time_to_expiry"]),
     "implied_move_vs_actual_move": lambda c: divide(c["absolute_return_60m"], 0.013135264 * c["iv_atm"]),
     "implied_move_ratio": lambda c: divide(c["iv_atm"], c["vol_historical_1d"]),
@@ -364,7 +368,7 @@ FEATURES: dict[str, Function] = {
     "market_open_volatility": lambda c: clock_deviation(c.known_at, c["log_return"], 570, 600, c.bar_minutes),
     "market_close_volatility": lambda c: clock_deviation(c.known_at, c["log_return"], 930, 960, c.bar_minutes),
     "seasonal_volatility_index": lambda c: seasonal_mean(c.known_at, c["absolute_log_return"], 30, 10),
-    "session_volatility_index": lambda c: divide(c["absolute_return_mean_30"], c["seasonal_volatility_index"]),
+    "session_volatility_index": lambda c: divide(c["absolute_return_mean_30"], c["seasonal_mean_30"]),
     "is_news_event": lambda c: 1 - more(nearest_event(c, "high"), np.float64(15.0)),
     "event_timing_proximity": lambda c: exp(-nearest_event(c, "any") / 30),
     "event_volatility_impact": lambda c: return_since(c["log_vol_15m"], c.known_at, c["last_event_at"]),
@@ -383,7 +387,7 @@ FEATURES: dict[str, Function] = {
     "data_release": column("event_started_in_bar"),
     "market_regime_shift": shifted,
     "liquidity_trend_5m": lambda c: log(divide(ago(c["illiquidity_5m"], c.known_at, 5), c["illiquidity_5m"])),
-    "volatility_context_score": lambda c: share(annual(c), c["vol_historical_5d"]),
+    "volatility_context_score": lambda c: share(c["session_volatility_index"], np.ones(len(c.known_at))),
     # interactions
     "absorption_strength_delta": lambda c: c["absorption_strength"] - lag(c["absorption_strength"], 1),
     "absorption_strength_delta_cumulative": lambda c: session_sum(c, c["absorbed_volume"]),
@@ -391,12 +395,12 @@ FEATURES: dict[str, Function] = {
     "gex_volatility_trend": lambda c: c["gex"] * c["volatility_trend"],
     "gamma_wall_spread": lambda c: c["net_gamma"] * (c["call_wall"] - c["put_wall"]),
     "net_gamma_flow_ratio": lambda c: divide(c["net_gamma"], c["volume_mean_20"]),
-    "theta_vega_ratio": lambda c: divide(c["theta_exposure"], c["vega_exposure"]),
+    "theta_vega_ratio": lambda c: divide(c["theta_exposure"], np.abs(c["theta_exposure"]) + np.abs(c["vega_exposure"])),
     "volume_anomaly_rsi": lambda c: c["volume_anomaly"] * c["rsi_14"],
     "iv_atm_oi_ratio": lambda c: divide(c["iv_atm"], c["call_put_oi_ratio"]),
     "option_skew_volume": lambda c: c["option_skew"] * c["volume"],
     "iv_atm_rsi_14": lambda c: c["iv_atm"] * (c["rsi_14"] / 100),
-    "gex_slope_net_gamma": lambda c: divide(c["gex_slope"], c["net_gamma"]),
+    "gex_slope_net_gamma": lambda c: divide(c["gex_slope"], c["gex"]) * divide(c["net_gamma"], c["gex"]),
     "option_skew_atr_14": lambda c: c["option_skew"] * c["atr_14"],
     "iv_atm_vwap": lambda c: c["iv_atm"] * divide(c["close"] - c["vwap"], c["vwap"]),
     "option_skew_theta_exposure": lambda c: c["option_skew"] * c["theta_exposure"],
@@ -412,6 +416,7 @@ FEATURES: dict[str, Function] = {
     "depth_imbalance_momentum": lambda c: c["depth_imbalance"] - lag(c["depth_imbalance"], 5),
     "iv_atm_spread": lambda c: c["iv_atm"] * c["option_spread_cost"],
     "gex_slope_volume_ratio": lambda c: divide(c["gex_slope"], c["volume_mean_20"]),
+    "confidence_drop_rate": lambda c: -change_over(c, "prediction_confidence", 60),
     "option_skew_vix_correlation": lambda c: c["option_skew"] * c["vix_spx_correlation_20"],
 }
 
@@ -421,7 +426,7 @@ def _near(a: Floats, b: Floats | float) -> NDArray[np.bool_]:
 
 
 UNDECIDED: dict[str, Callable[[Twin], NDArray[np.bool_]]] = {
-    "intraday_vol_cluster_id": lambda c: np.any([_near(annual(c), k * c["vol_historical_5d"]) for k in (0.5, 1, 2)], 0),
+    "intraday_vol_cluster_id": lambda c: np.any([_near(c["session_volatility_index"], k) for k in (0.5, 1, 2)], 0),
     "trend_exhaustion_signal_1min": lambda c: _near(ago(c["adx_14"], c.known_at, 1), c["adx_14"]),
     "liquidity_crunch_flag": lambda c: (
         _near(0.5 * c["depth_mean_60"], c["order_book_depth"]) | _near(c["spread_mean"], 1.5 * c["spread_mean_60"])

@@ -13,7 +13,9 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
+from mia_fast import memory
 from mia_fast.cli.commands import app
+from mia_fast.features.frame import feature_availability
 from mia_fast.workspace import Workspace, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +46,13 @@ def _process(*arguments: str | Path, workspace: Path) -> subprocess.CompletedPro
     )
 
 
+def _available(**tables: Path) -> int:
+    """How many features these tables of the sample give."""
+    return int(
+        feature_availability(SAMPLE / "bars.parquet", **tables, workspace=Workspace(shipped()))["available"].sum()
+    )
+
+
 def test_help_lists_every_command_and_each_teaches() -> None:
     overview = _cli("--help")
     for command in COMMANDS:
@@ -58,11 +67,17 @@ def test_demo_ends_with_the_table_and_the_files(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = done.stdout
     assert "SIMULATED DATA" in text
+    brought = {
+        "cross": SAMPLE / "cross.parquet",
+        "levels": SAMPLE / "chain.parquet",
+        "events": SAMPLE / "events.parquet",
+    }
+    made = ("predicted_vix", *memory.FEATURES)  # by the live engine itself
     for part in (
         "Bars",
         "2,760",
         "Features",
-        "85 of 85 computed",
+        f"{_available(**brought) + len(made)} of 350 computed",
         "Decisions",
         "Blocked, by code",
         "Largest drawdown",
@@ -90,7 +105,7 @@ def test_a_known_error_is_a_panel_with_a_hint_and_status_2(tmp_path: Path) -> No
 
 def test_features_shows_the_plan_before_any_work(tmp_path: Path) -> None:
     text = _cli("features", SAMPLE / "bars.parquet", workspace=tmp_path)
-    assert "82 of 85 features can be computed" in text
+    assert f"{_available()} of 350 features can be computed" in text
     assert "null for want of vix (daily: VIX): vix_term_1m" in text
     assert not (tmp_path / "data").exists()
 
@@ -98,10 +113,10 @@ def test_features_shows_the_plan_before_any_work(tmp_path: Path) -> None:
 def test_features_writes_parquet(tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     text = _cli("features", SAMPLE / "bars.parquet", out, "--cross", SAMPLE / "cross.parquet", workspace=tmp_path)
-    assert "85 of 85" in text
+    assert f"{_available(cross=SAMPLE / 'cross.parquet')} of 350" in text
     assert "rows/s" in text
     frame = pl.read_parquet(out)
-    assert frame.shape == (11_040, 86)
+    assert frame.shape == (11_040, 351)
     assert frame["vix_term_1m"].null_count() == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import itertools
 import math
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import bars
 import naive
+import naive_families
 import numpy as np
 import polars as pl
 import pytest
@@ -21,15 +23,18 @@ from hypothesis import strategies as st
 
 from mia_fast.errors import ConfigError, DataError, StateError
 from mia_fast.features import catalogue as catalogues
+from mia_fast.features import expression
 from mia_fast.features.builder import CALENDAR
-from mia_fast.features.catalogue import Catalogue, Warmup
+from mia_fast.features.catalogue import Catalogue
 from mia_fast.features.cross import DailyHistory
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.frame import feature_frame, generate_features
 from mia_fast.features.plan import Plan, make_plan, new_york
+from mia_fast.features.rows import Column, Warmup
 from mia_fast.tables import mapping
 from mia_fast.workspace import Workspace, shipped
 
+assert naive_families.FEATURES.keys() <= naive.TWINS.keys()
 SESSION = bars.SESSION_MINUTES
 SIZES = (1, 2, 3, 7, 64, 255, 256, 257)
 
@@ -169,7 +174,8 @@ def test_bars_of_five_minutes_agree_with_the_twins() -> None:
     plan = make_plan(catalogue(), tuple(data.columns), bar_minutes=5, tick_size=0.25)
     assert plan.warmups["vol_trend_1h"] == Warmup(rows=24)
     assert plan.warmups["realized_vol_30m"] == Warmup(rows=6)
-    assert set(plan.missing) == {"realized_vol_5m", "volatility_spike_indicator"}
+    assert {"realized_vol_5m", "volatility_spike_indicator"} <= set(plan.missing)
+    assert all(lack.startswith("bars that fit") for lacks in plan.missing.values() for lack in lacks)
     assert plan.missing["realized_vol_5m"] == ("bars that fit 5 minutes 2 to 127 times",)
     got = dict(zip(plan.outputs, feed(FeatureEngine(plan), data), strict=True))
     twin = naive.Twin(data.known_at, data.columns, bar_minutes=5)
@@ -198,7 +204,11 @@ def test_bars_that_do_not_fit_a_window_leave_it_null_and_say_so(length: float, u
     missing = {name for name, lacks in plan.missing.items() if lacks[0].startswith("bars that fit")}
     reading = {"realized_vol_5m": {"volatility_spike_indicator"}, "realized_vol_60m": {"vol_trend_1h", "market_regime"}}
     wanted = unfit.union(*(reading.get(name, set()) for name in unfit))
-    assert missing & set(plan.features) == wanted & set(plan.features)
+    assert missing >= wanted
+    for name in missing:  # each of them says whose window does not fit
+        for lack in plan.missing[name]:
+            span = int(re.findall(r"\d+(?= minutes)", lack)[0])
+            assert _looks_back(name, span), name
     known_at = data.known_at[0] + (np.arange(len(data)) * length * 60e9).astype(np.int64)
     got = FeatureEngine(plan).batch(known_at, data.columns)
     for name in wanted:
@@ -542,7 +552,7 @@ def test_the_return_since_a_late_vix_close_starts_at_the_close_itself() -> None:
 
 def frame_of(data: Bars) -> pl.DataFrame:
     start = pl.Series("timestamp", data.known_at - bars.MINUTE).cast(pl.Datetime("ns", "UTC"))
-    return pl.DataFrame({"timestamp": start, **{k: v for k, v in data.columns.items() if not k.startswith("vix")}})
+    return pl.DataFrame({"timestamp": start, **{k: v for k, v in data.columns.items() if k not in VIX_COLUMNS}})
 
 
 def test_a_frame_gives_the_engine_s_bits(workspace: Workspace, vix_closes: dict[dt.date, float]) -> None:
@@ -594,15 +604,18 @@ def test_nan_becomes_null_and_nothing_else_does() -> None:
 
 def test_the_plan_names_what_is_missing(gappy: Bars) -> None:
     no_vix = gappy.without("vix", "vix_known_at", "vix_mean_5", "vix_mean_20", "vix_deviation_20")
+    lost = {name for name in catalogue().names if _market_inputs(name) & set(VIX_COLUMNS)}
+    assert {"vix_term_1m", "vix_rolling_mean", "vix_rolling_std", "vol_term_slope"} <= lost
     plan = make_plan(
         catalogue(), tuple(no_vix.columns), bar_minutes=1, tick_size=0.25, auxiliary=["es_return_since_vix_close"]
     )
     assert plan.missing["vix_term_1m"] == ("vix",)
     assert plan.missing["vix_rolling_mean"] == ("vix_mean_20",)
     assert plan.missing["vix_rolling_std"] == ("vix_deviation_20",)
-    assert set(plan.null_features) == {"vix_term_1m", "vix_rolling_mean", "vix_rolling_std"}
+    assert set(plan.null_features) == lost
     assert set(plan.missing) - set(plan.null_features) == {"es_return_since_vix_close"}
-    assert plan.inputs == ("open", "high", "low", "close", "volume")
+    assert not set(plan.inputs) & set(VIX_COLUMNS)
+    assert plan.inputs[:5] == ("open", "high", "low", "close", "volume")
     assert plan.outputs == (*catalogue().names, "es_return_since_vix_close")
     out = np.full((len(plan.outputs), len(gappy)), 5.0)
     FeatureEngine(plan).batch(no_vix.known_at, no_vix.columns, out=out)
@@ -628,8 +641,38 @@ def test_without_any_column_only_the_calendar_is_left(gappy: Bars) -> None:
     plan = make_plan(catalogue(), (), bar_minutes=1, tick_size=0.25)
     got = FeatureEngine(plan).batch(gappy.known_at, {})
     given_values = {name for name, row in zip(plan.outputs, got, strict=True) if not np.isnan(row).any()}
-    assert given_values == {f.name for f in catalogue().features if f.family == "context"}
+    inputs = {column.name for column in catalogue().inputs}
+    assert given_values == {name for name in plan.features if not _market_inputs(name) & inputs}
+    assert {"time_of_day_sin", "day_of_week"} <= given_values
     assert set(plan.missing) == set(plan.features) - given_values
+
+
+@functools.cache
+def _rows() -> dict[str, Column]:
+    return {column.name: column for column in (*catalogue().auxiliary, *catalogue().features)}
+
+
+def _reads(name: str) -> tuple[str, ...]:
+    """The columns that a row of the catalogue reads; none of an input, nor of its copy under the same name."""
+    row = _rows().get(name)
+    if row is None or row.inputs == (name,):
+        return ()
+    return row.inputs if row.expression is None else expression.parse(row.expression, name).columns
+
+
+def _market_inputs(name: str) -> set[str]:
+    """Every name that a column of the catalogue rests on and that no row computes."""
+    return {found for source in _reads(name) for found in _market_inputs(source)} if _reads(name) else {name}
+
+
+def _looks_back(name: str, minutes: int) -> bool:
+    """A row, or one that it rests on, has a window of so many minutes or a value of so long ago."""
+    row = _rows().get(name)
+    if row is None:
+        return False
+    tokens = () if row.expression is None else expression.parse(row.expression, name).tokens
+    own = row.params.get("minutes") == minutes or any(token.minutes == minutes for token in tokens)
+    return own or any(_looks_back(source, minutes) for source in _reads(name))
 
 
 def test_calendar_names_are_what_the_page_says() -> None:
@@ -760,6 +803,12 @@ def test_a_formula_may_be_twelve_deep_and_no_deeper() -> None:
     assert "nests 13 values deep; at most 12" in error.what
     assert error.hint is not None
     assert "auxiliary" in error.hint
+
+
+def test_a_column_is_put_out_once() -> None:
+    for auxiliary in (["close"], ["sma_20", "sma_20"]):
+        with pytest.raises(ConfigError, match="put out twice"):
+            make_plan(catalogue(), ("close",), bar_minutes=1, tick_size=0.25, auxiliary=auxiliary)
 
 
 def test_an_auxiliary_column_must_exist() -> None:

@@ -46,7 +46,27 @@ from mia_fast.workspace import Workspace, shipped
 
 SHIPPED = Workspace(shipped())
 SAMPLE = shipped() / "data" / "sample"
-DECLARED = catalogues.read(SHIPPED).inputs
+NUMERIC = {f.name for f in dataclasses.fields(Levels) if "float" in str(f.type) and "tuple" not in str(f.type)}
+"""Every figure of a chain can be a feature."""
+
+
+def own_inputs() -> list[dict[str, Any]]:
+    """Inputs that no shipped feature reads: with them, every statistic and every field of the levels is declared."""
+    rows: list[dict[str, Any]] = [
+        {"name": "ofi", "table": "bars"},
+        {"name": "spx_return_1", "table": "daily", "series": "SPX", "statistic": "log_return", "period": 1},
+        {"name": "ndx", "table": "daily", "series": "NDX", "statistic": "last"},
+        {"name": "vix_minute", "table": "minute", "series": "VIX", "statistic": "close"},
+        {"name": "gld", "table": "minute", "series": "GLD", "statistic": "close"},
+        {"name": "events_next_24h", "table": "events", "statistic": "count_next", "minutes": 1440},
+        {"name": "impact_next_1h", "table": "events", "statistic": "impact_next", "minutes": 60},
+    ]
+    have = {c.field or c.name for c in catalogues.read(SHIPPED).inputs if c.table == "levels"}
+    rows += [{"name": f"own_{name}", "table": "levels", "field": name} for name in sorted(NUMERIC - have)]
+    return [{**row, "unit": "-", "meaning": "of this test"} for row in rows]
+
+
+DECLARED = (*catalogues.read(SHIPPED).inputs, *map(InputColumn.model_validate, own_inputs()))
 OF = {column.name: column for column in DECLARED}
 MINUTE, DAY = naive_inputs.MINUTE, naive_inputs.DAY
 SERIES = ("VIX", "VIX9D", "VIX3M", "VIX6M", "VIX1Y", "VVIX", "SKEW", "DGS10", "DGS2", "DXY", "SPX", "NDX", "RUT")
@@ -135,9 +155,7 @@ def test_levels_know_their_fields() -> None:
     row = {"name": "mine", "table": "levels", "field": "gamma_wal", "unit": "-", "meaning": "mine"}
     with pytest.raises(ConfigError, match="'gamma_wal'"):
         level_inputs([InputColumn.model_validate(row)])
-    fields = {column.field or column.name for column in level_inputs(DECLARED)}
-    numeric = {f.name for f in dataclasses.fields(Levels) if "float" in str(f.type) and "tuple" not in str(f.type)}
-    assert fields >= numeric  # every figure of a chain can be a feature
+    assert {column.field or column.name for column in level_inputs(DECLARED)} >= NUMERIC
 
 
 def test_every_statistic_and_table_is_declared_somewhere() -> None:
@@ -296,13 +314,14 @@ def test_minute_values_count_for_five_minutes_and_a_day_s_close_is_none() -> Non
             same_bits(part.columns(now)[name], history.columns(now)[name])
 
 
-def test_real_minutes_of_other_markets(real_data: Path) -> None:
+def test_real_minutes_of_other_markets(real_data: Path, workspace: Workspace) -> None:
     """Five days of 2019: SPY, QQQ, GLD and VIX by the minute beside ES; a bar sees the minute that ended with it."""
     source = pl.read_parquet(real_data / "bars" / "xasset_1m_20190211_15.parquet")
     cross = source.with_columns(timestamp=pl.col("ts").dt.offset_by("1m")).select(
         "timestamp", "symbol", "close", "volume"
     )
-    steps = {s.table: s for s in market_sources(read_cross(cross.sort("timestamp"), SHIPPED).frame, SHIPPED)}
+    wide(workspace)
+    steps = {s.table: s for s in market_sources(read_cross(cross.sort("timestamp"), workspace).frame, workspace)}
     minute = steps["minute"]
     assert set(minute.names) == {"spy", "qqq", "vix_minute", "gld", "spy_volume"}
     es = pl.read_parquet(real_data / "bars" / "es_1m_2019.parquet").filter(
@@ -446,7 +465,7 @@ def test_levels_count_once_known_and_lapse() -> None:
     assert moved.gamma_wall == price + 5.0
     for name, want in {
         "gamma_wall": moved.gamma_wall,
-        "ref_px": price - 30.0,
+        "own_underlying_price": price - 30.0,
         "iv_atm": 0.2,
         "is_expiry_day": 1.0,
         "levels_known_at": at / 1e9,
@@ -534,8 +553,9 @@ def level_names() -> list[str]:
 
 
 def wide(workspace: Workspace) -> Catalogue:
-    """The shipped catalogue with every input among the features, in the workspace's configuration."""
+    """The shipped catalogue with the inputs of this test, and every input among the features, in the workspace."""
     content = yaml.safe_load((shipped() / "config" / "feature_sets.yaml").read_text(encoding="utf-8"))
+    content["inputs"] += own_inputs()
     named = {row["name"] for row in content["features"]}
     common = {
         "kernel": "column",
@@ -605,8 +625,8 @@ def everything(
 def test_all_inputs_reach_the_features(everything: tuple[Any, ...]) -> None:
     place, _, got, _ = everything
     assert got.width == 1 + len(catalogues.read(place).features)
-    empty = [name for name in got.columns if got[name].null_count() == got.height]
-    assert set(empty) <= {"put_call_parity_deviation", "zero_gamma", "vol_trigger", "vol_historical_5d"}, empty
+    empty = [name for name in OF if got[name].null_count() == got.height]
+    assert set(empty) <= {"put_call_parity_deviation", "zero_gamma", "vol_trigger"}, empty
 
 
 def test_live_holds_the_same_bits_as_batch(everything: tuple[Any, ...]) -> None:
@@ -805,7 +825,7 @@ def test_a_spot_move_updates_the_levels_live(workspace: Workspace) -> None:
     want = generate_features(frame, levels=levels, workspace=workspace)
     live = np.array(got).T[: len(plan.features)].copy()
     same_bits(live, want.select(plan.features).fill_null(np.nan).to_numpy().T.copy(), plan.features)
-    underlying = want["ref_px"].drop_nulls()
+    underlying = want["own_underlying_price"].drop_nulls()
     assert underlying.unique().len() == 2
     assert want["levels_known_at"].drop_nulls().unique().sort().to_list() == [at / 1e9, later / 1e9]
 
@@ -815,17 +835,16 @@ def test_a_spot_move_updates_the_levels_live(workspace: Workspace) -> None:
 
 @pytest.fixture(scope="module")
 def wide_plan() -> Plan:
-    content = catalogues.read(SHIPPED)
-    names = [c.name for c in content.inputs]
-    held = [c.name for c in content.inputs if c.table in ("models", "account")]
-    return make_plan(content, names, bar_minutes=1, tick_size=0.25, auxiliary=held)
+    """The shipped features over all declared inputs, those of this test included, which they do not read."""
+    content = catalogues.read(SHIPPED).model_copy(update={"inputs": DECLARED})
+    return make_plan(content, [c.name for c in content.inputs], bar_minutes=1, tick_size=0.25)
 
 
 def test_a_plan_reads_bars_first_then_the_tables(wide_plan: Plan) -> None:
     assert wide_plan.inputs == (*wide_plan.bar_inputs, *(name for names in wide_plan.held.values() for name in names))
     assert list(wide_plan.held) == [table for table in catalogues.TABLES if table in wide_plan.held]
     assert {OF[name].table for name in wide_plan.bar_inputs} == {"bars"}
-    assert "bid_volume" not in wide_plan.inputs  # no feature of this plan reads it: a live bar need not pay for it
+    assert "ofi" not in wide_plan.inputs  # no feature of this plan reads it: a live bar need not pay for it
 
 
 def test_held_values_stand_until_they_are_set_again(wide_plan: Plan) -> None:

@@ -20,9 +20,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mia_fast.errors import ConfigError
-from mia_fast.features.catalogue import Catalogue, Warmup
+from mia_fast.features.catalogue import Catalogue
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.plan import Plan, make_plan
+from mia_fast.features.rows import Warmup
 
 MINUTE = bars.MINUTE
 PROFILE = naive.PROFILE
@@ -568,7 +569,7 @@ def test_slope_loses_no_digits_to_the_price_level() -> None:
         (row("x", "session_rank", ["close"], sessions=61), "from 2 to 60"),
         (row("x", "time_window", ["close"], "median", minutes=5), "has no output 'median'"),
         (row("x", "profile_window", HLV, "poc", minutes=61), "from 1 to 60"),
-        (row("x", "slope", ["close"], period=2), "from 3 to 128"),
+        (row("x", "slope", ["close"], period=1), "from 2 to 128"),
         (row("x", "time_slope", ["close"], minutes=128), "from 2 to 127"),
         (row("x", "before_change", ["close"]), "takes 2 inputs, got 1"),
     ],

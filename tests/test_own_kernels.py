@@ -27,7 +27,7 @@ from mia_fast.features.checks import check_features
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.kernels import Parameter
 from mia_fast.features.plan import Plan, make_plan
-from mia_fast.predict import definitions
+from mia_fast.loading import definitions
 from mia_fast.workspace import Workspace
 from mia_kernels import external
 from mia_kernels import opcodes as op
@@ -97,7 +97,7 @@ def own_yaml(workspace: Workspace, *lines: str, top: str = "") -> Path:
     text = Workspace(workspace.root / "nowhere").config("feature_sets.yaml").read_text(encoding="utf-8")
     path = workspace.root / "config" / "feature_sets.yaml"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(top + text.rstrip() + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text(top + bars.with_rows(text, *lines), encoding="utf-8")
     return path
 
 

@@ -103,5 +103,5 @@ def test_wheel_works_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
     )
     rows, width = _python(code, empty, str(site)).split()
     assert int(rows) == 11_040
-    assert int(width) == 86
+    assert int(width) == 351
     assert (empty / "data" / "features" / "features_latest.csv").exists()

@@ -17,7 +17,8 @@ import pytest
 import mia_models
 from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
-from mia_fast.predict import NeuralPipeline, definitions
+from mia_fast.loading import definitions
+from mia_fast.predict import NeuralPipeline
 from mia_fast.workspace import Workspace, shipped
 from mia_models.errors import ModelError
 

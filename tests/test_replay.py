@@ -21,6 +21,7 @@ import mia_fast
 from mia_fast import journal as journals
 from mia_fast import memory
 from mia_fast.errors import ConfigError, DataError, StateError
+from mia_fast.features import catalogue as catalogues
 from mia_fast.live.engine import Bar, Engine
 from mia_fast.live.replay import Inputs, Summary, read_inputs, replay
 from mia_fast.sessions import session_open
@@ -139,14 +140,28 @@ def test_without_matplotlib_the_run_is_refused_before_it_starts(
 
 
 def test_live_features_equal_batch_bit_for_bit(whole: tuple[Workspace, Summary]) -> None:
+    """All but what the live engine makes itself, which a batch has only from its caller."""
     place, done = whole
     live = _features(place, done.run_id)
+    pipeline = mia_fast.NeuralPipeline(place)
     batch = mia_fast.generate_features(
-        SAMPLE / "bars.parquet", cross=SAMPLE / "cross.parquet", workspace=Workspace(place.root / "batch")
+        SAMPLE / "bars.parquet",
+        cross=SAMPLE / "cross.parquet",
+        levels=SAMPLE / "chain.parquet",
+        events=SAMPLE / "events.parquet",
+        auxiliary=pipeline.auxiliary,
+        workspace=Workspace(place.root / "batch"),
     )[WARMUP:]
-    assert live.columns == batch.columns
+    assert [*live.columns, *pipeline.auxiliary] == batch.columns
     assert live["timestamp"].equals(batch["timestamp"])
-    for name in live.columns[1:]:
+    assert done.features == sum(1 for name in live.columns[1:] if name not in done.null_features)
+    made = ("predicted_vix", *memory.FEATURES)
+    for name in made:
+        assert batch[name].null_count() == BARS, name
+    forecast = pipeline.generate_predictions(batch)["predicted_vix"]
+    assert live["predicted_vix"].null_count() == forecast.null_count() == 0
+    np.testing.assert_allclose(live["predicted_vix"], forecast, rtol=1e-6)
+    for name in (name for name in live.columns[1:] if name not in made):
         assert live[name].is_null().equals(batch[name].is_null()), name
         a, b = (np.asarray(frame[name].fill_null(0.0)).view(np.int64) for frame in (live, batch))
         assert np.array_equal(a, b), name
@@ -238,11 +253,31 @@ def test_every_closed_trade_is_in_the_memory_with_the_state_of_its_entry(whole: 
     names = memory.memory_features(place).names
     known = features["timestamp"].dt.epoch("ns") + 60_000_000_000
     for row in held:
-        (stamp,) = re.findall(r"\d{8}T\d{6}", row.trade_id or "")
-        at = int(dt.datetime.strptime(f"{stamp}Z", "%Y%m%dT%H%M%S%z").timestamp()) * 1_000_000_000
+        at = _entered_ns(row)
         (expected,) = features.filter(known == at).select(names).fill_null(float("nan")).rows()
         np.testing.assert_array_equal(np.frombuffer(row.state), expected)
         assert (row.recalled is not None) == (sum(other.known_ns <= at for other in held) >= 20)
+
+
+def test_a_bar_knows_what_the_memory_says_of_the_bar_before(whole: tuple[Workspace, Summary]) -> None:
+    place, done = whole
+    features = _features(place, done.run_id)
+    held = _memory(place)
+    known = (features["timestamp"].dt.epoch("ns") + 60_000_000_000).to_list()
+    score, distance = features["pattern_replay_score"], features["cluster_score_distance"]
+    assert score[0] is None
+    for row, before in enumerate(known[:-1], start=1):
+        enough = sum(trade.known_ns <= before for trade in held) >= 20
+        assert (score[row] is not None) == (distance[row] is not None) == enough, row
+    recalled = [row for row in held if row.recalled is not None]
+    assert len(recalled) > 3
+    for trade in recalled:  # what was recalled for an entry is what the next bar knows
+        assert score[known.index(_entered_ns(trade)) + 1] == trade.recalled
+
+
+def _entered_ns(row: memory.Row) -> int:
+    (stamp,) = re.findall(r"\d{8}T\d{6}", row.trade_id or "")
+    return int(dt.datetime.strptime(f"{stamp}Z", "%Y%m%dT%H%M%S%z").timestamp()) * 1_000_000_000
 
 
 def test_the_limit_is_tightened_by_what_is_known_from_the_twentieth_trade_on(whole: tuple[Workspace, Summary]) -> None:
@@ -355,12 +390,16 @@ def test_without_a_calendar_no_entry_passes(tmp_path: Path) -> None:
     assert set(done.tally.blocks) == {"CALENDAR_MISSING"}
 
 
-def test_without_vix_there_is_no_forecast_and_no_entry(tmp_path: Path) -> None:
+def test_without_vix_there_is_no_forecast_and_no_entry(whole: tuple[Workspace, Summary], tmp_path: Path) -> None:
     place = Workspace(tmp_path)
     done = _run(place, _inputs(place, cross=None), checkpoint_bars=3000)
     assert done.trades == 0
     assert done.tally.actions["hold"] == BARS
-    assert set(done.null_features) == {"vix_term_1m", "vix_rolling_mean", "vix_rolling_std"}
+    lost = {name: lacks for name, lacks in done.null_features.items() if name not in whole[1].null_features}
+    assert {"vix_term_1m", "vix_rolling_mean", "vix_rolling_std"} < set(lost)
+    tables = {column.name: column.table for column in catalogues.read(place).inputs}
+    assert all({tables[name] for name in lacks} & {"daily", "minute"} for lacks in lost.values())
+    assert _features(place, done.run_id)["predicted_vix"].null_count() == BARS
 
 
 def test_a_breach_latches_the_run_but_not_the_desk(tmp_path: Path) -> None:
@@ -409,6 +448,11 @@ def test_the_bars_before_the_start_warm_the_features(whole: tuple[Workspace, Sum
     assert done.bars == 120
     part = _features(whole[0], whole[1].run_id)[1380:1500]
     assert _features(place, done.run_id).equals(part)
+    # Three chains are older than the run: the last one is in force when it begins.
+    assert len(list((place.data / "options_snapshots").glob("levels_*.json"))) == 1
+    with journals.Journal.open(place) as journal:
+        assert journal.query("SELECT count(*) FROM levels").item() == 1
+        assert journal.query("SELECT count(*) FROM alerts WHERE priority >= 3").item() == 0
 
 
 def test_a_stale_vix_is_missing_and_blocks(tmp_path: Path) -> None:

@@ -240,16 +240,15 @@ def slope_table(source: int, moments: int, first: int, levels: int, base: int, n
 
 @kernel
 def window_slope(source: int, moments: int, first: int, window: int, base: int, n: int, work: int, out_at: int) -> None:
-    """Least-squares slope of the last ``window`` >= 2 rows against time, per bar; ``work``: three scratch rows."""
+    """Least-squares slope of the last ``window`` >= 2 rows against time, per bar; ``work``: three scratch rows.
+
+    Sums are compared, not means, so that prices on a tick grid lose no digit to their level: on it all but the last
+    product is exact. Missing where the sums leave the range of numbers.
+    """
     level, width = _cover(window)
-    product = floats_at(out_at, n)
+    slope = floats_at(out_at, n)
     s, c = rows(base, moments + 2 * (level - 1), 0, n), rows(base, first + level - 1, 0, n)
     have, rest = width, window - width
-    finish = 12.0 / (window * (window * window - 1.0))
-    if rest == 0:
-        for i in range(n):
-            product[i] = c[i] * finish
-        return
     to_main = _begins_in_main(window)
     while rest > 0:
         while width > rest:
@@ -257,24 +256,25 @@ def window_slope(source: int, moments: int, first: int, window: int, base: int, 
             level -= 1
         total = floats_at(work if to_main else work + 8 * n, n)
         product = floats_at(out_at if to_main else work + 16 * n, n)
-        grow, part, scale = 1.0 / have, 1.0 / width, 0.5 * have * width
-        last = finish if rest == width else 1.0
+        mine, others = 0.5 * width, 0.5 * have
         if level == 0:
             a = rows(base, source, have, n)
             for i in range(n):
-                d = s[i] * grow - a[i]
                 total[i] = s[i] + a[i]
-                product[i] = (c[i] + d * scale) * last
+                product[i] = c[i] + (s[i] * mine - a[i] * others)
         else:
             a, b = rows(base, moments + 2 * (level - 1), have, n), rows(base, first + level - 1, have, n)
             for i in range(n):
-                d = s[i] * grow - a[i] * part
                 total[i] = s[i] + a[i]
-                product[i] = (c[i] + (b[i] + d * scale)) * last
+                product[i] = c[i] + (b[i] + (s[i] * mine - a[i] * others))
         s, c = total, product
         to_main = not to_main
         have += width
         rest -= width
+    finish = 12.0 / (window * (window * window - 1.0))
+    for i in range(n):
+        x = c[i] * finish
+        slope[i] = x if x - x == 0.0 else math.nan
 
 
 @kernel

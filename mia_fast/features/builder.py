@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from mia_fast.features import expression as expressions
 from mia_fast.features.arithmetic import Arithmetic, Places
-from mia_fast.features.catalogue import Column
+from mia_fast.features.rows import Column
 from mia_kernels import opcodes as op
 
 CALENDAR = {

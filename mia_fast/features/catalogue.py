@@ -3,47 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from mia_fast.config import Model, load
+from mia_fast.features.kernels import Kernel, find
+from mia_fast.features.rows import Column, Name, WarmupField
 from mia_fast.workspace import Workspace
-
-if TYPE_CHECKING:
-    from mia_fast.features.kernels import Kernel
-
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-
-
-class Warmup(Model):
-    """How many rows, and how many whole sessions, pass before the first value."""
-
-    rows: int = Field(default=0, ge=0)
-    sessions: int = Field(default=0, ge=0)
-
-    def __str__(self) -> str:
-        parts = [f"{self.sessions} session{'s' * (self.sessions > 1)}"] if self.sessions else []
-        parts += [f"{self.rows} row{'s' * (self.rows != 1)}"] if self.rows or not parts else []
-        return ", ".join(parts)
-
-
-def _parse_warmup(value: Any) -> Warmup:
-    if isinstance(value, Warmup):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return Warmup(rows=value)
-    match = re.fullmatch(r"(\d+) sessions?(?:, (\d+) rows?)?", str(value))
-    if match is None:
-        raise ValueError("write a number of rows, or '1 session', or '1 session, 20 rows'")
-    return Warmup(sessions=int(match[1]), rows=int(match[2] or 0))
-
-
-WarmupField = Annotated[Warmup, PlainValidator(_parse_warmup), PlainSerializer(str)]
-
 
 TABLES: Final = ("bars", "daily", "minute", "levels", "events", "models", "account", "memory")
 """Where an input may come from, in the order of a plan's inputs: a bar brings its own, the others are held."""
@@ -141,25 +110,6 @@ class InputColumn(Model):
         return f"{self.table}: {', '.join(series)}" if series else self.table
 
 
-class Column(Model):
-    """A computed column: a kernel over other columns."""
-
-    name: Name
-    kernel: str
-    inputs: tuple[Name, ...] = ()
-    params: dict[str, float] = Field(default_factory=dict)
-    output: str | None = Field(default=None, description="which output of a kernel that has several")
-    expression: str | None = Field(default=None, description="for the kernel 'formula'")
-
-    @model_validator(mode="after")
-    def _formula_has_expression(self) -> Column:
-        if (self.kernel == "formula") != (self.expression is not None):
-            raise ValueError("the kernel 'formula' takes an 'expression', and only it does")
-        if self.kernel == "formula" and (self.inputs or self.params):
-            raise ValueError("a formula names its inputs and numbers in its expression")
-        return self
-
-
 class Feature(Column):
     """One of the features: a computed column with its contract."""
 
@@ -245,8 +195,6 @@ class Catalogue(Model):
     @property
     def digest(self) -> str:
         """A short hash of everything that decides a value."""
-        from mia_fast.features.kernels import find
-
         own = [(name, find(name, self._own)) for name in self._kernels]
         registered = [f"{name} {kernel.digest}" for name, kernel in own if kernel is not None and kernel.digest]
         if not registered:

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from mia_fast.errors import ConfigError, StateError
 from mia_fast.features import kernels
 from mia_fast.features.builder import CALENDAR
-from mia_fast.features.catalogue import Catalogue, Column, Feature
+from mia_fast.features.catalogue import Catalogue, Feature
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.expression import Expression, parse
 from mia_fast.features.kernels import FORGETS, HOLDS, KEEPS, POINTWISE, SKIPS
 from mia_fast.features.plan import Plan, make_plan
+from mia_fast.features.rows import Column
 from mia_fast.features.sample import SESSION_ROWS, Sample, is_foreign, simulate
 from mia_kernels import opcodes as op
 
@@ -263,10 +264,6 @@ class Bench:
         longest = max((max(p.get("span", 0.0), p.get("sessions", 0.0)) for p in spans), default=0.0)
         return self.plan.warmups[name].sessions + int(longest)
 
-    def counts_minutes(self, name: str) -> bool:
-        """True when a time window is among what a column rests on."""
-        return any(self._own_minutes(part) for part in self.ancestors(name) if part in self.columns)
-
     def looks_ago(self, name: str) -> bool:
         """True when a column rests on a formula with ago()."""
         return any(
@@ -409,8 +406,12 @@ def blocks(bench: Bench, data: Sample | None = None) -> Iterator[Finding]:
     rows = min(len(data), 1000)
     engine.reset()
     live = np.empty((len(plan.outputs), rows))
-    bars = np.column_stack([data.columns[name][:rows] for name in plan.inputs] or [np.empty((rows, 0))]).tolist()
+    bars = _listed(data, plan.bar_inputs, rows)
+    slow = {table: _listed(data, names, rows) for table, names in plan.held.items()}
     for k, (instant, bar) in enumerate(zip(data.known_at[:rows].tolist(), bars, strict=True)):
+        for table, values in slow.items():
+            if k == 0 or values[k] != values[k - 1]:  # what a slow table brings stands until it is set anew
+                engine.hold(table, values[k])
         live[:, k] = engine.update(instant, bar)
     yield from _each_difference(
         bench, "blocks", live, whole[:, :rows], f"{data.what}, live", "bar by bar it is another", repair
@@ -423,6 +424,14 @@ def blocks(bench: Bench, data: Sample | None = None) -> Iterator[Finding]:
         )
 
 
+def _listed(data: Sample, names: Sequence[str], rows: int) -> list[list[float]]:
+    """The first rows of some columns, each as a list."""
+    listed: list[list[float]] = np.column_stack(
+        [data.columns[name][:rows] for name in names] or [np.empty((rows, 0))]
+    ).tolist()
+    return listed
+
+
 def warmup(bench: Bench) -> Iterator[Finding]:
     """Null for exactly as long as declared, on bars without a gap from a session's open on."""
     for name, values in zip(bench.names, bench.values, strict=True):
@@ -432,8 +441,8 @@ def warmup(bench: Bench) -> Iterator[Finding]:
         low = high = max(declared.rows, declared.sessions * SESSION_ROWS)
         if declared.sessions and any(bench.inputs[raw].unit == "s UTC" for raw in bench.raw(name)):
             low, high = 1, declared.sessions * SESSION_ROWS  # the next daily value arrives inside the session
-        elif declared.sessions and bench.counts_minutes(name):
-            high = declared.sessions * SESSION_ROWS + declared.rows  # its window fills after the session's break
+        elif declared.sessions:  # a window over what takes sessions fills in the session that follows
+            low, high = declared.sessions * SESSION_ROWS, declared.sessions * SESSION_ROWS + declared.rows
         if not low <= first <= high:
             saw = f"its first value is at row {first:,}" if present.any() else "it never has a value"
             yield Finding(
@@ -631,6 +640,7 @@ _BASES: Final[dict[str, tuple[int, int]]] = {
             "volatility points", "vol point", "vol points", "z", "standard deviations", "sd", "correlation", "bits",
             "nats", "rank", "probability", "turns", "ticks", "1 % move", "1 % of rate", "volatility point", "zones",
             "annualised variance", "log return", "log ratio", "releases", "impact", "days since 1970", "ounce",
+            "percentage points",
             "barrel", "expiries",
         ),
         (0, 0),

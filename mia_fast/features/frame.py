@@ -27,7 +27,7 @@ from mia_fast.files import replacing
 from mia_fast.options.config import options_config
 from mia_fast.options.levels import Levels
 from mia_fast.tables import Table, read_table
-from mia_fast.tables.mapping import day_closes
+from mia_fast.tables.mapping import day_closes, unscheduled_events
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 from mia_kernels.validity import validity_bitmap
@@ -125,8 +125,9 @@ def event_source(events: Any, workspace: Workspace, interval_ns: int) -> tuple[S
         A row cannot be read: an event that is left out would turn up as a calm hour.
     """
     declared = catalogues.read(workspace).inputs
+    surprises = unscheduled_events(workspace)
     if hasattr(events, "blocked"):
-        steps = EventSchedule.from_calendar(events, declared, interval_ns)
+        steps = EventSchedule.from_calendar(events, declared, interval_ns, surprises)
         return () if steps is None else (steps,)
     table = events if isinstance(events, Table) else read_table("events", events, workspace=workspace)
     if table.quarantine.height:
@@ -137,7 +138,7 @@ def event_source(events: Any, workspace: Workspace, interval_ns: int) -> tuple[S
             hint=row["hint"] or "correct the row",
             then="nothing was computed; an event that is left out would turn up as a calm hour",
         )
-    steps = EventSchedule.from_frame(table.frame, declared, interval_ns)
+    steps = EventSchedule.from_frame(table.frame, declared, interval_ns, surprises)
     return () if steps is None else (steps,)
 
 
@@ -181,12 +182,15 @@ def _engine(
 
 
 def input_arrays(plan: Plan, bars: Table, sources: Sequence[Steps] = ()) -> tuple[NDArray[np.int64], dict[str, Floats]]:
-    """The closes (ns UTC) and the plan's inputs as arrays; the bars' float64 columns are not copied."""
+    """The closes (ns UTC) and the plan's inputs as arrays; the bars' float64 columns are not copied.
+
+    What the bars bring themselves comes before any source, and of two sources of one input the later one.
+    """
     known_at = bars.frame["known_at"].dt.epoch("ns").to_numpy()
     present = set(brought(bars.frame))
     columns = {name: _array(bars.frame[name]) for name in plan.inputs if name in present}
     for steps in sources:
-        wanted = [name for name in plan.held.get(steps.table, ()) if name not in columns]
+        wanted = [name for name in plan.held.get(steps.table, ()) if name not in present]
         columns |= steps.columns(known_at, wanted)
     return known_at, columns
 
@@ -282,7 +286,10 @@ def generate_features(
 ) -> pl.DataFrame:
     """Compute the catalogue's features for a frame of bars, of one symbol or of several.
 
-    What a table does not bring is null; :func:`feature_availability` says beforehand which features that concerns.
+    What a table does not bring is null; :func:`feature_availability` says beforehand which features that concerns. The
+    features of stages 2 and 3 (forecasts, account, market memory) are among it: they are copied from columns that the
+    bars bring and null without them. The live engine makes some of them itself: ``predicted_vix`` by its model, and the
+    market memory's four by what it recalls.
 
     Parameters
     ----------

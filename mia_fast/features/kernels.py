@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from mia_fast.errors import ConfigError
 from mia_fast.features.builder import Builder
-from mia_fast.features.catalogue import Column, Warmup
+from mia_fast.features.rows import Column, Warmup
 from mia_kernels import opcodes as op
 from mia_kernels.history import (
     BEFORE_CHANGE_STATE,

@@ -41,7 +41,8 @@ _NUMERIC = frozenset(
     for field in dataclasses.fields(Levels)
     if str(field.type).removesuffix(" | None") in ("float", "int", "bool") and not field.name.endswith("_ns")
 )
-_OWN = {"known_at", "open_interest_date"}
+_DATES = {"open_interest_date", "nearest_expiry"}
+_OWN = {"known_at", "market_time", *_DATES}
 
 
 def level_inputs(inputs: Sequence[InputColumn]) -> tuple[InputColumn, ...]:
@@ -79,6 +80,10 @@ def _says_nothing(levels: Levels) -> bool:
     return levels.status == "NO_CHAIN" and levels.iv_atm is None and levels.option_skew is None
 
 
+def _day(value: dt.date | str | None) -> dt.date | None:
+    return dt.date.fromisoformat(value) if isinstance(value, str) else value
+
+
 def _market_time(levels: Levels, known: int) -> int:
     return known if levels.market_time_ns is None else levels.market_time_ns
 
@@ -92,8 +97,10 @@ def _row(columns: Sequence[InputColumn], levels: Levels, known: int, price: floa
         field = _field(column)
         if field == "known_at":
             row.append(known / _NS)
-        elif field == "open_interest_date":
-            date = moved.open_interest_date
+        elif field == "market_time":
+            row.append(_market_time(levels, known) / _NS)
+        elif field in _DATES:
+            date = getattr(moved, field)
             row.append(math.nan if date is None else float((date - _EPOCH).days))
         else:
             value = getattr(moved, field)
@@ -356,13 +363,14 @@ def _of_record(row: dict[str, Any], stamp: int, where: str) -> Levels:
         if bad:
             raise ValueError(f"{bad[0]} = {values[bad[0]]!r} is not a number")
         quoted, market = (_instant(row.get(name)) for name in ("quote_time", "market_time"))
-        date = row.get("open_interest_date")
+        interest, expiry = (_day(row.get(name)) for name in ("open_interest_date", "nearest_expiry"))
         return Levels(
             timestamp_ns=stamp,
             status=row.get("status") or "OK",
             quote_time_ns=quoted,
             market_time_ns=market,
-            open_interest_date=dt.date.fromisoformat(date) if isinstance(date, str) else date,
+            open_interest_date=interest,
+            nearest_expiry=expiry,
             **values,
         )
     except (ValueError, TypeError) as error:

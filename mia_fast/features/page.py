@@ -7,9 +7,10 @@ from pathlib import Path
 
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.builder import CALENDAR
-from mia_fast.features.catalogue import Catalogue, Column, Feature, InputColumn
+from mia_fast.features.catalogue import Catalogue, Feature, InputColumn
 from mia_fast.features.expression import FUNCTIONS
 from mia_fast.features.kernels import KERNELS, POLICIES
+from mia_fast.features.rows import Column
 from mia_fast.workspace import Workspace, shipped
 
 SESSIONS = (

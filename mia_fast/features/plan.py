@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from mia_fast.errors import ConfigError
 from mia_fast.features import expression as expressions
 from mia_fast.features.builder import BOTH, CALENDAR, FIRST, SECOND, Builder
-from mia_fast.features.catalogue import TABLES, Catalogue, Column, Warmup
+from mia_fast.features.catalogue import TABLES, Catalogue
 from mia_fast.features.kernels import HOLDS, KEEPS, POINTWISE, POLICIES, SKIPS, Kernel, check, unfit
+from mia_fast.features.rows import Column, Warmup
 from mia_kernels import opcodes as op
 
 FILE = "feature_sets.yaml"
@@ -106,7 +107,7 @@ def make_plan(
     ------
     ConfigError
         A row that does not fit its kernel, names an unknown column, depends on itself, or declares a
-        warm-up other than the derived one.
+        warm-up other than the derived one; or an auxiliary column is a feature or asked for twice.
     """
     columns: dict[str, Column] = {}
     kernels: dict[str, Kernel] = {}
@@ -129,7 +130,13 @@ def make_plan(
         for name in column.inputs:
             if name not in known:
                 raise _unknown(name, column.name, known)
-    for name in auxiliary:
+    for k, name in enumerate(auxiliary):
+        if name in catalogue.names or name in auxiliary[:k]:
+            raise ConfigError(
+                f"the column {name!r} would be put out twice",
+                where="auxiliary",
+                hint="ask once for each column, and not for features: they are put out anyway",
+            )
         if name in inputs or name in CALENDAR:
             raw_copies[name] = name
         elif name not in columns:
@@ -241,21 +248,22 @@ def _lower(
                 defined.add(row.name)
         ready = [row for row in rows if not _pointwise(row) and defined.issuperset(row.inputs)]
         groups: dict[tuple[Any, ...], list[Column]] = {}
-        read: dict[str, int] = {}
         for row in ready:
-            halves = builder.halves_of(row.name)
             average = row.kernel in ("ema", "wilder")
             key = ("average", ()) if average else (row.kernel, row.inputs)
             groups.setdefault(key, []).append(row)
-            for source in row.inputs:
-                if source in columns and _pointwise(columns[source]):
-                    read[source] = read.get(source, 0) | halves
+        parts = [(halves, part) for group in groups.values() for halves, part in _parts(builder, group).items()]
+        read: dict[str, int] = {}
+        for halves, part in parts:
+            for row in part:
+                for source in row.inputs:
+                    if source in columns and _pointwise(columns[source]):
+                        read[source] = read.get(source, 0) | halves
         if read:
             builder.need(read)
-        for group in groups.values():
-            for halves, part in _parts(builder, group).items():
-                builder.halves = halves
-                kernels[part[0].name].lower(builder, part)
+        for halves, part in parts:
+            builder.halves = halves
+            kernels[part[0].name].lower(builder, part)
         builder.halves = BOTH
         defined |= {row.name for row in ready}
         rows = [row for row in rows if row.name not in defined]
@@ -270,11 +278,16 @@ _WORTH_PARTING = 16
 
 
 def _parts(builder: Builder, group: list[Column]) -> dict[int, list[Column]]:
-    """Rows that one instruction computes, by the halves that need them; few rows are not worth parting."""
-    if len(group) < _WORTH_PARTING or group[0].kernel in _WHOLE:
-        halves = 0
-        for row in group:
-            halves |= builder.halves_of(row.name)
+    """Rows that one instruction computes, by the halves that need them.
+
+    Few rows are not worth parting, if whatever they read is there in every half that would compute them all.
+    """
+    halves = 0
+    for row in group:
+        halves |= builder.halves_of(row.name)
+    read = {source for row in group for source in row.inputs if source in builder.columns}
+    there = all(halves & ~builder.halves_of(source) == 0 for source in read)
+    if group[0].kernel in _WHOLE or (len(group) < _WORTH_PARTING and there):
         return {halves: group}
     parts: dict[int, list[Column]] = {}
     for row in group:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mia_fast.features.catalogue import Catalogue, InputColumn
+from mia_fast.features.events import HIGH_IMPACT
 from mia_fast.sessions import session_open
 
 Floats = NDArray[np.float64]
@@ -156,7 +157,8 @@ class _Maker:
         self.daily = self._since_16_15()
         self.five = np.arange(self.n) // 5
         """Rows that share the levels of one chain."""
-        quiet = rng.exponential(5400.0, self.n // 20 + 50)
+        lasts = float(self.known_at[-1] - self.known_at[0]) / 1e9
+        quiet = rng.exponential(5400.0, 200 + int(lasts / 1800.0))  # three times as long, and two weeks
         self.events = 60.0 * np.cumsum(np.rint(quiet / 60.0)) - 2 * 86_400.0 + self.known_at[0] / 1e9
         self.impacts = np.round(rng.beta(1.5, 1.5, len(self.events)), 1)
 
@@ -187,7 +189,8 @@ class _Maker:
         if column.table == "events" and column.statistic is not None:
             return self._event(column.statistic, 60.0 * (column.minutes or 0))
         if unit == "days since 1970":
-            return 19_780.0 + np.arange(self.n) // SESSION_ROWS
+            day = (self.known_at // 1_000_000_000 + 7_199) // 86_400  # the trade date, near enough
+            return day - 1.0 if "interest" in name else day + (rng.random(int(self.daily[-1]) + 1) < 0.5)[self.daily]
         if name == "net_gamma":  # no more than the unsigned exposure
             return self.column(column.model_copy(update={"name": "gex"})) * np.tanh(_wander(rng, self.n)[self.five])
         split = {
@@ -212,24 +215,23 @@ class _Maker:
 
     def _event(self, statistic: str, seconds: float) -> Floats:
         """A statistic of the simulated calendar at each bar, see :class:`InputColumn`."""
-        high = self.events[self.impacts > 0.7]
-        out = np.empty(self.n)
-        for i, now in enumerate(self.known_at / 1e9):
-            at, high_at = np.searchsorted(self.events, now, "right"), np.searchsorted(high, now, "right")
-            first, last = {"last": (now - seconds, now), "next": (now, now + seconds)}.get(
-                statistic.rpartition("_")[2], (now - 60.0, now)
-            )
-            part = slice(*np.searchsorted(self.events, (first, last), "right"))
-            out[i] = {
-                "next_at": self.events[at],
-                "previous_at": self.events[at - 1],
-                "next_impact": self.impacts[at],
-                "previous_impact": self.impacts[at - 1],
-                "next_high_at": high[high_at],
-                "previous_high_at": high[high_at - 1],
-                "started_in_bar": float(part.stop > part.start),
-            }.get(statistic, part.stop - part.start if statistic.startswith("count") else self.impacts[part].sum())
-        return out
+        now, events = self.known_at / 1e9, self.events
+        if statistic.endswith("_at"):
+            starts = events[self.impacts > HIGH_IMPACT] if "high" in statistic else events
+            found: Floats = starts[np.searchsorted(starts, now, "right") - statistic.startswith("previous")]
+            return found
+        if statistic in ("next_impact", "previous_impact"):
+            return self.impacts[np.searchsorted(events, now, "right") - (statistic == "previous_impact")]
+        first, last = {"last": (now - seconds, now), "next": (now, now + seconds)}.get(
+            statistic.rpartition("_")[2], (now - 60.0, now)
+        )
+        begin, end = np.searchsorted(events, first, "right"), np.searchsorted(events, last, "right")
+        if statistic == "started_in_bar":
+            return (end > begin).astype(np.float64)
+        if statistic.startswith("count"):
+            return (end - begin).astype(np.float64)
+        pairs = zip(begin.tolist(), end.tolist(), strict=True)
+        return np.array([self.impacts[begins:ends].sum() for begins, ends in pairs])
 
     def _steps(self, column: InputColumn, rng: np.random.Generator) -> NDArray[np.int64]:
         """Per row, the number of the value that is in force: tables differ in how often they bring one."""
@@ -313,10 +315,9 @@ def _inside(values: Floats, bounds: Range) -> Floats:
 
 def _wander(rng: np.random.Generator, count: int) -> Floats:
     """A mean-reverting series of about unit size."""
-    noise = rng.normal(size=count)
-    values = np.empty(count)
-    last = noise[0]
-    for k in range(count):
-        last = 0.97 * last + 0.25 * noise[k]
-        values[k] = last
+    values = 0.25 * rng.normal(size=count)
+    values[0] *= 4.88  # it begins where it may be at any time
+    # x[k] = 0.97 x[k - 1] + noise[k], the sum of the past in ever longer stretches: 0.97^1024 is nothing.
+    for step in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
+        values[step:] += 0.97**step * values[:-step].copy()
     return values

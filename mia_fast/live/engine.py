@@ -28,6 +28,7 @@ from mia_fast.features.plan import Plan
 from mia_fast.journal.schema import feature_list_digest
 from mia_fast.live.broker import Position
 from mia_fast.live.policy import FEATURES, Policy
+from mia_fast.memory.recall import FEATURES as RECALLED
 from mia_fast.options.levels import FutureLevels, Levels, LevelsEngine, on_future
 from mia_fast.risk import Account, Desk, Gate, Market, Order, Side, client_id
 from mia_fast.tables import check_bar
@@ -42,6 +43,8 @@ Floats = NDArray[np.float64]
 
 STAGES: Final = ("features", "prediction", "decision", "risk", "journal", "whole bar")
 BAR_COLUMNS: Final = ("open", "high", "low", "close", "volume")
+PREDICTED_VIX: Final = "predicted_vix"
+"""The feature that the engine's own model makes: written into a bar's row once the model has read that row."""
 MINUTE: Final = "minute_of_day"
 """The calendar column that the engine asks of its plan."""
 
@@ -101,7 +104,7 @@ class Engine:
         The catalogue's inputs.
     sources
         What is known of the slower tables (daily and minute closes, the calendar) from when on; levels come by
-        :meth:`on_chain`.
+        :meth:`on_chain`, the memory's features by ``memory``.
     brought
         Columns that the bars have besides open, high, low, close and volume.
     model
@@ -114,7 +117,8 @@ class Engine:
         Of bars of several contracts: features see prices moved by the gaps of later rolls; levels, orders, account and
         journal the contract's own.
     memory
-        Is given each state after its bar was decided, and the state of each entry; None: no memory.
+        Is given each state after its bar was decided, and the state of each entry; its features by the state of the bar
+        before are held at each bar, where the plan reads them. None: no memory.
     account_name
         Part of every client id.
     interval_ns
@@ -165,6 +169,10 @@ class Engine:
         self._minute_at = outputs[MINUTE]
         self._atr_at = outputs["atr_14"]
         self._context_size = len(plan.features)
+        self._predicted_at = (
+            outputs[PREDICTED_VIX] if PREDICTED_VIX in plan.features and PREDICTED_VIX not in brought else None
+        )
+        self._recalled = [name for name in plan.held.get("memory", ()) if name in RECALLED and name not in brought]
         self._model_at = None if model is None else model.columns_in(plan.outputs)
         self._model_sha = None if model is None else model.manifest.graph_sha256
         own = [name for name in plan.bar_inputs if name not in BAR_COLUMNS]
@@ -179,7 +187,9 @@ class Engine:
             (table, [(name, len(own) + k) for k, (of, name) in enumerate(slow) if of == table])
             for table in dict.fromkeys(table for table, _ in slow)
         ]
-        self._feeds = [Feed(steps, self.features, skip=brought) for steps in sources if steps.table != "levels"]
+        self._feeds = [
+            Feed(steps, self.features, skip=brought) for steps in sources if steps.table not in ("levels", "memory")
+        ]
         self._level_feed = LevelsFeed(self.features, inputs, levels.config, skip=brought)
         self._daily = next((steps for steps in sources if steps.table == "daily"), None)
         self._closes: deque[tuple[int, float]] = deque(maxlen=CLOSES_KEPT)
@@ -232,6 +242,9 @@ class Engine:
         self._level_feed.advance(now, self._moved_closes)
         for table, places in self._brought:
             self.features.hold(table, {name: extra[at] for name, at in places})
+        if self._recalled and self.memory is not None:
+            recalled = self.memory.values()
+            self.features.hold("memory", {name: recalled[name] for name in self._recalled})
         values: Sequence[float] = prices + extra[: self._own]
         row = self.features.update(now, values if self._inputs is None else [values[k] for k in self._inputs])
         self.values = row
@@ -241,6 +254,8 @@ class Engine:
         if self.model is not None:
             predicted = float(self.model.step(row[self._model_at])[0])
         self.predicted_vix = predicted
+        if self._predicted_at is not None:
+            row[self._predicted_at] = predicted
         forecast = clock()
 
         decision, order = self._decide(bar, trade_id, row, predicted, position)

@@ -51,7 +51,7 @@ from mia_fast.features.levels import CLOSES_KEPT, level_inputs, snapshots
 from mia_fast.files import replacing, write_json
 from mia_fast.live.broker import ACCOUNT, SimulatedBroker, Trade
 from mia_fast.live.checkpoint import Checkpoint
-from mia_fast.live.engine import BAR_COLUMNS, MINUTE, STAGES, Bar, Engine
+from mia_fast.live.engine import BAR_COLUMNS, MINUTE, PREDICTED_VIX, STAGES, Bar, Engine
 from mia_fast.live.policy import Policy
 from mia_fast.options.config import options_config
 from mia_fast.options.levels import FutureLevels, Levels, LevelsEngine, no_chain
@@ -466,14 +466,16 @@ class _Run:
             for k, stage in enumerate(STAGES)
             if self.measured
         }
+        # What the engine itself writes into its rows is not null for want of a column.
+        null = {name: lacks for name, lacks in self.plan.null_features.items() if name != PREDICTED_VIX}
         summary = Summary(
             run_id=self.run_id,
             bars=len(self.known_at) - self.first,
             first=int(self.known_at[self.first]),
             last=int(self.known_at[-1]),
             resumed_at=self.resumed_at,
-            features=len(self.plan.features) - len(self.plan.null_features),
-            null_features=self.plan.null_features,
+            features=len(self.plan.features) - len(null),
+            null_features=null,
             tally=self.tally,
             equity=self.broker.equity(float(self.bars.frame["close"][-1])),
             starting_equity=self.market.account.starting_equity,
@@ -608,14 +610,16 @@ class _Run:
             self.memory.close()
 
     def _slow(self, cross: pl.DataFrame | None) -> tuple[Steps, ...]:
-        """What is known of the slower tables; levels come with their chains."""
+        """What is known of the slower tables; levels come with their chains, the memory's features bar by bar."""
         assert self.bars.interval_ns is not None
+        recalled = [c.name for c in self.catalogue.inputs if c.table == "memory" and c.name in memories.FEATURES]
         calendar = load_calendar(self.workspace, risk_config.risk(self.workspace).events, self.events)
         names = [column.name for column in level_inputs(self.catalogue.inputs)]
         return (
             *(() if cross is None else market_sources(cross, self.workspace)),
             *event_source(calendar, self.workspace, self.bars.interval_ns),
             *((Steps.nothing("levels", names),) if self.chains and names else ()),
+            *((Steps.nothing("memory", recalled),) if recalled else ()),
         )
 
     def _early(self, known: int) -> bool:
@@ -640,9 +644,12 @@ class _Run:
 
     def _take_chain(self, number: int, *, settled: bool = False) -> None:
         known, chain = self.chains[number]
-        at = max(known, int(self.known_at[self.first]))  # an older chain is as old as it is when the run begins
+        begin = int(self.known_at[self.first])
+        at = max(known, begin)  # an older chain is as old as it is when the run begins
         levels = self.engine.on_chain(chain, at, known_at=known, settled=settled or self._early(known))
-        self._keep_levels(levels, at)
+        # Of the chains before the first bar, the last is in force when the run begins.
+        if number + 1 == len(self.chains) or self.chains[number + 1][0] > begin:
+            self._keep_levels(levels, at)
 
     def _keep_levels(self, levels: Levels, at: int) -> None:
         """One snapshot file and one journal row per chain; a run that is repeated finds its own file."""

@@ -110,7 +110,7 @@ def _candidates(catalogue: Catalogue, tick_size: float) -> MemoryManifest:
 def _manifest(
     catalogue: Catalogue, names: tuple[str, ...], source: Literal["selection", "catalogue"]
 ) -> MemoryManifest:
-    from mia_fast.predict import definitions
+    from mia_fast.loading import definitions
 
     text = json.dumps([names, definitions(catalogue, names)], sort_keys=True)
     return MemoryManifest(names, hashlib.sha256(text.encode()).hexdigest()[:16], source)

@@ -213,6 +213,9 @@ class InputsConfig(Model):
     chain: ChainInput = _by_default(ChainInput)  # type: ignore[valid-type]
     events: EventsInput = _by_default(EventsInput)  # type: ignore[valid-type]
     cross: CrossInput = _by_default(CrossInput)  # type: ignore[valid-type]
+    unscheduled_events: tuple[str, ...] = Field(
+        default=(), description="types of events, with * and ?, that are never known in advance"
+    )
 
     def of(self, kind: str) -> TableInput:
         """The mapping of one table."""
@@ -229,6 +232,11 @@ def day_closes(workspace: Workspace) -> Daily:
     """When the day of each cross-asset series ends: ``cross.daily`` of the desk's ``inputs.yaml``."""
     found: Daily = inputs(workspace).of("cross").daily  # type: ignore[attr-defined]  # made at run time
     return found
+
+
+def unscheduled_events(workspace: Workspace) -> tuple[str, ...]:
+    """Patterns of the types of events that nothing may look forward to."""
+    return inputs(workspace).unscheduled_events
 
 
 def aliases(mapping: TableInput, column: str, levels: int) -> dict[str, Names]:
