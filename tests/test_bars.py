@@ -444,7 +444,9 @@ def test_prints_with_a_dom_that_lags_are_a_dirty_feed(real_data: Path):
     ].mean()  # told bought, printed at the bid
     assert (trades.price <= bid)[sold].mean() < (trades.price >= ask)[sold].mean()
     inferred = AggressorInference().fill(_blind(trades), trades.time - 1, bid, ask)
-    assert accuracy(inferred.side, trades.side) < 0.45  # on this feed the told side is worth less than a coin
+    assert accuracy(inferred.side, trades.side) < 0.45
+    # The tick rule contradicts seven of eight told sides: this feed's BID and ASK mean the opposite.
+    assert accuracy(AggressorInference().fill(_blind(trades)).side, trades.side) < 0.2
 
 
 def test_spy_ticks_need_their_side_declared(tmp_path: Path, real_data: Path):
