@@ -13,6 +13,7 @@ from mia_fast.bars.columns import COLUMNS
 from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.frame import feature_availability, generate_features
+from mia_fast.histories import survey
 from mia_fast.live.replay import read_inputs
 from mia_fast.sessions import Sessions
 from mia_fast.tables import read_table
@@ -76,6 +77,8 @@ def test_volume_bars_are_read_back_as_they_were_made(tmp_path: Path, real_data: 
     assert np.allclose(found["momentum_10"].to_numpy()[10:], close[10:] - close[:-10])
     with pytest.raises(DataError, match="no common length"):
         read_inputs(PLACE, bars=path)
+    with pytest.raises(DataError, match="no common length"):
+        survey([path], workspace=Workspace(tmp_path))
 
 
 def test_volume_bars_that_overlap_are_quarantined(tmp_path: Path, real_data: Path):
