@@ -305,7 +305,7 @@ class Reader:
                     raise DataError(
                         "the bars are volume bars: they have no common length",
                         where=str(self.source.path),
-                        hint="a history is of time bars; of volume bars write one file: mia-fast features IN OUT.parquet",
+                        hint="a history is of time bars; write one file: mia-fast features IN OUT.parquet",
                         then=_THEN,
                     )
                 if not self.source.interval_ns:
