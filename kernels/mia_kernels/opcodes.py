@@ -124,3 +124,5 @@ OPERATION_FIELDS = 4
 STAGE = 62
 """Where outputs wait that are written around the cache: room for an instruction's 24 columns, then two tables."""
 SCRATCH = STAGE + 3 * LANES + 2
+SCRATCH_STRIDE = BLOCK + 8
+"""Numbers from one scratch row to the next: an odd number of cache lines, as STRIDE."""

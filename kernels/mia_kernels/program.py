@@ -548,7 +548,7 @@ def run(call_at: int) -> None:
         The flat state, advanced in place; working columns begin at COLUMNS_AT. After it lie the columns of
         numbers and of scratch that formulas name.
     WORK
-        (SCRATCH, BLOCK) float64 scratch.
+        (SCRATCH, SCRATCH_STRIDE) float64 scratch.
     OUT, OUT_ROWS, OUT_STRIDE
         Where the first row's results go, in a float64 matrix of OUT_ROWS rows that lie OUT_STRIDE numbers
         apart; NaN where a value is missing.
@@ -571,7 +571,7 @@ def run(call_at: int) -> None:
     columns_at = call[COLUMNS_AT]
     slots = (call[STATE_SIZE] - columns_at) // op.STRIDE
     columns = matrix_at(call[STATE_TABLE] + 8 * columns_at, slots, op.STRIDE)
-    work = matrix_at(call[WORK], op.SCRATCH, BLOCK)
+    work = matrix_at(call[WORK], op.SCRATCH, op.SCRATCH_STRIDE)
     out = matrix_at(call[OUT], call[OUT_ROWS], call[OUT_STRIDE])
     streams = call[STREAMS] != 0
     done = 0

@@ -56,7 +56,7 @@ class FeatureEngine:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._memory, self._state = _memory(plan)
-        self._work = np.empty((op.SCRATCH, op.BLOCK))
+        self._work = np.empty((op.SCRATCH, op.SCRATCH_STRIDE))
         self._second: tuple[Floats, Floats] | None = None
         # A live bar: its close (int64 ns), then the inputs (float64). Those of the bars are packed in one go; those of
         # slower tables follow and stay until they are held anew.
@@ -317,7 +317,7 @@ class FeatureEngine:
         """The calls of both halves; the second gets a memory of its own, in this engine's state."""
         if self._second is None:
             memory, _ = _memory(self.plan)
-            self._second = memory, np.empty((op.SCRATCH, op.BLOCK))
+            self._second = memory, np.empty((op.SCRATCH, op.SCRATCH_STRIDE))
         memory, work = self._second
         memory[:] = self._memory
         calls = [self._call.copy(), self._call.copy()]
