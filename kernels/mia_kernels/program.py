@@ -54,7 +54,7 @@ from mia_kernels.recurrences import (
 )
 from mia_kernels.session import profile, return_since, session_variance, vwap
 from mia_kernels.spans import WINDOW_BINS, profile_bars, profile_window, time_slope, time_window
-from mia_kernels.streams import fence, stream, stream_finite
+from mia_kernels.streams import fence, fetch, stream, stream_finite
 from mia_kernels.windows import (
     comoment_table,
     finish_moments,
@@ -103,6 +103,15 @@ def _leave(target: int, out_at: int, stride: int, stage: int, n: int) -> None:
         stream(stage, out_at + 8 * stride * target, n)
 
 
+@inlined
+def _ahead(targets: int, lane: int, count: int, out_at: int, stride: int, stage: int, n: int) -> None:
+    """Ask for the cache lines of the next lane's output while this lane is computed."""
+    if n > 1 and stage == 0 and lane + 1 < count:
+        target = get_integer(targets + 8 * (lane + 1))
+        if target >= 0:
+            fetch(out_at + 8 * stride * target, n)
+
+
 @kernel
 def _find_places(targets: int, count: int, places: int, base: int, out_at: int, stride: int, stage: int) -> None:
     """Turn ``count`` targets into addresses to write to, staged ones a row of scratch each."""
@@ -128,6 +137,7 @@ def _bring(rows: int, targets: int, count: int, base: int, out_at: int, stride: 
         if stage != 0 and target >= 0:
             stream(source, to, n)
         else:
+            _ahead(targets, k, count, out_at, stride, stage, n)
             x, y = floats_at(source, n), floats_at(to, n)
             for i in range(n):
                 y[i] = x[i]
@@ -144,6 +154,8 @@ def _put(table: int, count: int, base: int, out_at: int, stride: int, stage: int
         elif stage != 0:
             stream_finite(source, to, n)
         else:
+            if k + 1 < count:
+                fetch(out_at + 8 * stride * get_integer(table + 16 * k + 16), n)
             x, y = floats_at(source, n), floats_at(to, n)
             for i in range(n):
                 y[i] = finite(x[i])
@@ -375,6 +387,7 @@ def _step(
             for lane in range(count):
                 length, kind = integers[i0 + 2 * lane], integers[i0 + 2 * lane + 1]
                 place = _room(integers[targets + lane], base, out_at, stride, stage)
+                _ahead(integers_at_ + 8 * targets, lane, count, out_at, stride, stage, n)
                 if kind in (op.POPULATION_DEVIATION, op.SAMPLE_DEVIATION):
                     if length != window or not squares:  # lanes of one window share its sums
                         window_moments(a, b, length, base, n, work_at)
@@ -388,20 +401,24 @@ def _step(
         elif code == op.MAXIMUM_WINDOW:
             for lane in range(count):
                 place = _room(integers[targets + lane], base, out_at, stride, stage)
+                _ahead(integers_at_ + 8 * targets, lane, count, out_at, stride, stage, n)
                 window_maximum(a, b, integers[i0 + lane], base, n, place)
                 _leave(integers[targets + lane], out_at, stride, stage, n)
         elif code == op.MINIMUM_WINDOW:
             for lane in range(count):
                 place = _room(integers[targets + lane], base, out_at, stride, stage)
+                _ahead(integers_at_ + 8 * targets, lane, count, out_at, stride, stage, n)
                 window_minimum(a, b, integers[i0 + lane], base, n, place)
                 _leave(integers[targets + lane], out_at, stride, stage, n)
         elif code == op.SLOPE_WINDOW:
             for lane in range(count):
                 place = _room(integers[targets + lane], base, out_at, stride, stage)
+                _ahead(integers_at_ + 8 * targets, lane, count, out_at, stride, stage, n)
                 window_slope(a, b, line[SOURCE_C], integers[i0 + lane], base, n, work_at, place)
                 _leave(integers[targets + lane], out_at, stride, stage, n)
         elif code == op.CORRELATION:
             for lane in range(count):
+                _ahead(integers_at_ + 8 * targets, lane, count, out_at, stride, stage, n)
                 window_correlation(
                     a,
                     b,
@@ -416,6 +433,8 @@ def _step(
                 )
                 _leave(integers[targets + lane], out_at, stride, stage, n)
         elif code == op.STOCHASTIC:
+            _ahead(integers_at_ + 8 * targets, -1, 2, out_at, stride, stage, n)
+            _ahead(integers_at_ + 8 * targets, 0, 2, out_at, stride, stage, n)
             stochastic(
                 line[SOURCE_C],
                 a,

@@ -68,6 +68,28 @@ fence: Any = intrinsic(_fence)
 """Wait until everything streamed is visible to other threads: streaming stores are not ordered with others."""
 
 
+def _prefetch(_typing: Any, _address: Any) -> Any:
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        byte, index = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, index, index, index])
+        name = "llvm.prefetch.p0i8"
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        builder.call(function, [builder.inttoptr(args[0], byte), *(ir.Constant(index, k) for k in (1, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+_ask: Any = intrinsic(_prefetch)
+
+
+@kernel
+def fetch(to: int, n: int) -> None:
+    """Ask for the cache lines of n numbers that are about to be written: they come while others are computed."""
+    for line in range((n + LINE - 1) // LINE):
+        _ask(to + 8 * LINE * line)
+
+
 @kernel
 def stream(source: int, to: int, n: int) -> None:
     """Copy n numbers; whole cache lines of the result go around the cache."""
