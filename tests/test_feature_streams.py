@@ -26,7 +26,8 @@ def test_any_alignment(size: int) -> None:
             source = x[shift % 3 :][:size]
             kernel(source.ctypes.data, memory.ctypes.data + 8 * shift, size)
             np.testing.assert_array_equal(memory[shift : shift + size], expected[shift % 3 :][:size])
-            assert (memory[:shift] == 7.0).all() and (memory[shift + size :] == 7.0).all()
+            assert (memory[:shift] == 7.0).all()
+            assert (memory[shift + size :] == 7.0).all()
 
 
 @pytest.mark.parametrize("threads", [1, 2])

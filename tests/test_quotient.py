@@ -18,7 +18,7 @@ def _quotients(x: np.ndarray, divisor: float, out: np.ndarray) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_quotients_are_divisions(seed: int) -> None:
-    """Divisors 1 .. 2000 and some large ones, over all magnitudes of normal quotients, exact ones and special values."""
+    """Divisors 1 .. 2000 and some large ones, of all magnitudes, exact ones and special values."""
     generator = np.random.default_rng(seed)
     special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, 1e300, -1e300, 1e-290, np.pi])
     for divisor in [*range(1, 2001), 2**20, 2**20 - 1, 999_983]:

@@ -37,10 +37,10 @@ def calendar_columns(known_at: Integers, zone: Integers, columns: Floats, p: int
 
     What holds for a day, or until the clocks change, is computed when it changes.
     """
-    first, after, offset = np.int64(0), np.int64(0), np.int64(0)  # the offset holds from first to after
-    midnight, end = np.int64(0), np.int64(0)  # local
+    first, after, offset = 0, 0, 0  # the offset holds from first to after
+    midnight, end = 0, 0  # local
     weekday = month_day = month = 0.0
-    session, session_end = np.int64(0), np.int64(0)
+    session, session_end = 0, 0
     for i in range(known_at.size):
         instant = known_at[i]
         if not first <= instant < after:
