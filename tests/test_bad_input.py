@@ -158,6 +158,10 @@ def test_a_zero_or_an_absurd_number_is_never_infinite(name: str, value: float) -
     same_bits(np.hstack([feed(engine, b) for b in cut(data, (FAULT - 1, FAULT, FAULT + 1, FAULT + 200))]), whole)
 
 
+CHOOSES = ("macro_event_severity",)
+"""Features that have a value while an input is missing that they would read at another bar."""
+
+
 @pytest.mark.parametrize("value", [math.nan, 0.0])
 @pytest.mark.parametrize("name", [column.name for column in catalogue().inputs])
 def test_a_column_of_nothing_else(name: str, value: float) -> None:
@@ -170,7 +174,9 @@ def test_a_column_of_nothing_else(name: str, value: float) -> None:
         )
         for k, feature in enumerate(plan().features):
             if feature in untouched.missing:
-                assert np.isnan(got[k]).all(), feature
+                given = ~np.isnan(got[k])
+                same_bits(got[k][given], clean()[k][given])  # where() may choose the branch that is there
+                assert not given.any() or feature in CHOOSES, feature
             else:
                 same_bits(got[k], clean()[k])
 

@@ -387,6 +387,68 @@ def test_strangers_files(tmp_path: Path, real_data: Path, trades, book):
         assert np.corrcoef(valid["ofi"].to_numpy()[1:], change.to_numpy()[1:])[0, 1] > 0.3
 
 
+def test_bitcoins_best_quotes_make_a_book_of_one_level(tmp_path: Path, real_data: Path):
+    files = {name: real_data / f"l2/btcusdt_perp_{name}_20240808.parquet" for name in ("trades", "bbo")}
+    report = make_bars(
+        tmp_path / "bars.parquet", trades=files["trades"], book=files["bbo"], workspace=PLACE, interval_ns=10 * SECOND
+    )
+    bars = pl.read_parquet(tmp_path / "bars.parquet")
+    quotes = read_table("book", files["bbo"], workspace=PLACE).frame
+    assert report.events == 21_313 + 66_089
+    assert "bid_size_1" in bars.columns
+    assert "bid_size_2" not in bars.columns
+    inside = quotes.filter(pl.col("timestamp") < bars["known_at"][-1])
+    assert bars["snapshots"].sum() + report.crossed == pytest.approx(quotes.height, abs=quotes.height - inside.height)
+    # The last quote before each bar's end is the touch at its end.
+    touch = bars.select("known_at", "bid_price_1", "ask_size_1").join_asof(
+        quotes.select(pl.col("timestamp") + pl.duration(nanoseconds=1), "bid_price_1", "ask_size_1"),
+        left_on="known_at", right_on="timestamp", strategy="backward",
+    )  # fmt: skip
+    assert touch.height == bars.height > 25
+    assert touch["bid_price_1"].to_list() == touch["bid_price_1_right"].to_list()
+    assert touch["ask_size_1"].to_list() == touch["ask_size_1_right"].to_list()
+    middle = (bars["bid_price_1"] + bars["ask_price_1"]).to_numpy()
+    assert np.corrcoef(bars["ofi"].to_numpy()[1:], np.diff(middle))[0, 1] > 0.3
+
+
+def test_prints_with_a_dom_that_lags_are_a_dirty_feed(real_data: Path):
+    """NQ, 2025-10-20: a DOM at each print; a third of the prints lie inside its spread, and the sides run against it.
+
+    What it gives is computed and agrees with the slow twin; what it means is another matter, and is measured here.
+    """
+    raw = pl.read_parquet(real_data / "l2/nq_dom30_trades_20251020.parquet")
+    trades = Trades.of(read_table("trades", raw.select("ts", "price", "size", side="side_raw"), workspace=PLACE).frame)
+    levels = raw.select(
+        "ts",
+        *(
+            pl.col(f"{side}_{short}").list.get(k).cast(pl.Float64).alias(f"{side}_{what}_{k + 1}")
+            for side in ("bid", "ask")
+            for what, short in (("price", "px"), ("size", "sz"))
+            for k in range(10)
+        ),
+    )
+    book = Snapshots.of(read_table("book", levels, workspace=PLACE).frame)
+    assert len(book.columns) == 40
+    found = _whole(BarBuilder(interval_ns=10 * SECOND, levels=10), trades, book)
+    assert found["volume"].sum() == raw["size"].sum()
+    assert found["snapshots"].sum() == raw.height
+    _agrees(
+        found, naive_bars.time_bars(*_rows(trades, book, _random_market(0)[2].since(10**6)), 10 * SECOND, 5 * SECOND)
+    )
+    bid, ask = book.columns[0], book.columns[20]
+    bought, sold = trades.side > 0, trades.side < 0
+    inside = (trades.price > bid) & (trades.price < ask)
+    assert 0.30 < inside.mean() < 0.45  # prints between the quotes they came with: the DOM is another instant's
+    assert (trades.price >= ask)[bought].mean() < (trades.price <= bid)[
+        bought
+    ].mean()  # told bought, printed at the bid
+    assert (trades.price <= bid)[sold].mean() < (trades.price >= ask)[sold].mean()
+    inferred = AggressorInference().fill(_blind(trades), trades.time - 1, bid, ask)
+    assert accuracy(inferred.side, trades.side) < 0.45
+    # The tick rule contradicts seven of eight told sides: this feed's BID and ASK mean the opposite.
+    assert accuracy(AggressorInference().fill(_blind(trades)).side, trades.side) < 0.2
+
+
 def test_spy_ticks_need_their_side_declared(tmp_path: Path, real_data: Path):
     source = real_data / "l2/spy_trades_20131007.parquet"
     with pytest.raises(DataError, match="side"):

@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from mia_fast.bars import page
+from mia_fast.bars import make_bars, page
 from mia_fast.bars.plot import draw
 from mia_fast.cli.commands import app
 from mia_fast.errors import DataError, WorkspaceError
-from mia_fast.workspace import shipped
+from mia_fast.workspace import Workspace, shipped
 
 SAMPLE = shipped() / "data" / "sample"
 
@@ -50,6 +50,21 @@ def test_order_events_with_faults_are_reported(tmp_path: Path):
     assert "quarantined 1: order_unknown (first: row 31, order_id 9999)" in said
     assert "quarantined 1: size_not_positive" in said
     assert pl.read_parquet(tmp_path / "bars.parquet")["volume"].to_list() == [1.0]
+
+
+def test_quarantined_rows_carry_the_files_numbers(tmp_path: Path):
+    """The reader drops a row before the book sees, and refuses, others."""
+    rows = ["ts,action,side,price,size,order_id"]
+    rows += [f"2025-05-13T14:00:{k:02d}Z,A,B,{100 - k / 4},2,{k}" for k in range(50)]
+    rows[4] = "2025-05-13T14:00:03Z,A,B,nan,2,3"
+    rows[11] = "2025-05-13T14:00:10Z,A,Q,97.5,2,10"
+    rows += ["2025-05-13T14:00:51Z,C,B,100,1,9999", "2025-05-13T14:00:52Z,T,B,101,1,500"]
+    (tmp_path / "orders.csv").write_text("\n".join(rows) + "\n")
+    report = make_bars(
+        tmp_path / "b.parquet", orders=tmp_path / "orders.csv", workspace=Workspace(tmp_path), interval_ns=60 * 10**9
+    )
+    assert [(row, value) for row, _, value, _, _ in report.examples] == [(10, "Q"), (3, "None"), (50, "9999")]
+    assert [rows[1 + row].split(",")[-1] for row, *_ in report.examples] == ["10", "3", "9999"]
 
 
 def test_volume_bars_of_trades_without_a_side(tmp_path: Path):

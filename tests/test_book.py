@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mia_fast.bars import OrderBook
-from mia_fast.errors import ConfigError, DataError
+from mia_fast.errors import ConfigError, DataError, StateError
 from mia_fast.tables import read_table
 from mia_fast.workspace import Workspace, shipped
 from mia_kernels import book as kernels
@@ -214,6 +214,119 @@ def test_the_table_of_orders_grows():
     block = book.apply(_events(gone))
     assert not block.quarantine.height
     assert book.orders == 0
+
+
+@pytest.mark.parametrize("cut", [1, 9_000, 11_500, 44_000])
+def test_a_restored_book_goes_on_with_the_same_bits(real_data: Path, cut):
+    frame = read_table("orders", real_data / ES, workspace=PLACE).frame
+    whole, first, second = OrderBook(0.25), OrderBook(0.25), OrderBook(0.25)
+    whole.apply(frame.head(cut))
+    for at in range(0, cut, 1000):
+        first.apply(frame[at : min(at + 1000, cut)])
+    saved = whole.save()
+    assert first.save() == saved
+    second.apply(frame.tail(3000))  # a book that has seen other things
+    second.restore(saved)
+    assert second.save() == saved
+    ours, theirs = second.apply(frame[cut:]), whole.apply(frame[cut:])
+    assert np.array_equal(ours.levels, theirs.levels)
+    assert np.array_equal(ours.time, theirs.time)
+    assert np.array_equal(ours.messages.marks, theirs.messages.marks)
+    assert second.save() == whole.save()
+
+
+def test_a_grown_book_is_saved_as_a_book_that_was_always_large():
+    rows = [("A", 1 if k % 2 else -1, 100 - 50 * (k % 2) + k % 40, 1 + k % 3, k * 7919) for k in range(30_000)]
+    book, again = OrderBook(0.25), OrderBook(0.25)
+    book.apply(_events(rows))
+    again.restore(book.save())
+    assert again.orders == 30_000
+    gone = _events([("C", 1, 0, 1 + k % 3, k * 7919) for k in range(29_999)])
+    assert np.array_equal(again.apply(gone).levels, book.apply(gone).levels)
+    assert again.save() == book.save()
+
+
+def test_a_state_of_another_book_or_damaged_is_refused():
+    book = OrderBook(0.25)
+    book.apply(_events([("A", 1, 100, 5, 1), ("A", -1, 101, 4, 2)]))
+    saved = book.save()
+    for bad in (saved[:-1], saved[:-8] + b"12345678", b"", b"x" + saved, saved.replace(b'"orders": 2', b'"orders": 3')):
+        with pytest.raises(StateError, match="damaged"):
+            book.restore(bad)
+    with pytest.raises(StateError, match="fleeting_ns"):
+        OrderBook(0.25, fleeting_ns=1).restore(saved)
+    assert book.save() == saved
+
+
+def _lobster(row):
+    """The twenty levels after one message: (side, price in cents) -> size."""
+    return {
+        (side, round(row[f"{name}_px_{k:02d}"] * 100)): row[f"{name}_sz_{k:02d}"]
+        for side, name in ((1, "bid"), (-1, "ask"))
+        for k in range(10)
+    }
+
+
+def test_lobsters_messages_give_lobsters_book(real_data: Path):
+    """All twenty levels after each of the 999 messages.
+
+    LOBSTER leaves messages deeper than ten levels out: a level that comes into view there is taken from the snapshot,
+    one that goes out of view is forgotten.
+    """
+    raw = pl.read_parquet(real_data / "l2/aapl_lobster10_20120621.parquet")
+    shown = [_lobster(row) for row in raw.iter_rows(named=True)]
+    rows: list[tuple] = []
+    resting: dict[int, list] = {}  # order -> side, cents, size
+    standing: dict[tuple[int, int], int] = {}  # level -> the order that stands for what it held
+
+    def add(side, cents, size, order, at):
+        rows.append(("A", side, cents / 100, size, order, at))
+        resting[order] = [side, cents, size]
+
+    def come_into_view(side, cents, size, at):
+        standing[side, cents] = 10**15 + len(rows)
+        add(side, cents, size, standing[side, cents], at)
+
+    for (side, cents), size in shown[0].items():
+        come_into_view(side, cents, size, 0)
+    told = 0
+    for at, event in enumerate(raw.iter_rows(named=True)):
+        kind, order, side, size = event["type"], event["order_id"], event["direction"], event["size"]
+        cents = round(event["price"] * 100)
+        if at == 0:
+            continue
+        if kind == 1:
+            add(side, cents, size, order, at)
+        elif kind in (2, 3, 4):  # hidden executions leave the shown book alone
+            order = order if order in resting else standing[side, cents]
+            rows += [("F", side, cents / 100, size, order, at)] * (kind == 4)
+            rows.append(("C", side, cents / 100, size, order, at))
+            resting[order][2] -= size
+            if not resting[order][2]:
+                del resting[order]
+        told += kind in (1, 2, 3, 4)
+        for side in (1, -1):
+            before, after = ({p for s, p in shown[k] if s == side} for k in (at - 1, at))
+            reach = min if side > 0 else max
+            for gone in [p for p in before - after if side * (p - reach(after)) < 0]:
+                for order, (s, p, left) in [*resting.items()]:
+                    if (s, p) == (side, gone):
+                        rows.append(("C", side, gone / 100, left, order, at))
+                        del resting[order]
+            for new in [p for p in after - before if side * (p - reach(before)) < 0]:
+                if not any((s, p) == (side, new) for s, p, _ in resting.values()):
+                    come_into_view(side, new, shown[at][side, new], at)
+    assert told == raw.height - 61 - 1
+    *events, places = zip(*rows, strict=True)
+    block = OrderBook(0.01).apply(_events(list(zip(*events, strict=True))), show="every")
+    assert not block.quarantine.height
+    ours = dict(zip(np.asarray(places)[block.rows].tolist(), block.levels, strict=True))
+    found = ours[0]
+    for at, theirs in enumerate(shown):
+        found = ours.get(at, found)
+        assert {(side, p): size for side in (1, -1) for p, size, _ in _levels(found, side)} == theirs, at
+    view = sum(row[4] >= 10**15 for row in rows if row[0] == "A")
+    assert view == 338  # the rest of the 19,980 levels is the messages' work
 
 
 def test_options_and_words():

@@ -15,6 +15,7 @@ from mia_fast.bars import back_adjust, continuous, gap_events, roll_table
 from mia_fast.bars.rolls import FixedRoll, RollsConfig, check_contract, expiry_date, rolls
 from mia_fast.errors import ConfigError, DataError
 from mia_fast.features.frame import generate_features
+from mia_fast.features.live import Features
 from mia_fast.sessions import Sessions, session_open
 from mia_fast.tables import read_table
 from mia_fast.workspace import Workspace, shipped
@@ -109,23 +110,75 @@ def test_the_rule_of_the_kernels_is_the_table():
     assert all(session_open(row.trade_date) == row.open for row in ES.rows)
 
 
-def test_vwap_begins_again_at_the_tables_opens(tmp_path: Path, real_data: Path):
-    raw = pl.read_parquet(real_data / "bars/es_1m_2019.parquet").filter(
-        pl.col("session_date").is_between(dt.date(2019, 11, 25), dt.date(2019, 12, 3))
+GOLDEN = {
+    "Thanksgiving": ("2019-11-26", "2019-12-02"),
+    "day of Martin Luther King": ("2020-01-17", "2020-01-21"),
+    "limit-down halts": ("2020-03-06", "2020-03-18"),
+    "clocks forward": ("2021-03-11", "2021-03-16"),
+    "the daily halt goes": ("2021-06-24", "2021-06-29"),
+    "clocks back": ("2021-11-04", "2021-11-09"),
+    "Juneteenth": ("2022-06-16", "2022-06-22"),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_vwap_profile_and_sums_begin_again_at_the_tables_opens(tmp_path: Path, real_data: Path, name):
+    """And nowhere else: not at a halt, nor at midnight; live as in a batch, to the last bit."""
+    first, last = map(dt.date.fromisoformat, GOLDEN[name])
+    file = "es_1m_2022h1" if first.year == 2022 else f"es_1m_{first.year}"
+    raw = pl.read_parquet(real_data / f"bars/{file}.parquet").filter(pl.col("session_date").is_between(first, last))
+    raw = raw.with_columns(ask_volume=(pl.col("volume") * 0.625).floor()).with_columns(
+        bid_volume=pl.col("volume") - pl.col("ask_volume")
     )
     bars = read_table("bars", raw.drop("session_date"), workspace=PLACE)
-    found = generate_features(bars, workspace=Workspace(tmp_path)).select("timestamp", "vwap")
+    found = generate_features(bars, workspace=Workspace(tmp_path))
     typical = (pl.col("high") + pl.col("low") + pl.col("close")) / 3
-    expected = bars.frame.select(
-        "timestamp", typical.alias("p"), "volume",
-        pl.Series("day", [str(ES.at(t).trade_date) for t in bars.frame["timestamp"].dt.epoch("ns").to_list()]),
-    ).with_columns(
-        want=(pl.col("p") * pl.col("volume")).cum_sum().over("day") / pl.col("volume").cum_sum().over("day")
-    )  # fmt: skip
-    both = found.join(expected, on="timestamp").drop_nulls("vwap")
-    assert both.height > 6000
-    assert (both["vwap"] - both["want"]).abs().max() < 1e-8
-    assert both["day"].n_unique() == 7
+    opens = [ES.at(t).open for t in bars.frame["timestamp"].dt.epoch("ns").to_list()]  # by the table
+    want = bars.frame.with_columns(open_at=pl.Series(opens)).with_columns(
+        vwap=(typical * pl.col("volume")).cum_sum().over("open_at") / pl.col("volume").cum_sum().over("open_at"),
+        delta=(pl.col("ask_volume") - pl.col("bid_volume")).cum_sum().over("open_at"),
+        highest=pl.col("high").cum_max().over("open_at"),
+        lowest=pl.col("low").cum_min().over("open_at"),
+        total=pl.col("volume").cum_sum().over("open_at"),
+    )
+    sessions = [row for row in ES.rows if first <= row.trade_date <= last]
+    assert sorted(set(opens)) == [row.open for row in sessions]
+    assert found["vwap"].null_count() == 0  # the first bar is a session's first
+    assert (found["vwap"] - want["vwap"]).abs().max() < 1e-8
+    assert found["cumulative_delta"].equals(want["delta"])
+    assert ((found["poc"] >= want["lowest"]) & (found["poc"] <= want["highest"])).all()
+    assert (found["volume_at_poc"] <= want["total"] + 1e-6).all()
+    starts = want["open_at"] != want["open_at"].shift(1)  # a session's first bar is all that its profile knows
+    here = found.filter(starts.fill_null(True)), want.filter(starts.fill_null(True))
+    assert here[0].height == len(sessions)
+    assert ((here[0]["vah"] <= here[1]["high"]) & (here[0]["val"] >= here[1]["low"])).all()
+    live = Features(workspace=Workspace(tmp_path), inputs=("bid_volume", "ask_volume"))
+    names = ["vwap", "poc", "vah", "val", "volume_at_poc", "cumulative_delta", "vol_historical_1d"]
+    places = [live.names.index(column) for column in names]
+    columns = ["open", "high", "low", "close", "volume", "bid_volume", "ask_volume"]
+    known = bars.frame["known_at"].dt.epoch("ns").to_list()
+    rows = bars.frame.select(columns).iter_rows()
+    step = np.array(
+        [
+            live.update({"known_at": at, **dict(zip(columns, row, strict=True))})[places]
+            for at, row in zip(known, rows, strict=True)
+        ]
+    )
+    batch = found.select(pl.col(names).fill_null(float("nan"))).to_numpy()
+    assert np.array_equal(step, batch, equal_nan=True)
+
+
+def test_the_session_of_a_holiday_is_its_own():
+    """CME clears it with the next business day; features, as table and bars of the time do, begin anew at 18:00."""
+    alone = [row for row in ES.rows if row.note.startswith(("holiday", "Juneteenth"))]
+    assert len(alone) > 90
+    for row in alone:
+        after = next(r for r in ES.rows if r.trade_date > row.trade_date)
+        assert clock.to_datetime(row.close).astimezone(NY).time() == dt.time(13)
+        opened = clock.to_datetime(after.open).astimezone(NY)
+        assert (opened.date(), opened.time()) == (after.trade_date - dt.timedelta(days=1), dt.time(18))
+    days = {row.trade_date.isoformat() for row in alone}
+    assert {"2019-11-28", "2020-01-20", "2022-06-20", "2022-05-30", "2025-09-01", "2026-06-19"} <= days
 
 
 def test_the_table_reaches_far_enough():

@@ -64,7 +64,7 @@ BOOK_PARAMETERS = 5
     BEST_ASK,
     BOTTOM_BID,  # rung of the last level that was shown: deeper changes are not visible
     BOTTOM_ASK,
-    DIRTY,  # the ten levels have changed since they were last shown
+    DIRTY,  # sides (1 bids, 2 asks) whose ten levels have changed since they were last shown
     SEQUENCE,
     LAST_BUY,  # ns of the last aggressive buy
     LAST_SELL,
@@ -84,6 +84,7 @@ _trailing: Any = _numbers.trailing_zeros
 TAKE_ALL, OUT_FULL, TABLE_FULL = range(3)
 _HASH = np.uint64(0x9E3779B97F4A7C15)
 _NEVER = 2**63 - 1
+_BIDS, _ASKS, _BOTH = 1, 2, 3
 
 
 @inlined
@@ -147,7 +148,7 @@ def _clear(whole: Integers, orders: Integers, ladder: Integers, words: Words) ->
     whole[ORDERS] = 0
     whole[BEST_BID], whole[BEST_ASK] = -1, -1
     whole[BOTTOM_BID], whole[BOTTOM_ASK] = -1, _NEVER
-    whole[DIRTY] = 1
+    whole[DIRTY] = _BOTH
     whole[SUSPECT] = 0
     for at in range(orders.shape[0]):
         orders[at, ORDER_SIDE] = 0
@@ -202,7 +203,7 @@ def _change(whole: Integers, ladder: Integers, words: Words, side: int, rung: in
     bit = np.uint64(1) << np.uint64(rung & 63)
     if side > 0:
         if rung >= whole[BOTTOM_BID]:
-            whole[DIRTY] = 1
+            whole[DIRTY] |= _BIDS
         if level[1] > 0:
             words[0, rung >> 6] |= bit
             whole[BEST_BID] = max(whole[BEST_BID], rung)
@@ -212,7 +213,7 @@ def _change(whole: Integers, ladder: Integers, words: Words, side: int, rung: in
                 whole[BEST_BID] = _below(words[0], rung)
     else:
         if rung <= whole[BOTTOM_ASK]:
-            whole[DIRTY] = 1
+            whole[DIRTY] |= _ASKS
         if level[1] > 0:
             words[1, rung >> 6] |= bit
             if whole[BEST_ASK] < 0 or rung < whole[BEST_ASK]:
@@ -224,32 +225,54 @@ def _change(whole: Integers, ladder: Integers, words: Words, side: int, rung: in
 
 
 @kernel
-def _show(whole: Integers, ladder: Integers, words: Words, row: Integers) -> None:
-    """Write the ten best levels into ``row`` (SNAPSHOT_FIELDS,); 0 orders where there is no level."""
-    for k in range(SNAPSHOT_FIELDS):
-        row[k] = 0
+def _show_bids(whole: Integers, ladder: Integers, words: Words, row: Integers) -> None:
+    """Write the ten best bids into the first half of ``row`` (SNAPSHOT_FIELDS,); 0 orders where there is no level."""
     rung = whole[BEST_BID]
     whole[BOTTOM_BID] = -1
     for k in range(DEPTH):
         if rung < 0:
-            break
+            row[k], row[DEPTH + k], row[2 * DEPTH + k] = 0, 0, 0
+            continue
         row[k] = whole[FIRST_TICK] + rung
         row[DEPTH + k], row[2 * DEPTH + k] = ladder[0, rung, 0], ladder[0, rung, 1]
         if k == DEPTH - 1:
             whole[BOTTOM_BID] = rung
         else:
             rung = _below(words[0], rung - 1)
+
+
+@kernel
+def _show_asks(whole: Integers, ladder: Integers, words: Words, row: Integers) -> None:
+    """The ten best asks into the second half."""
     rung = whole[BEST_ASK]
     whole[BOTTOM_ASK] = _NEVER
     for k in range(DEPTH):
         if rung < 0:
-            break
+            row[3 * DEPTH + k], row[4 * DEPTH + k], row[5 * DEPTH + k] = 0, 0, 0
+            continue
         row[3 * DEPTH + k] = whole[FIRST_TICK] + rung
         row[4 * DEPTH + k], row[5 * DEPTH + k] = ladder[1, rung, 0], ladder[1, rung, 1]
         if k == DEPTH - 1:
             whole[BOTTOM_ASK] = rung
         else:
             rung = _above(words[1], rung + 1)
+
+
+@kernel
+def _show(whole: Integers, ladder: Integers, words: Words, shown: Integers, count: int) -> None:
+    """Write the ten best levels into row ``count`` of ``shown``; a side without change is that of the row before."""
+    row = shown[count]
+    if count == 0 or whole[DIRTY] & _BIDS != 0:
+        _show_bids(whole, ladder, words, row)
+    else:
+        for k in range(3 * DEPTH):
+            row[k] = shown[count - 1, k]
+    if count == 0 or whole[DIRTY] & _ASKS != 0:
+        _show_asks(whole, ladder, words, row)
+    else:
+        for k in range(3 * DEPTH, 6 * DEPTH):
+            row[k] = shown[count - 1, k]
+    whole[DIRTY] = 0
 
 
 @inlined
@@ -445,9 +468,8 @@ def apply(
                 fault = ACTION_UNKNOWN
         faults[i] = SEQUENCE_GAP if gap and fault == FINE else fault
         if last[i] & ENDS_MESSAGE and show != 2 and (whole[DIRTY] != 0 or show == 1):
-            _show(whole, ladder, words, shown[count])
+            _show(whole, ladder, words, shown, count)
             shown_row[count] = i
-            whole[DIRTY] = 0
             count += 1
         i += 1
     result[0], result[1] = i, count

@@ -121,4 +121,8 @@ OPERATION_FIELDS = 4
 """Places that an operation of a formula names: its result and up to three operands."""
 
 # --- scratch rows ---------------------------------------------------------------------------------
-SCRATCH = 64
+STAGE = 62
+"""Where outputs wait that are written around the cache: room for an instruction's 24 columns, then two tables."""
+SCRATCH = STAGE + 3 * LANES + 2
+SCRATCH_STRIDE = BLOCK + 8
+"""Numbers from one scratch row to the next: an odd number of cache lines, as STRIDE."""

@@ -47,7 +47,6 @@ from mia_kernels.recurrences import (
     average_row,
     averages,
     averages_each,
-    bring,
     macd,
     rsi,
     set_job,
@@ -55,6 +54,7 @@ from mia_kernels.recurrences import (
 )
 from mia_kernels.session import profile, return_since, session_variance, vwap
 from mia_kernels.spans import WINDOW_BINS, profile_bars, profile_window, time_slope, time_window
+from mia_kernels.streams import fence, fetch, stream, stream_finite
 from mia_kernels.windows import (
     comoment_table,
     finish_moments,
@@ -84,46 +84,78 @@ CODE, SOURCE_A, SOURCE_B, SOURCE_C, SOURCE_D = op.CODE, op.SOURCE_A, op.SOURCE_B
 COUNT, STATE, INTEGERS, FLOATS, TARGETS = op.COUNT, op.STATE, op.INTEGERS, op.FLOATS, op.TARGETS
 
 
-@kernel
-def _emit(x: Floats, target: int, columns: Floats, p: int, out: Floats, q: int) -> None:
-    """Store a finished row: to output column ``target``, or to working column ``-1 - target``."""
-    n = x.size
-    y = out[target, q : q + n] if target >= 0 else columns[-1 - target, p : p + n]
-    for i in range(n):
-        y[i] = x[i]
-
-
-@kernel
-def _emit_lanes(
-    work: Floats, count: int, integers: Integers, targets: int, columns: Floats, p: int, out: Floats, q: int, n: int
-) -> None:
-    """Store ``count`` rows of ``work``, one after another in the list of targets."""
-    for k in range(count):
-        _emit(work[k, :n], integers[targets + k], columns, p, out, q)
-
-
 @inlined
 def _place(target: int, base: int, out_at: int, stride: int) -> int:
     """Address of a finished column's first row: output row ``target``, or working column ``-1 - target``."""
     return out_at + 8 * stride * target if target >= 0 else base + 8 * op.STRIDE * (-1 - target)
 
 
+@inlined
+def _room(target: int, base: int, out_at: int, stride: int, stage: int) -> int:
+    """Where a kernel writes a finished column: its place, or row ``stage`` of scratch that :func:`_leave` streams."""
+    return stage if stage != 0 and target >= 0 else _place(target, base, out_at, stride)
+
+
+@inlined
+def _leave(target: int, out_at: int, stride: int, stage: int, n: int) -> None:
+    """Stream a finished output from ``stage``, unless it was written in its place."""
+    if stage != 0 and target >= 0:
+        stream(stage, out_at + 8 * stride * target, n)
+
+
+@inlined
+def _ahead(targets: int, lane: int, count: int, out_at: int, stride: int, stage: int, n: int) -> None:
+    """Ask for the cache lines of the next lane's output while this lane is computed."""
+    if n > 1 and stage == 0 and lane + 1 < count:
+        target = get_integer(targets + 8 * (lane + 1))
+        if target >= 0:
+            fetch(out_at + 8 * stride * target, n)
+
+
 @kernel
-def _find_places(targets: int, count: int, places: int, base: int, out_at: int, stride: int) -> None:
-    """Turn ``count`` targets into addresses."""
+def _find_places(targets: int, count: int, places: int, base: int, out_at: int, stride: int, stage: int) -> None:
+    """Turn ``count`` targets into addresses to write to, staged ones a row of scratch each."""
     for k in range(count):
-        put_integer(places + 8 * k, _place(get_integer(targets + 8 * k), base, out_at, stride))
+        room = stage + ROW * k if stage != 0 else 0
+        put_integer(places + 8 * k, _room(get_integer(targets + 8 * k), base, out_at, stride, room))
 
 
 @kernel
-def _put(table: int, count: int, base: int, out_at: int, stride: int, n: int) -> None:
+def _leave_all(targets: int, count: int, out_at: int, stride: int, stage: int, n: int) -> None:
+    """Stream the outputs among ``count`` finished columns, unless they were written in their places."""
+    if stage != 0:
+        for k in range(count):
+            _leave(get_integer(targets + 8 * k), out_at, stride, stage + ROW * k, n)
+
+
+@kernel
+def _bring(rows: int, targets: int, count: int, base: int, out_at: int, stride: int, stage: int, n: int) -> None:
+    """Copy ``count`` rows of scratch to their places, one after the other; outputs stream if others do."""
+    for k in range(count):
+        source, target = rows + ROW * k, get_integer(targets + 8 * k)
+        to = _place(target, base, out_at, stride)
+        if stage != 0 and target >= 0:
+            stream(source, to, n)
+        else:
+            _ahead(targets, k, count, out_at, stride, stage, n)
+            x, y = floats_at(source, n), floats_at(to, n)
+            for i in range(n):
+                y[i] = x[i]
+
+
+@kernel
+def _put(table: int, count: int, base: int, out_at: int, stride: int, stage: int, n: int) -> None:
     """Put columns out: (output row, byte offset of the column) each. What is not finite is missing."""
     for k in range(count):
         to = out_at + 8 * stride * get_integer(table + 16 * k)
         source = base + get_integer(table + 16 * k + 8)
         if n == 1:
             put(to, finite(get(source)))
+        elif stage != 0:
+            stream_finite(source, to, n)
         else:
+            if k + 1 < count:
+                fetch(out_at + 8 * stride * get_integer(table + 16 * k + 16), n)
             x, y = floats_at(source, n), floats_at(to, n)
             for i in range(n):
                 y[i] = finite(x[i])
@@ -143,10 +175,12 @@ def _average(
     base: int,
     out_at: int,
     stride: int,
+    stage: int,
     n: int,
 ) -> None:
     """Up to 32 averages of one input: jobs of eight lanes, side by side."""
-    _find_places(targets, count, places, base, out_at, stride)
+    if n == 1:
+        _find_places(targets, count, places, base, out_at, stride, 0)
     some = (count + op.LANES - 1) // op.LANES
     for k in range(some):
         lanes = min(op.LANES, count - op.LANES * k)
@@ -158,7 +192,7 @@ def _average(
             set_rows(jobs, k, x, job_state, job_numbers, job_table, work + ROW * op.LANES * k, lanes, base)
     if n > 1:
         averages(jobs, some, n)
-        bring(work, places, count, n)
+        _bring(work, targets, count, base, out_at, stride, stage, n)
 
 
 @kernel
@@ -175,6 +209,7 @@ def _average_each(
     base: int,
     out_at: int,
     stride: int,
+    stage: int,
     n: int,
 ) -> None:
     """Up to eight averages, each of an input of its own; ``sources`` is the address of their columns' numbers."""
@@ -183,11 +218,12 @@ def _average_each(
         used = lane < count
         put_integer(inputs + 8 * lane, base + 8 * op.STRIDE * get_integer(sources + (8 * lane if used else 0)))
         put_integer(rows + 8 * lane, work + ROW * lane)
-    _find_places(targets, count, places, base, out_at, stride)
+    if n == 1:
+        _find_places(targets, count, places, base, out_at, stride, 0)
     set_job(jobs, 0, inputs, state, numbers, table, rows if n > 1 else places)
     averages_each(jobs, count, n)
     if n > 1:
-        bring(work, places, count, n)
+        _bring(work, targets, count, base, out_at, stride, stage, n)
 
 
 @kernel
@@ -218,11 +254,13 @@ def _step(
     out: Floats,
     q: int,
     work: Floats,
+    streams: bool,
 ) -> None:
     base, out_at, stride = address_of(columns) + 8 * p, address_of(out) + 8 * q, out.shape[1]
     integers_at_, floats_at_, state_at_ = address_of(integers), address_of(floats), address_of(state)
     work_at = address_of(work)
     jobs, places = work_at + ROW * (op.SCRATCH - 2), work_at + ROW * (op.SCRATCH - 1)
+    stage = work_at + ROW * op.STAGE if streams and n > 1 else 0
     for k in range(program.shape[0]):
         line = program[k]
         code, a, b, count = line[CODE], line[SOURCE_A], line[SOURCE_B], line[COUNT]
@@ -230,7 +268,7 @@ def _step(
         if code == op.ARITHMETIC:
             arithmetic(a, count, integers_at_ + 8 * i0, base, n)
         elif code == op.PUT:
-            _put(integers_at_ + 8 * i0, count, base, out_at, stride, n)
+            _put(integers_at_ + 8 * i0, count, base, out_at, stride, stage, n)
         elif code == op.AGO:
             for lane in range(count):
                 ago(
@@ -256,6 +294,7 @@ def _step(
                 base,
                 out_at,
                 stride,
+                stage,
                 n,
             )
         elif code == op.AVERAGE_EACH:
@@ -272,10 +311,11 @@ def _step(
                 base,
                 out_at,
                 stride,
+                stage,
                 n,
             )
         elif code == op.RSI:
-            _find_places(integers_at_ + 8 * targets, count, places, base, out_at, stride)
+            _find_places(integers_at_ + 8 * targets, count, places, base, out_at, stride, stage)
             rsi(
                 base + 8 * op.STRIDE * a,
                 n,
@@ -288,8 +328,9 @@ def _step(
                 base,
                 work_at,
             )
+            _leave_all(integers_at_ + 8 * targets, count, out_at, stride, stage, n)
         elif code == op.ADX:
-            _find_places(integers_at_ + 8 * targets, 3 * count, places, base, out_at, stride)
+            _find_places(integers_at_ + 8 * targets, 3 * count, places, base, out_at, stride, stage)
             adx(
                 base + 8 * op.STRIDE * a,
                 base + 8 * op.STRIDE * b,
@@ -304,8 +345,9 @@ def _step(
                 base,
                 work_at,
             )
+            _leave_all(integers_at_ + 8 * targets, 3 * count, out_at, stride, stage, n)
         elif code == op.MACD:
-            _find_places(integers_at_ + 8 * targets, 3 * count, places, base, out_at, stride)
+            _find_places(integers_at_ + 8 * targets, 3 * count, places, base, out_at, stride, stage)
             macd(
                 base + 8 * op.STRIDE * a,
                 n,
@@ -318,6 +360,7 @@ def _step(
                 base,
                 work_at,
             )
+            _leave_all(integers_at_ + 8 * targets, 3 * count, out_at, stride, stage, n)
         elif code == op.TRUE_RANGE:
             _true_range(
                 base + 8 * op.STRIDE * a,
@@ -343,7 +386,8 @@ def _step(
             window, squares = 0, False
             for lane in range(count):
                 length, kind = integers[i0 + 2 * lane], integers[i0 + 2 * lane + 1]
-                place = _place(integers[targets + lane], base, out_at, stride)
+                place = _room(integers[targets + lane], base, out_at, stride, stage)
+                _ahead(integers_at_ + 8 * targets, lane, count, out_at, stride, stage, n)
                 if kind in (op.POPULATION_DEVIATION, op.SAMPLE_DEVIATION):
                     if length != window or not squares:  # lanes of one window share its sums
                         window_moments(a, b, length, base, n, work_at)
@@ -353,20 +397,28 @@ def _step(
                     squares = False
                 window = length
                 finish_moments(kind, length, n, work_at, place)
+                _leave(integers[targets + lane], out_at, stride, stage, n)
         elif code == op.MAXIMUM_WINDOW:
             for lane in range(count):
-                place = _place(integers[targets + lane], base, out_at, stride)
+                place = _room(integers[targets + lane], base, out_at, stride, stage)
+                _ahead(integers_at_ + 8 * targets, lane, count, out_at, stride, stage, n)
                 window_maximum(a, b, integers[i0 + lane], base, n, place)
+                _leave(integers[targets + lane], out_at, stride, stage, n)
         elif code == op.MINIMUM_WINDOW:
             for lane in range(count):
-                place = _place(integers[targets + lane], base, out_at, stride)
+                place = _room(integers[targets + lane], base, out_at, stride, stage)
+                _ahead(integers_at_ + 8 * targets, lane, count, out_at, stride, stage, n)
                 window_minimum(a, b, integers[i0 + lane], base, n, place)
+                _leave(integers[targets + lane], out_at, stride, stage, n)
         elif code == op.SLOPE_WINDOW:
             for lane in range(count):
-                place = _place(integers[targets + lane], base, out_at, stride)
+                place = _room(integers[targets + lane], base, out_at, stride, stage)
+                _ahead(integers_at_ + 8 * targets, lane, count, out_at, stride, stage, n)
                 window_slope(a, b, line[SOURCE_C], integers[i0 + lane], base, n, work_at, place)
+                _leave(integers[targets + lane], out_at, stride, stage, n)
         elif code == op.CORRELATION:
             for lane in range(count):
+                _ahead(integers_at_ + 8 * targets, lane, count, out_at, stride, stage, n)
                 window_correlation(
                     a,
                     b,
@@ -377,9 +429,12 @@ def _step(
                     base,
                     n,
                     work_at,
-                    _place(integers[targets + lane], base, out_at, stride),
+                    _room(integers[targets + lane], base, out_at, stride, stage),
                 )
+                _leave(integers[targets + lane], out_at, stride, stage, n)
         elif code == op.STOCHASTIC:
+            _ahead(integers_at_ + 8 * targets, -1, 2, out_at, stride, stage, n)
+            _ahead(integers_at_ + 8 * targets, 0, 2, out_at, stride, stage, n)
             stochastic(
                 line[SOURCE_C],
                 a,
@@ -392,9 +447,10 @@ def _step(
                 base,
                 n,
                 work_at,
-                _place(integers[targets], base, out_at, stride),
-                _place(integers[targets + 1], base, out_at, stride),
+                _room(integers[targets], base, out_at, stride, stage),
+                _room(integers[targets + 1], base, out_at, stride, stage + ROW if stage != 0 else 0),
             )
+            _leave_all(integers_at_ + 8 * targets, 2, out_at, stride, stage, n)
         elif code == op.TIME_DEVIATION:
             for lane in range(count):
                 time_deviation(
@@ -408,43 +464,44 @@ def _step(
                     base,
                     n,
                     work_at,
-                    _place(integers[targets + lane], base, out_at, stride),
+                    _room(integers[targets + lane], base, out_at, stride, stage),
                 )
+                _leave(integers[targets + lane], out_at, stride, stage, n)
         elif code == op.VWAP:
             vwap(columns, a, b, line[SOURCE_C], line[SOURCE_D], floats[f0], p, n, state, at, work[0, :n])
-            _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+            _bring(work_at, integers_at_ + 8 * targets, 1, base, out_at, stride, stage, n)
         elif code == op.PROFILE:
             profile(columns, a, b, line[SOURCE_C], floats[f0], floats[f0 + 1], p, n, state, at, work[0:6])
-            _emit_lanes(work, 6, integers, targets, columns, p, out, q, n)
+            _bring(work_at, integers_at_ + 8 * targets, 6, base, out_at, stride, stage, n)
         elif code == op.SESSION_VARIANCE:
             session_variance(columns, a, floats[f0], p, n, state, at, work[0:2])
-            _emit_lanes(work, 2, integers, targets, columns, p, out, q, n)
+            _bring(work_at, integers_at_ + 8 * targets, 2, base, out_at, stride, stage, n)
         elif code == op.RETURN_SINCE:
             return_since(columns, a, b, p, n, state, at, work[0, :n])
-            _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+            _bring(work_at, integers_at_ + 8 * targets, 1, base, out_at, stride, stage, n)
         elif code == op.SESSION_SUM:
             session_sum(columns, a, floats[f0], p, n, state, at, work[0, :n])
-            _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+            _bring(work_at, integers_at_ + 8 * targets, 1, base, out_at, stride, stage, n)
         elif code == op.SESSION_RANK:
             session_rank(columns, a, integers[i0], p, n, state, at, work[0, :n])
-            _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+            _bring(work_at, integers_at_ + 8 * targets, 1, base, out_at, stride, stage, n)
         elif code == op.CLOCK_DEVIATION:
             clock_deviation(columns, a, floats[f0], floats[f0 + 1], floats[f0 + 2], p, n, state, at, work[0, :n])
-            _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+            _bring(work_at, integers_at_ + 8 * targets, 1, base, out_at, stride, stage, n)
         elif code == op.SEASONAL_MEAN:
             seasonal_mean(columns, a, integers[i0], floats[f0], p, n, state, at, work[0, :n])
-            _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+            _bring(work_at, integers_at_ + 8 * targets, 1, base, out_at, stride, stage, n)
         elif code == op.UNCHANGED_FOR:
             unchanged_for(columns, a, p, n, state, at, work[0, :n])
-            _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+            _bring(work_at, integers_at_ + 8 * targets, 1, base, out_at, stride, stage, n)
         elif code == op.BEFORE_CHANGE:
             before_change(columns, a, b, p, n, state, at, work[0, :n])
-            _emit_lanes(work, 1, integers, targets, columns, p, out, q, n)
+            _bring(work_at, integers_at_ + 8 * targets, 1, base, out_at, stride, stage, n)
         elif code == op.TIME_WINDOW:
             for lane in range(count):
                 rows, kind = integers[i0 + 2 * lane], integers[i0 + 2 * lane + 1]
                 time_window(columns, a, kind, floats[f0 + lane], rows, p, n, work[1, :n], work[0, :n])
-                _emit(work[0, :n], integers[targets + lane], columns, p, out, q)
+                _bring(work_at, integers_at_ + 8 * (targets + lane), 1, base, out_at, stride, stage, n)
         elif code == op.PROFILE_WINDOW:
             profile_bars(columns, a, b, line[SOURCE_C], floats[f0], line[SOURCE_D], p, n)
             bins = floats_at(work[8:].ctypes.data, WINDOW_BINS)
@@ -453,14 +510,14 @@ def _step(
                 profile_window(
                     columns, line[SOURCE_C], line[SOURCE_D], floats[f0], seconds, rows, p, n, bins, work[0:6]
                 )
-                _emit_lanes(work, 6, integers, targets + 6 * lane, columns, p, out, q, n)
+                _bring(work_at, integers_at_ + 8 * (targets + 6 * lane), 6, base, out_at, stride, stage, n)
         elif code == op.TIME_SLOPE:
             for lane in range(count):
                 time_slope(columns, a, b, floats[f0 + lane], integers[i0 + lane], p, n, work[0, :n])
-                _emit(work[0, :n], integers[targets + lane], columns, p, out, q)
+                _bring(work_at, integers_at_ + 8 * (targets + lane), 1, base, out_at, stride, stage, n)
         elif code == op.EXTERNAL:
             external(columns, integers[i0:], floats[f0:], count, p, n, state, at, work)
-            _emit_lanes(work, count, integers, targets, columns, p, out, q, n)
+            _bring(work_at, integers_at_ + 8 * targets, count, base, out_at, stride, stage, n)
 
 
 # --- the call: one array of addresses and sizes ------------------------------------------------------
@@ -485,8 +542,9 @@ def _step(
     OUT,
     OUT_ROWS,
     OUT_STRIDE,
-) = range(19)
-CALL_SIZE = 19
+    STREAMS,
+) = range(20)
+CALL_SIZE = 20
 
 
 @kernel
@@ -509,10 +567,13 @@ def run(call_at: int) -> None:
         The flat state, advanced in place; working columns begin at COLUMNS_AT. After it lie the columns of
         numbers and of scratch that formulas name.
     WORK
-        (SCRATCH, BLOCK) float64 scratch.
+        (SCRATCH, SCRATCH_STRIDE) float64 scratch.
     OUT, OUT_ROWS, OUT_STRIDE
         Where the first row's results go, in a float64 matrix of OUT_ROWS rows that lie OUT_STRIDE numbers
         apart; NaN where a value is missing.
+    STREAMS
+        Not 0 to write outputs around the cache (:mod:`mia_kernels.streams`): the same numbers, sooner where OUT is
+        larger than the cache.
 
     An input beyond LARGEST in size is missing, as infinity and NaN are: squares and sums of what is left
     stay finite.
@@ -529,8 +590,9 @@ def run(call_at: int) -> None:
     columns_at = call[COLUMNS_AT]
     slots = (call[STATE_SIZE] - columns_at) // op.STRIDE
     columns = matrix_at(call[STATE_TABLE] + 8 * columns_at, slots, op.STRIDE)
-    work = matrix_at(call[WORK], op.SCRATCH, BLOCK)
+    work = matrix_at(call[WORK], op.SCRATCH, op.SCRATCH_STRIDE)
     out = matrix_at(call[OUT], call[OUT_ROWS], call[OUT_STRIDE])
+    streams = call[STREAMS] != 0
     done = 0
     while done < count:
         p = int(state[POSITION])
@@ -554,7 +616,9 @@ def run(call_at: int) -> None:
                 for i in range(n):
                     x = source[i]
                     column[i] = x if abs(x) <= LARGEST else math.nan  # NaN compares false
-        _step(program, integers, floats, state, columns, p, n, out, done, work)
+        _step(program, integers, floats, state, columns, p, n, out, done, work, streams)
         state[POSITION] = p + n
         state[ROWS] += n
         done += n
+    if streams:
+        fence()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mia_kernels.compile import inlined, kernel
 from mia_kernels.lanes import JOB, advance_2, advance_3, advance_4, advance_each
 from mia_kernels.memory import floats_at, get, get_integer, put, put_integer
-from mia_kernels.opcodes import BLOCK, LANES
+from mia_kernels.opcodes import LANES, SCRATCH_STRIDE
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -30,7 +30,7 @@ Integers = NDArray[np.int64]
 AVERAGE_STATE = 3 * LANES + 1
 _SUM, _COUNT, _READY, _SCALE = 8 * LANES, 16 * LANES, 24 * LANES, 8 * LANES  # bytes
 _LANE_ROW = 24
-ROW = 8 * BLOCK
+ROW = 8 * SCRATCH_STRIDE
 """Bytes of a scratch row; a table of jobs takes one."""
 PLACES = 8 * JOB * 4
 """Where the places of four jobs stand in their table, in bytes."""

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from mia_kernels.compile import inlined, kernel
 from mia_kernels.memory import floats_at, get, put
 from mia_kernels.opcodes import MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION, STRIDE
+from mia_kernels.vector import quotient
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -201,8 +202,9 @@ def finish_moments(kind: int, window: int, n: int, work: int, out_at: int) -> No
     """Turn sums into what was asked for: mean, deviation (ddof 0 or 1) or the sum itself."""
     total, square, out = floats_at(work, n), floats_at(work + 8 * n, n), floats_at(out_at, n)
     if kind == MEAN:
+        length, part = float(window), 1.0 / window
         for i in range(n):
-            out[i] = total[i] / window
+            out[i] = quotient(total[i], length, part)
     elif kind == POPULATION_DEVIATION:
         share = 1.0 / window
         for i in range(n):
@@ -450,10 +452,11 @@ def stochastic(
     r1, r2 = rows(base, fast, 1, n), rows(base, fast, 2, n)
     k, k1, k2 = rows(base, slow, 0, n), rows(base, slow, 1, n), rows(base, slow, 2, n)
     out_k, out_d = floats_at(k_at, n), floats_at(d_at, n)
+    third = 1.0 / 3.0
     for i in range(n):
-        k[i] = ((r2[i] + r1[i]) + raw[i]) / 3.0
+        k[i] = quotient((r2[i] + r1[i]) + raw[i], 3.0, third)
     for i in range(n):
-        out_d[i] = ((k2[i] + k1[i]) + k[i]) / 3.0
+        out_d[i] = quotient((k2[i] + k1[i]) + k[i], 3.0, third)
     # TA-Lib reports %K only together with %D; the smoothed column itself starts earlier.
     for i in range(n):
         out_k[i] = k[i] + (out_d[i] - out_d[i])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mia_fast.bars.builder import Messages, Snapshots, Trades
-from mia_fast.errors import ConfigError
+from mia_fast.errors import ConfigError, StateError
 from mia_fast.tables.read import QUARANTINE_SCHEMA
 from mia_kernels import book as kernels
 from mia_kernels.ticks import DEPTH
@@ -20,15 +22,14 @@ Bytes = NDArray[np.int8]
 
 SNAPSHOT_FLAG, LAST_FLAG = 32, 128
 FLEETING_NS, SPOOF_NS = 100_000_000, 10_000_000_000
-_ACTIONS = {
-    "A": kernels.ADD,
-    "C": kernels.CANCEL,
-    "M": kernels.MODIFY,
-    "T": kernels.TRADE,
-    "F": kernels.FILL,
-    "R": kernels.CLEAR,
-}
-_SHOWN_ROWS = 1 << 15  # reused between blocks: first-touch pages cost more than the book
+_ACTIONS = pl.Enum(["", "A", "C", "M", "T", "F", "R"])
+"""A word's place is the kernel's code of it: ADD, CANCEL, MODIFY, TRADE, FILL, CLEAR."""
+_BITS = 14
+"""The table of orders begins with 2**14 rows and doubles when it is half full."""
+_MAGIC = b"mia-fast book state 1\n"
+_SHOWN_ROWS = 1 << 16
+"""Snapshots written between two calls of the kernel."""
+_INSTANT = pl.Datetime("ns", "UTC")
 _SHOW = {"changes": 0, "every": 1, "none": 2}
 _FAULTS: dict[int, tuple[str, str, str]] = {
     kernels.UNKNOWN_ORDER: (
@@ -149,13 +150,11 @@ class OrderBook:
         self.tick = tick
         self._contiguous, self._fleeting_ns, self._spoof_ns = contiguous, fleeting_ns, spoof_ns
         self._whole = np.zeros(kernels.BOOK_WHOLE, dtype=np.int64)
-        self._orders = np.zeros((1 << 14, kernels.ORDER_FIELDS), dtype=np.int64)
+        self._orders = np.zeros((1 << _BITS, kernels.ORDER_FIELDS), dtype=np.int64)
         self._ladder = np.zeros((2, rungs, 2), dtype=np.int64)
         self._words = np.zeros((2, rungs // 64), dtype=np.uint64)
-        self._shown = np.empty((_SHOWN_ROWS, kernels.SNAPSHOT_FIELDS), dtype=np.int64)
-        self._shown_row = np.empty(_SHOWN_ROWS, dtype=np.int64)
         self._row = 0
-        kernels.start(self._whole, self._orders, 14, self._ladder, self._words)
+        kernels.start(self._whole, self._orders, _BITS, self._ladder, self._words)
 
     @property
     def orders(self) -> int:
@@ -167,21 +166,38 @@ class OrderBook:
         """True after a sequence gap, until the book is cleared: do not trade on it."""
         return bool(self._whole[kernels.SUSPECT])
 
-    def apply(self, frame: pl.DataFrame, *, show: Literal["changes", "every", "none"] = "changes") -> BookBlock:
+    def apply(
+        self,
+        frame: pl.DataFrame,
+        *,
+        show: Literal["changes", "every", "none"] = "changes",
+        rows: Integers | None = None,
+    ) -> BookBlock:
         """Apply a block of the canonical table ``orders``.
 
-        With ``changes`` a snapshot is taken after each message of the exchange (bit 7 of ``flags``; every row without
-        flags) that touched the ten levels, with ``every`` after each message, with ``none`` never.
+        Parameters
+        ----------
+        frame
+            The next events.
+        show
+            With ``changes`` a snapshot is taken after each message of the exchange (bit 7 of ``flags``; every row
+            without flags) that touched the ten levels, with ``every`` after each message, with ``none`` never.
+        rows
+            (n,) the source's row of each event, for the quarantine; by default they are counted from the first event
+            applied.
         """
         n = frame.height
-        time = _own(frame["timestamp"].dt.epoch("ns").to_numpy(), np.int64)
-        action = _own(frame["action"].replace_strict(_ACTIONS, default=0, return_dtype=pl.Int8).to_numpy(), np.int8)
+        # Only casts, no expressions: those go through Polars' pool of threads, which costs more than the book.
+        time = _own(frame["timestamp"].cast(_INSTANT).to_physical().to_numpy(), np.int64)
+        words = frame["action"].cast(_ACTIONS, strict=False).to_physical()
+        action = _own((words.fill_null(0) if words.null_count() else words).to_numpy(), np.int8)
         side = _own(frame["side"].to_numpy(), np.int8)
         price, size = _own(frame["price"].to_numpy(), np.float64), _own(frame["size"].to_numpy(), np.float64)
         order_id = _own(frame["order_id"].to_numpy(), np.int64)
         marks_of_event = np.full(n, kernels.ENDS_MESSAGE, dtype=np.int8)
         if "flags" in frame.columns:
-            flags = frame["flags"].fill_null(LAST_FLAG).to_numpy()
+            told = frame["flags"]
+            flags = (told.fill_null(LAST_FLAG) if told.null_count() else told).to_numpy()
             marks_of_event = (
                 ((flags & LAST_FLAG) != 0) * kernels.ENDS_MESSAGE + ((flags & SNAPSHOT_FLAG) != 0) * kernels.IN_SNAPSHOT
             ).astype(np.int8)
@@ -193,9 +209,13 @@ class OrderBook:
         faults, message, marks = (np.zeros(n, dtype=np.int8) for _ in range(3))
         message_size = np.zeros(n)
         result = np.zeros(2, dtype=np.int64)
-        rows, levels = [], []
+        places, levels = [], []
         begin, status = 0, kernels.OUT_FULL
+        room = 0 if show == "none" else min(n, _SHOWN_ROWS)
         while status != kernels.TAKE_ALL:
+            # Fresh memory, of which only what is written is ever touched; it becomes the caller's without a copy.
+            shown_levels = np.empty((max(room, 1), kernels.SNAPSHOT_FIELDS), dtype=np.int64)
+            shown_row = np.empty(max(room, 1), dtype=np.int64)
             status = kernels.apply(
                 parameters,
                 self.tick,
@@ -213,19 +233,19 @@ class OrderBook:
                 self._words,
                 begin,
                 faults,
-                self._shown,
-                self._shown_row,
+                shown_levels,
+                shown_row,
                 message,
                 message_size,
                 marks,
                 result,
             )
             begin, count = int(result[0]), int(result[1])
-            rows.append(self._shown_row[:count].copy())
-            levels.append(self._shown[:count].copy())
+            places.append(shown_row[:count])
+            levels.append(shown_levels[:count])
             if status == kernels.TABLE_FULL:
                 self._regrow()
-        shown = np.concatenate(rows) if len(rows) > 1 else rows[0]
+        shown = np.concatenate(places) if len(places) > 1 else places[0]
         kept = message > 0
         traded = (action == kernels.TRADE) & ((faults == kernels.FINE) | (faults == kernels.SEQUENCE_GAP))
         block = BookBlock(
@@ -234,11 +254,87 @@ class OrderBook:
             levels=np.concatenate(levels) if len(levels) > 1 else levels[0],
             messages=Messages(time[kept], message[kept], side[kept], message_size[kept], marks[kept]),
             trades=Trades(time[traded], price[traded], size[traded], side[traded]),
-            quarantine=self._quarantine(frame, faults),
+            quarantine=self._quarantine(frame, faults, rows),
             tick=self.tick,
         )
         self._row += n
         return block
+
+    # --- state ----------------------------------------------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "tick": self.tick,
+            "rungs": self._ladder.shape[1],
+            "contiguous": self._contiguous,
+            "fleeting_ns": self._fleeting_ns,
+            "spoof_ns": self._spoof_ns,
+        }
+
+    def save(self) -> bytes:
+        """The book as bytes: magic line, header line with a SHA-256, state and resting orders.
+
+        A restored book goes on with the same bits. The same book gives the same bytes however its events were cut.
+        """
+        resting = self._orders[self._orders[:, kernels.ORDER_SIDE] != 0]
+        resting = resting[np.argsort(resting[:, kernels.ORDER_ID])]
+        whole = self._whole.copy()
+        whole[kernels.BITS] = 0  # how large the table has grown depends on the past, not on the book
+        content = whole.tobytes() + resting.tobytes()
+        header = {
+            "identity": self._identity(),
+            "orders": len(resting),
+            "row": self._row,
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        return b"".join((_MAGIC, json.dumps(header, sort_keys=True).encode(), b"\n", content))
+
+    def restore(self, saved: bytes) -> None:
+        """Go on from :meth:`save` of a book with the same parameters.
+
+        Raises
+        ------
+        StateError
+            Damaged, of another version, or of a book with other parameters; the book is as it was.
+        """
+        size = 8 * kernels.BOOK_WHOLE
+        try:
+            magic, line, content = saved.split(b"\n", 2)
+            header = json.loads(line)
+            sound = (
+                magic + b"\n" == _MAGIC
+                and hashlib.sha256(content).hexdigest() == header["sha256"]
+                and len(content) == size + 8 * kernels.ORDER_FIELDS * header["orders"]
+            )
+        except (ValueError, KeyError, TypeError):
+            sound = False
+        if not sound:
+            raise StateError(
+                "the book state is damaged, or of another version",
+                where="OrderBook.restore",
+                hint="apply the session's events again from the first one, or from a clear",
+                then="the book is as it was",
+            )
+        if header["identity"] != self._identity():
+            raise StateError(
+                f"the state is of a book with {header['identity']}, this one has {self._identity()}",
+                where="OrderBook.restore",
+                hint="make the book with the parameters it was saved with",
+                then="the book is as it was",
+            )
+        orders = np.frombuffer(content, np.int64, offset=size).reshape(-1, kernels.ORDER_FIELDS).copy()
+        bits = max(_BITS, int(2 * len(orders)).bit_length())
+        self._orders = np.zeros((1 << bits, kernels.ORDER_FIELDS), dtype=np.int64)
+        kernels.regrow(orders, self._orders, bits)
+        self._whole[:] = np.frombuffer(content, np.int64, count=kernels.BOOK_WHOLE)
+        self._whole[kernels.BITS] = bits
+        self._row = header["row"]
+        side = (orders[:, kernels.ORDER_SIDE] < 0).astype(np.int64)
+        rung = orders[:, kernels.ORDER_TICK]
+        self._ladder[:], self._words[:] = 0, 0
+        np.add.at(self._ladder[:, :, 0], (side, rung), orders[:, kernels.ORDER_SIZE])
+        np.add.at(self._ladder[:, :, 1], (side, rung), 1)
+        np.bitwise_or.at(self._words, (side, rung >> 6), np.uint64(1) << (rung & 63).astype(np.uint64))
 
     def _regrow(self) -> None:
         bits = int(self._whole[kernels.BITS]) + 1
@@ -247,11 +343,12 @@ class OrderBook:
         self._orders = larger
         self._whole[kernels.BITS] = bits
 
-    def _quarantine(self, frame: pl.DataFrame, faults: Bytes) -> pl.DataFrame:
+    def _quarantine(self, frame: pl.DataFrame, faults: Bytes, rows: Integers | None) -> pl.DataFrame:
         lines = []
         for row in np.flatnonzero(faults).tolist():
             rule, column, hint = _FAULTS[int(faults[row])]
-            lines.append((self._row + row, column, str(frame[column][row]), rule, hint))
+            source = self._row + row if rows is None else int(rows[row])
+            lines.append((source, column, str(frame[column][row]), rule, hint))
         return pl.DataFrame(lines, schema=QUARANTINE_SCHEMA, orient="row")
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import polars as pl
@@ -19,9 +20,16 @@ from mia_fast.clock import iso
 from mia_fast.config import Model, load
 from mia_fast.errors import ConfigError, DataError
 from mia_fast.sessions import Sessions
+from mia_fast.tables import Table
 from mia_fast.workspace import Workspace
+from mia_kernels.ticks import DEPTH
 
-PRICES = ("open", "high", "low", "close")
+PRICES = (
+    *("open", "high", "low", "close", "trade_vwap"),
+    *(f"{side}_price_{level}" for side in ("bid", "ask") for level in range(1, DEPTH + 1)),
+)
+"""The columns of bars that are prices: what moves with the contract."""
+_CODES = "FGHJKMNQUVXZ"
 _THEN = "no continuous series was made; a gap is measured, never guessed"
 
 
@@ -54,6 +62,54 @@ class Roll:
     at: int
     gap: float
     measured: int
+
+
+def contract_month(symbol: str, root: str, year: int) -> str | None:
+    """``yyyymm`` of a contract: ``201312``, ``ESZ2013``, ``ESZ13`` or ``ESZ3``; None of anything else.
+
+    One or two digits are those of the year nearest to ``year``.
+    """
+    if re.fullmatch(r"\d{4}(0[1-9]|1[0-2])", symbol):
+        return symbol
+    found = re.fullmatch(rf"{re.escape(root)}([{_CODES}])(\d|\d\d|\d{{4}})", symbol)
+    if found is None:
+        return None
+    digits = found[2]
+    span = 10 ** len(digits)
+    near = [year + k for k in range(-span // 2, span // 2 + 1) if (year + k) % span == int(digits)]
+    whole = int(digits) if len(digits) == 4 else min(near, key=lambda y: abs(y - year))
+    return f"{whole:04d}{_CODES.index(found[1]) + 1:02d}"
+
+
+def one_series(table: Table, root: str, workspace: Workspace) -> tuple[Table, tuple[Roll, ...]]:
+    """Bars of several contracts of ``root`` as one series at the contracts' own prices, with its rolls.
+
+    The frame has :func:`continuous`'s ``adjustment``, and ``symbol`` as ``yyyymm``. A table of one symbol, or of others
+    than contracts, comes back as it is, without rolls.
+
+    Raises
+    ------
+    DataError
+        No roll lies inside the bars, or its gap cannot be measured.
+    ConfigError
+        ``rolls.yaml`` or the product's session table cannot be used.
+    """
+    if "symbol" not in table.frame.columns or table.frame["symbol"].n_unique() < 2:
+        return table, ()
+    year = table.frame["timestamp"][0].year
+    months = {str(name): contract_month(str(name), root, year) for name in table.frame["symbol"].unique().to_list()}
+    if None in months.values():
+        return table, ()
+    frame = table.frame.with_columns(pl.col("symbol").replace_strict(months, return_dtype=pl.String))
+    found = roll_table(frame, rolls(workspace), Sessions.load(workspace, root))
+    series = continuous(frame, found)
+    note = "; ".join(f"{r.old} to {r.new} at {iso(r.at)}, {r.gap:+g} points" for r in found)
+    return replace(table, frame=series.rechunk(), notes=(*table.notes, f"rolled {note}"), rows=None), found
+
+
+def adjustment(table: tuple[Roll, ...], instant: int) -> float:
+    """What features add to the prices of a bar that starts at ``instant`` (ns UTC): the gaps of the rolls after it."""
+    return math.fsum(roll.gap for roll in table if roll.at > instant)
 
 
 def rolls(workspace: Workspace) -> RollsConfig:
@@ -113,7 +169,10 @@ def continuous(bars: pl.DataFrame, table: tuple[Roll, ...]) -> pl.DataFrame:
     """
     if not table:
         raise DataError(
-            "no roll lies inside the bars", where="continuous", hint="a single contract needs none", then=_THEN
+            "no roll lies inside the bars",
+            where="continuous",
+            hint="keep one contract (filters of bars in config/inputs.yaml), or name a roll under fixed in rolls.yaml",
+            then=_THEN,
         )
     instant = pl.col("timestamp").dt.epoch("ns")
     contract, adjustment = pl.lit(table[0].old), pl.lit(math.fsum(r.gap for r in table))

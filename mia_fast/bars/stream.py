@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from mia_fast.bars.aggressor import AggressorInference
 from mia_fast.bars.builder import NEVER, BarBuilder, Floats, Messages, Snapshots, Trades, levels_of
@@ -65,8 +66,8 @@ def read_blocks(
     *,
     rows: int = BLOCK_ROWS,
     symbol: str | None = None,
-) -> Iterator[tuple[pl.DataFrame, int]]:
-    """Blocks of a canonical table from Parquet or CSV, and the source rows read so far.
+) -> Iterator[tuple[pl.DataFrame, int, NDArray[np.int64]]]:
+    """Blocks of a canonical table from Parquet or CSV, the source rows read so far, and each row's own (0-based).
 
     Raises
     ------
@@ -90,10 +91,12 @@ def read_blocks(
             for rule, count in table.quarantine.group_by("rule", maintain_order=True).len().rows():
                 report.quarantine[rule] = report.quarantine.get(rule, 0) + count
             report.examples += [(done + row[0], *row[1:]) for row in table.quarantine.head(3).rows()]
-            done += raw.height
             frame = table.frame
+            origin = done + (np.arange(frame.height) if table.rows is None else table.rows)
+            done += raw.height
             if symbol is not None and "symbol" in frame.columns:
-                frame = frame.filter(pl.col("symbol") == symbol)
+                wanted = (frame["symbol"] == symbol).fill_null(False)
+                frame, origin = frame.filter(wanted), origin[wanted.to_numpy()]
             elif "symbol" in frame.columns and frame["symbol"].n_unique() > 1:
                 some = ", ".join(map(str, frame["symbol"].unique().sort().head(8)))
                 raise DataError(
@@ -110,7 +113,7 @@ def read_blocks(
                     then="no bar was made",
                 )
             last = frame["timestamp"][-1]
-            yield frame, done
+            yield frame, done, origin
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
 
@@ -339,14 +342,17 @@ def _sided(trades: Trades, book: Snapshots | None, until: int, inference: Aggres
     return Trades(trades.time, trades.price, trades.size, side)
 
 
-def _trade_parts(blocks: Iterator[tuple[pl.DataFrame, int]]) -> Iterator[tuple[Part, int]]:
-    for frame, done in blocks:
+_Blocks = Iterator[tuple[pl.DataFrame, int, NDArray[np.int64]]]
+
+
+def _trade_parts(blocks: _Blocks) -> Iterator[tuple[Part, int]]:
+    for frame, done, _ in blocks:
         yield (Trades.of(frame), None, None), done
 
 
-def _book_parts(blocks: Iterator[tuple[pl.DataFrame, int]]) -> Iterator[tuple[Part, int]]:
+def _book_parts(blocks: _Blocks) -> Iterator[tuple[Part, int]]:
     levels = None
-    for frame, done in blocks:
+    for frame, done, _ in blocks:
         found = levels_of(frame.columns)
         if levels is not None and found != levels:
             raise DataError(f"the book changes from {levels} to {found} levels", where="book", then="no bar was made")
@@ -354,11 +360,9 @@ def _book_parts(blocks: Iterator[tuple[pl.DataFrame, int]]) -> Iterator[tuple[Pa
         yield (None, Snapshots.of(frame), None), done
 
 
-def _order_parts(
-    blocks: Iterator[tuple[pl.DataFrame, int]], book: OrderBook, report: BarsReport
-) -> Iterator[tuple[Part, int]]:
-    for frame, done in blocks:
-        block = book.apply(frame)
+def _order_parts(blocks: _Blocks, book: OrderBook, report: BarsReport) -> Iterator[tuple[Part, int]]:
+    for frame, done, origin in blocks:
+        block = book.apply(frame, rows=origin)
         for rule, count in block.quarantine.group_by("rule", maintain_order=True).len().rows():
             report.quarantine[rule] = report.quarantine.get(rule, 0) + count
         report.examples += block.quarantine.head(3).rows()

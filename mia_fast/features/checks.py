@@ -493,11 +493,15 @@ def _bounds(low: float | None, high: float | None) -> str:
 
 def missing(bench: Bench) -> Iterator[Finding]:
     """A missing input is felt as the derived policy says, and only by what rests on that input."""
-    data = bench.clean.rows(slice(0, (bench.sessions - 1) * SESSION_ROWS))
-    clean = bench.run(data)
-    n, fault = len(data), SESSION_ROWS + 500
+    fault = SESSION_ROWS + 500
+    forgotten = {name: _forgotten(bench, name, fault) for name in bench.names}
     repair = "give its kernel the policy that it keeps, or let it keep the one it has"
     for group in _apart(bench):
+        # As far as the longest memory that rests on the group reaches, and a session more: five at least.
+        until = max((forgotten[name] for name in bench.names if bench.raw(name) & set(group)), default=0)
+        data = bench.clean.rows(slice(0, max(until, 4 * SESSION_ROWS) + SESSION_ROWS))
+        n = len(data)
+        clean = bench.values[:, :n]
         changed = {raw: data.columns[raw].copy() for raw in group}
         for values in changed.values():
             values[fault] = math.nan
@@ -510,9 +514,7 @@ def missing(bench: Bench) -> Iterator[Finding]:
                 continue
             policy, rows = bench.plan.policies[name], bench.plan.warmups[name].rows
             felt, null = different[k], empty[k] & ~np.isnan(clean[k])
-            after = min(n, fault + rows + 2)
-            sessions = bench.plan.warmups[name].sessions
-            end = (3 + sessions) * SESSION_ROWS if sessions or "session" in bench.reaches(name) else after
+            after, end = min(n, fault + rows + 2), forgotten[name]
             saw = None
             if np.isinf(bad[k]).any():
                 saw = f"it is infinite at row {int(np.argmax(np.isinf(bad[k]))):,}"
@@ -533,6 +535,14 @@ def missing(bench: Bench) -> Iterator[Finding]:
             if saw is not None:
                 where = f"{data.what}, {raw or ', '.join(group)} missing at row {fault:,}"
                 yield Finding(name, "missing", f"{saw} (its policy: {policy})", where, repair)
+
+
+def _forgotten(bench: Bench, name: str, fault: int) -> int:
+    """The row from which a value that was missing at ``fault`` must not empty a feature any more."""
+    warmup = bench.plan.warmups[name]
+    if warmup.sessions or "session" in bench.reaches(name):
+        return (3 + warmup.sessions) * SESSION_ROWS
+    return fault + warmup.rows + 2
 
 
 def _apart(bench: Bench) -> list[list[str]]:

@@ -23,6 +23,8 @@ Floats = NDArray[np.float64]
 
 _MAGIC = b"mia-fast feature state 2\n"
 _STRETCH = 1 << 14
+_STREAMED = 1 << 28
+"""Results of so many bytes are written around the cache; less stays in a server's last level (measured: 0030)."""
 
 Progress = Callable[[int, int], None]
 
@@ -54,7 +56,7 @@ class FeatureEngine:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._memory, self._state = _memory(plan)
-        self._work = np.empty((op.SCRATCH, op.BLOCK))
+        self._work = np.empty((op.SCRATCH, op.SCRATCH_STRIDE))
         self._second: tuple[Floats, Floats] | None = None
         # A live bar: its close (int64 ns), then the inputs (float64). Those of the bars are packed in one go; those of
         # slower tables follow and stay until they are held anew.
@@ -101,6 +103,7 @@ class FeatureEngine:
         """The argument of one call: a program and state over those rows."""
         aimed = given.copy()
         aimed[call.KNOWN_AT], aimed[call.ROW_COUNT] = known_at, count
+        aimed[call.STREAMS] = 8 * given[call.OUT_ROWS] * stride >= _STREAMED
         aimed[call.INPUT_TABLE], aimed[call.OUT], aimed[call.OUT_STRIDE] = inputs.ctypes.data, out, stride
         return aimed
 
@@ -314,7 +317,7 @@ class FeatureEngine:
         """The calls of both halves; the second gets a memory of its own, in this engine's state."""
         if self._second is None:
             memory, _ = _memory(self.plan)
-            self._second = memory, np.empty((op.SCRATCH, op.BLOCK))
+            self._second = memory, np.empty((op.SCRATCH, op.SCRATCH_STRIDE))
         memory, work = self._second
         memory[:] = self._memory
         calls = [self._call.copy(), self._call.copy()]

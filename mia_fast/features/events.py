@@ -60,11 +60,15 @@ class EventSchedule(Steps):
         inputs
             The catalogue's inputs.
         interval_ns
-            Length of a bar, for ``started_in_bar``.
+            Length of a bar, for ``started_in_bar``; 0 where they have no common one, which leaves that input out.
         scheduled
             (m,) which of them were known in advance; default: all.
         """
-        columns = [column for column in inputs if column.table == "events"]
+        columns = [
+            column
+            for column in inputs
+            if column.table == "events" and (interval_ns or column.statistic != "started_in_bar")
+        ]
         ahead = np.ones(len(starts), dtype=np.bool_) if scheduled is None else scheduled
         counts = impacts > 0
         starts, impacts, ahead = starts[counts], impacts[counts], ahead[counts]

@@ -653,7 +653,17 @@ def _clock_warmup(row: Column, before: Warmup, bar_minutes: float) -> Warmup:
     return Warmup(rows=max(open_at + opening, valid) + 1, sessions=before.sessions)
 
 
+EVEN_BARS = "bars of one length"
+"""What a row lacks that counts minutes in bars, over volume bars (bar_minutes 0)."""
+
+
+def _even(_row: Column, bar_minutes: float) -> str | None:
+    return EVEN_BARS if bar_minutes == 0.0 else None
+
+
 def _clock_unfit(row: Column, bar_minutes: float) -> str | None:
+    if bar_minutes == 0.0:
+        return EVEN_BARS
     start = (row.params["from"] - OPEN_MINUTE) % DAY
     stop = start + row.params["to"] - row.params["from"]
     closes = math.floor(stop / bar_minutes + _ROUNDING) - math.floor(start / bar_minutes + _ROUNDING)
@@ -689,6 +699,8 @@ def _minutes_unfit(fewest: int) -> Callable[[Column, float], str | None]:
 
 def unfit(minutes: float, fewest: int, bar_minutes: float) -> str | None:
     """What bars a window of ``minutes`` needs, where these do not fit it: a whole number of them, within reach."""
+    if bar_minutes == 0.0:
+        return EVEN_BARS
     rows = minutes / bar_minutes
     fits = rows == int(rows) and fewest <= rows < op.HISTORY
     return None if fits else f"bars that fit {minutes:g} minutes {fewest} to {op.HISTORY - 1} times"
@@ -904,6 +916,7 @@ KERNELS: dict[str, Kernel] = {
                 "slot": Parameter(5, 360, "length of a slot in minutes"),
                 "span": Parameter(1, 250, "span of the exponential mean in sessions"),
             },
+            unfit=_even,
             clock_warmup=_seasonal_warmup,
         ),
         Kernel(

@@ -13,6 +13,16 @@ from mia_fast.features.kernels import KERNELS, POLICIES
 from mia_fast.features.rows import Column
 from mia_fast.workspace import Workspace, shipped
 
+SESSIONS = (
+    "VWAP, profile, cumulative sums and session variance begin anew when a session opens, at 18:00 in New York, and at "
+    "nothing else: neither at a halt nor at midnight. `session_date` is the trade date that this opening belongs to. A "
+    "test holds the rule against every session of `config/sessions_cme_equity.csv`. The session of a holiday that "
+    "closes at 13:00 is its own, as in that table, although CME clears it with the next business day. A bar outside "
+    "every session, or beyond the table, counts to the date that the rule names. Over volume bars, values since the "
+    "open are null until the first session that opens inside the series, and rows that count minutes in bars are null "
+    "(`bars of one length`)."
+)
+
 
 def markdown(catalogue: Catalogue) -> str:
     """Inputs, features by family, auxiliary columns, kernels and the formula language."""
@@ -24,6 +34,8 @@ def markdown(catalogue: Catalogue) -> str:
         f"{len(catalogue.features)} features: {_by_stage(catalogue)}. Warm-up is the number of null rows (or whole "
         "sessions) before the first value on gap-free bars from a session's open. Where a cell of the range is empty "
         "on one side, it has no bound there.",
+        "",
+        SESSIONS,
         "",
         "What becomes of a missing input:",
         "",

@@ -97,7 +97,7 @@ def make_plan(
     available
         Names of the input columns that the data brings.
     bar_minutes
-        Length of a bar in minutes.
+        Length of a bar in minutes; 0 of volume bars, over which rows that count minutes in bars are null.
     tick_size
         Smallest price step of the instrument, index points.
     auxiliary
@@ -153,7 +153,10 @@ def make_plan(
         lacks = lacks or _unfit_bars(column, kernels[name], parsed.get(name), bar_minutes)
         if lacks:
             lacking[name] = lacks
-        warmups[name] = _warmup(column, kernels[name], parsed.get(name), warmups, bar_minutes)
+        counts_minutes = bar_minutes == 0.0 and name in lacking
+        warmups[name] = (
+            Warmup() if counts_minutes else _warmup(column, kernels[name], parsed.get(name), warmups, bar_minutes)
+        )
         policies[name] = derived_missing(kernels[name].missing, [policies[source] for source in column.inputs])
     for feature in catalogue.features:
         if bar_minutes == 1.0 and feature.warmup != warmups[feature.name]:
@@ -426,7 +429,9 @@ def _warmup(
     else:
         before = [
             Warmup(
-                rows=warmups[token.column].rows + token.bars + int(token.minutes / bar_minutes),
+                rows=warmups[token.column].rows
+                + token.bars
+                + (int(token.minutes / bar_minutes) if token.minutes else 0),
                 sessions=warmups[token.column].sessions,
             )
             for token in expression.tokens

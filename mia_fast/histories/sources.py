@@ -301,6 +301,13 @@ class Reader:
                         then=_THEN,
                         reason=error.reason,
                     ) from error
+                if table.interval_ns == 0:
+                    raise DataError(
+                        "the bars are volume bars: they have no common length",
+                        where=str(self.source.path),
+                        hint="a history is of time bars; write one file: mia-fast features IN OUT.parquet",
+                        then=_THEN,
+                    )
                 if not self.source.interval_ns:
                     assert table.interval_ns is not None
                     self.source.interval_ns = table.interval_ns
@@ -348,7 +355,7 @@ class Reader:
     def _fix_interval(self, interval_ns: int) -> None:
         bars: Any = self._mapping.bars
         lengths = dict(zip(bars.intervals_ns(), bars.interval, strict=True))
-        fixed = bars.model_copy(update={"interval": (lengths[interval_ns],)})
+        fixed = bars.model_copy(update={"interval": (lengths[interval_ns],), "volume_bars": False})
         self._mapping = self._mapping.model_copy(update={"bars": fixed})
 
 

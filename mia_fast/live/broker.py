@@ -23,6 +23,9 @@ ACCOUNT: Final = "simulated"
 STOPPED: Final = "EXIT_PROTECTIVE_STOP"
 """The reason of a trade that its protective stop closed."""
 
+ROLLED: Final = "EXIT_ROLL"
+"""The reason of a trade that ended with its contract."""
+
 
 @dataclass(slots=True)
 class Pending:
@@ -132,6 +135,22 @@ class SimulatedBroker:
                 price += -self._slippage if long else self._slippage
                 closed = self._close(price, known_at_ns, 2 * fees, STOPPED)
         return closed
+
+    def leave(self, price: float, at_ns: int) -> Trade | None:
+        """Close what is open at ``price``, the last one of a contract that is rolled out of, and drop what is pending.
+
+        Returns
+        -------
+        Trade | None
+            The trade that this closed.
+        """
+        self.pending = None
+        if self.position is None:
+            return None
+        fees = self._fee * abs(self.position.quantity)
+        self.cash -= fees
+        price += -self._slippage if self.position.quantity > 0 else self._slippage
+        return self._close(price, at_ns, 2 * fees, ROLLED)
 
     def _open(self, open_price: float, known_at_ns: int) -> Trade | None:
         closed = None

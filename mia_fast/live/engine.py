@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mia_fast.bars.rolls import Roll, adjustment
 from mia_fast.clock import file_stamp
 from mia_fast.errors import DataError
 from mia_fast.features.asof import Feed, Steps
@@ -112,6 +113,9 @@ class Engine:
         The other rooms' long-lived objects.
     levels
         For :meth:`on_chain`.
+    rolls
+        Of bars of several contracts: features see prices moved by the gaps of later rolls; levels, orders, account and
+        journal the contract's own.
     memory
         Is given each state after its bar was decided, and the state of each entry; its features by the state of the bar
         before are held at each bar, where the plan reads them. None: no memory.
@@ -143,6 +147,7 @@ class Engine:
         run_id: str | None,
         config_digest: str,
         memory: MemoryWatch | None = None,
+        rolls: tuple[Roll, ...] = (),
     ) -> None:
         self.plan, self.model, self.policy = plan, model, policy
         self.desk, self.gate, self.journal = desk, gate, journal
@@ -188,6 +193,9 @@ class Engine:
         self._level_feed = LevelsFeed(self.features, inputs, levels.config, skip=brought)
         self._daily = next((steps for steps in sources if steps.table == "daily"), None)
         self._closes: deque[tuple[int, float]] = deque(maxlen=CLOSES_KEPT)
+        self._rolls, self._shift = rolls, 0.0
+        self._moved_closes = deque(self._closes, CLOSES_KEPT) if rolls else self._closes
+        self._last_levels: tuple[Levels, float] | None = None
         self._row_hash = hashlib.sha256
         self._feature_list = feature_list_digest(plan.features)
 
@@ -228,15 +236,16 @@ class Engine:
                 then="the bar was not taken",
             )
         self._closes.append((now, bar.close))
+        prices = self._moved(bar) if self._rolls else bar[1:6]
         for feed in self._feeds:
             feed.advance(now)
-        self._level_feed.advance(now, self._closes)
+        self._level_feed.advance(now, self._moved_closes)
         for table, places in self._brought:
             self.features.hold(table, {name: extra[at] for name, at in places})
         if self._recalled and self.memory is not None:
             recalled = self.memory.values()
             self.features.hold("memory", {name: recalled[name] for name in self._recalled})
-        values: Sequence[float] = bar[1:6] + extra[: self._own]
+        values: Sequence[float] = prices + extra[: self._own]
         row = self.features.update(now, values if self._inputs is None else [values[k] for k in self._inputs])
         self.values = row
         computed = clock()
@@ -335,8 +344,24 @@ class Engine:
         self._to_future(levels, now)
         return levels
 
+    def _moved(self, bar: Bar) -> tuple[float, float, float, float, float]:
+        """The bar as the features see it; at a roll the levels go over to the new contract's prices."""
+        shift = adjustment(self._rolls, bar.known_at - self._interval)
+        self._moved_closes.append((bar.known_at, bar.close + shift))
+        if shift != self._shift:
+            self._shift = shift
+            if self._last_levels is not None:
+                self._place_levels(*self._last_levels)
+        return bar.open + shift, bar.high + shift, bar.low + shift, bar.close + shift, bar.volume
+
     def _to_future(self, levels: Levels, market_time: int) -> None:
-        price = next((close for at, close in reversed(self._closes) if at <= market_time), math.nan)
+        moved = next((close for at, close in reversed(self._moved_closes) if at <= market_time), math.nan)
+        self._place_levels(levels, moved)
+
+    def _place_levels(self, levels: Levels, moved: float) -> None:
+        """Levels on the scale of the contract that is traded; ``moved``: the future's close, as the features see it."""
+        self._last_levels = (levels, moved)
+        price = moved - self._shift  # on the present contract's scale, also of a close before the roll
         underlying = levels.underlying_price if levels.underlying_price is not None else math.nan
         self.levels = on_future(levels, price, underlying, limit=self._levels_engine.config.basis_limit)
 
@@ -353,6 +378,11 @@ class Engine:
         """Set the last closes, which the basis of a chain is taken from."""
         self._closes.clear()
         self._closes.extend((int(at), close) for at, close in closes)
+        if self._rolls:
+            self._moved_closes.clear()
+            for at, close in self._closes:
+                self._shift = adjustment(self._rolls, at - self._interval)
+                self._moved_closes.append((at, close + self._shift))
 
     def _decide(
         self, bar: Bar, trade_id: str, row: Floats, predicted: float, position: Position | None

@@ -30,6 +30,7 @@ from mia_fast import clock as clocks
 from mia_fast import config as configs
 from mia_fast import journal as journals
 from mia_fast import memory as memories
+from mia_fast.bars.rolls import Roll, back_adjust, one_series
 from mia_fast.errors import DataError, MarketMemoryError, StateError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.asof import Steps
@@ -97,7 +98,9 @@ class Inputs:
     cross: Table | None
     chain: Table | None
     fingerprint: str
-    """Digest of the files."""
+    """Digest of the files and the rolls."""
+    rolls: tuple[Roll, ...] = ()
+    """Of bars of several contracts, made one series: features see back-adjusted prices, all else the contracts' own."""
 
 
 @dataclass(slots=True)
@@ -178,10 +181,23 @@ def read_inputs(
     for path in (bars, events, *(others or (None,)), chain):
         digest.update(b"-" if path is None else _file_digest(path))
     table = read_table("bars", bars, workspace=workspace)
-    one_symbol(table)
-    _check_symbol(table, configs.market(workspace).instrument.symbol)
+    if table.interval_ns == 0:
+        raise DataError(
+            "the bars have no common length",
+            where=table.source,
+            hint="replay time bars; mia-fast features takes volume bars",
+            then="nothing was started",
+        )
+    root = configs.market(workspace).instrument.symbol
+    table, rolls = one_series(table, root, workspace)
+    if rolls:
+        digest.update(repr(rolls).encode())
+    else:
+        one_symbol(table)
+        _check_symbol(table, root)
     return Inputs(
         bars=table,
+        rolls=rolls,
         events=events,
         cross=read_cross(others, workspace) if others else None,
         chain=None if chain is None else read_table("chain", chain, workspace=workspace),
@@ -301,6 +317,8 @@ class _Run:
     ) -> None:
         assert bars.interval_ns is not None
         self.workspace, self.bars = workspace, bars
+        self.rolls = inputs.rolls
+        self.moved = replace(bars, frame=back_adjust(bars.frame)) if self.rolls else bars
         self.run_id, self.folder, self.parts = run_id, folder, parts
         self.journal, self.first, self.known_at = _RunJournal(journal, run_id), first, known_at
         self.store = journal
@@ -378,9 +396,10 @@ class _Run:
         """All bars that are left."""
         columns = [self.bars.frame[name].cast(pl.Float64).to_list() for name in BAR_COLUMNS]
         opens, highs, lows, closes, volumes = columns
-        further = [self.bars.frame[name].cast(pl.Float64).fill_null(math.nan).to_list() for name in self.engine.extra]
+        further = [self.moved.frame[name].cast(pl.Float64).fill_null(math.nan).to_list() for name in self.engine.extra]
         extras: list[tuple[float, ...]] = list(zip(*further, strict=True)) if further else [()] * len(opens)
         times = self.known_at.tolist()
+        rolled = _rolled(self.bars.frame) if self.rolls else frozenset()
         total = len(times)
         began = time.perf_counter()
         record, wall = RECORDER.record, time.time_ns
@@ -391,6 +410,8 @@ class _Run:
                 now = times[k]
                 self.now = now
                 bar = Bar(now, opens[k], highs[k], lows[k], closes[k], volumes[k], extras[k])
+                if k in rolled and (left := self.broker.leave(closes[k - 1], times[k - 1])) is not None:
+                    self._journal_trade(left, now)
                 trade = self.broker.take_bar(bar.open, bar.high, bar.low, now)
                 if trade is not None:
                     self._journal_trade(trade, now)
@@ -527,6 +548,7 @@ class _Run:
             run_id=self.run_id,
             config_digest=digest,
             memory=self.memory,
+            rolls=self.rolls,
         )
 
     def _open_memory(self, until: int | None) -> memories.MemoryWatch:
@@ -608,7 +630,7 @@ class _Run:
         """Run the bars before the period through the features alone."""
         if not self.first:
             return
-        earlier = replace(self.bars, frame=self.bars.frame.head(self.first))
+        earlier = replace(self.moved, frame=self.moved.frame.head(self.first))
         solver = LevelsEngine(options_config(self.workspace))
         levels = [solver.update(chain, known) for known, chain in self.chains if self._early(known)]
         # Of two sources of one table the later wins: levels that are known over none.
@@ -617,7 +639,7 @@ class _Run:
         matrix = self.engine.features.batch(known_at, columns)
         assert self.memory is not None
         self.memory.observe(int(known_at[-1]), np.ascontiguousarray(matrix[:, -1]))
-        closes = earlier.frame["close"].tail(CLOSES_KEPT).to_list()
+        closes = self.bars.frame["close"].head(self.first).tail(CLOSES_KEPT).to_list()
         self.engine.restore_closes(list(zip(known_at[-CLOSES_KEPT:].tolist(), closes, strict=True)))
 
     def _take_chain(self, number: int, *, settled: bool = False) -> None:
@@ -747,6 +769,12 @@ class _RunJournal:
         if table not in ("decisions", "trades", "feature_lists") and row.get("event_id") is None:
             row = {**row, "event_id": f"{row.get('code') or table}-{row['timestamp']}"}
         return self._journal.append(table, row)
+
+
+def _rolled(frame: pl.DataFrame) -> frozenset[int]:
+    """The rows with which a new contract begins."""
+    contract = frame["symbol"]
+    return frozenset((contract != contract.shift(1)).fill_null(False).arg_true().to_list())
 
 
 def _config_files(workspace: Workspace) -> list[Path]:

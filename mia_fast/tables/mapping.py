@@ -115,6 +115,9 @@ class _Bars(TableInput):
 
     stamp: Literal["start", "end"] = Field(default="start", description="what the timestamp marks")
     interval: Names = Field(default=("1m",), min_length=1, description="lengths of bars; the commonest gap decides")
+    volume_bars: bool = Field(
+        default=True, description="bars with a known_at of their own and no common length are volume bars"
+    )
     skip_empty: bool = Field(default=False, description="a row without any price is an interval without trades")
 
     @field_validator("interval", mode="before")

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, cast
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from mia_fast.errors import DataError
 from mia_fast.tables import mapping as maps
@@ -68,7 +69,9 @@ class Table:
     notes
         What else was done to the input: rows filtered or skipped, names mapped, the interval of bars.
     interval_ns
-        Length of the bars in nanoseconds; None for other tables.
+        Length of the bars in nanoseconds; 0 of volume bars, which have no common one; None for other tables.
+    rows
+        Source row (0-based) of each row of ``frame``, (n,) int64; None where it is the row itself, or rows were merged.
     """
 
     kind: str
@@ -77,6 +80,7 @@ class Table:
     source: str
     notes: tuple[str, ...] = ()
     interval_ns: int | None = None
+    rows: NDArray[np.int64] | None = None
 
     def report(self) -> str:
         """A few lines for a person: rows, quarantined rows by rule, what was mapped and left out."""
@@ -205,19 +209,31 @@ class _Reader:
         self.check_sorted(frame)
         first_broken, tested = self.broken(frame)
         broken = first_broken >= 0
+        own = self.own_closes(raw, frame) if self.spec.kind == "bars" else None
         if broken.sum() > self.allowed_share * frame.height:  # what is left would say nothing of the interval
             self.quarantine(raw, frame, names, first_broken, tested, np.zeros(frame.height, np.int8), broken)
-        interval_ns = self.interval(frame, first_broken) if self.spec.kind == "bars" else None
-        repeated = self.repeated(frame, first_broken, interval_ns)
+        interval_ns: int | None = None
+        if own is not None:
+            interval_ns = 0
+            self.notes.append("bars without a common length, each with its own known_at")
+            repeated = self.overlapping(frame, own, first_broken)
+        else:
+            interval_ns = self.interval(frame, first_broken) if self.spec.kind == "bars" else None
+            repeated = self.repeated(frame, first_broken, interval_ns)
         bad = broken | (repeated > 0)
         quarantine = self.quarantine(raw, frame, names, first_broken, tested, repeated, bad)
+        rows = None if self.rows is None else self.rows.cast(pl.Int64).to_numpy()
         if bad.any():
             frame = frame.filter(pl.Series(~bad))
+            rows = np.flatnonzero(~bad) if rows is None else rows[~bad]
+            own = None if own is None else own[~bad]
         if self.spec.kind == "cross":
-            frame = self.merge_sources(frame)
-        if interval_ns is not None:
+            frame, rows = self.merge_sources(frame), None
+        if own is not None:
+            frame = frame.insert_column(1, pl.Series("known_at", own).cast(pl.Datetime("ns", "UTC")))
+        elif interval_ns is not None:
             frame = self.known_at(frame, interval_ns)
-        return Table(self.spec.kind, frame.rechunk(), quarantine, self.source, tuple(self.notes), interval_ns)
+        return Table(self.spec.kind, frame.rechunk(), quarantine, self.source, tuple(self.notes), interval_ns, rows)
 
     # names
 
@@ -640,6 +656,42 @@ class _Reader:
                 accepted[symbol] = stamp
             else:
                 result[good[position]] = 1 if stamp == last else 2
+        return result
+
+    def own_closes(self, raw: pl.DataFrame, frame: pl.DataFrame) -> NDArray[np.int64] | None:
+        """(n,) the closes that volume bars bring (ns UTC, the least int64 where there is none); None of other bars.
+
+        Volume bars have no length that at least half of them share.
+        """
+        bars = cast(Any, self.mapping)
+        name = next((c for c in raw.columns if c.strip().casefold() == "known_at"), None)
+        if not bars.volume_bars or bars.stamp != "start" or name is None or raw[name].null_count() == raw.height:
+            return None
+        closes = self.instant(raw[name])
+        lengths = frame.select((closes - pl.col(self.spec.clock)).alias("length"))["length"].drop_nulls()
+        if lengths.is_empty() or 2 * cast(int, lengths.value_counts()["count"].max()) >= lengths.len():
+            return None
+        return closes.to_physical().fill_null(np.iinfo(np.int64).min).to_numpy()
+
+    def overlapping(
+        self, frame: pl.DataFrame, closes: NDArray[np.int64], first_broken: NDArray[Any]
+    ) -> NDArray[np.int8]:
+        """As :meth:`repeated`, of bars with their own closes: each begins when the last accepted one is over."""
+        result = np.zeros(frame.height, np.int8)
+        starts = frame[self.spec.clock].dt.epoch("ns").to_list()
+        symbols: Iterable[Any] = frame["symbol"].to_list() if "symbol" in frame.columns else [None] * frame.height
+        accepted: dict[Any, tuple[int, int]] = {}
+        rows = zip(starts, closes.tolist(), symbols, (first_broken >= 0).tolist(), strict=True)
+        for position, (start, close, symbol, broken) in enumerate(rows):
+            if broken:
+                continue
+            began, ended = accepted.get(symbol, (-1, -1))
+            if start == began:
+                result[position] = 1
+            elif close < start or start < ended or close <= ended:
+                result[position] = 2
+            else:
+                accepted[symbol] = (start, close)
         return result
 
     def quarantine(

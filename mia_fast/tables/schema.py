@@ -183,7 +183,8 @@ _OHLC = ("open", "high", "low", "close")
 BARS = TableSpec(
     kind="bars",
     about="Trade bars of one or several instruments. `known_at`, the close of the bar, is added after `timestamp`: "
-    "nothing of a bar may be used before it.",
+    "nothing of a bar may be used before it. Volume bars bring their own: bars with a `known_at` and no length that at "
+    "least half of them share (`volume_bars` in the mapping).",
     clock="timestamp",
     series=("symbol",),
     unique=("symbol", "timestamp"),
