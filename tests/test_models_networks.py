@@ -114,7 +114,7 @@ CHOSEN = neural.Chosen(digest="x", catalogue="y", asked=150, candidates=12, feat
 def train(rows: Rows, out: Path, settings: networks.Settings = TINY, progress=lambda _: None):
     return neural.train(
         rows, np.zeros(9), out, declared=declared(), chosen=CHOSEN, settings=settings, folds=FOLDS,
-        latent_steps=40, compared=250, progress=progress,
+        latent_steps=40, latent_batch=192, compared=250, progress=progress,
     )  # fmt: skip
 
 

@@ -101,23 +101,35 @@ def test_batch_equals_the_live_step(pipeline):
         pl.when(pl.col("timestamp") == 7).then(math.nan).otherwise(pl.col(bars_only)).alias(bars_only),
         pl.when(pl.col("timestamp") == 9).then(math.inf).otherwise(pl.col("rsi_14")).alias("rsi_14"),
     )
-    model = pipeline.model
-    batch = pipeline.generate_predictions(frame).select(model.outputs).fill_null(math.nan).to_numpy()
-    place = model.columns_in(frame.columns)
-    model.reset()
-    live = []
-    for k, row in enumerate(frame.iter_rows()):
-        values = np.array([math.nan if v is None else float(v) for v in row])[place]
-        live.append(model.step(values).copy())
-        assert (model.refusal is None) == (k not in (3, 7, 9))
-    np.testing.assert_allclose(np.array(live), batch, rtol=1e-6, atol=1e-6)
-    gone = np.isnan(batch)
-    assert gone[3].tolist() == [True] + [False] * 22  # without the VIX's mean: no VIX, all else
-    assert gone[7].tolist() == [False] + [True] * 22
-    assert gone[9].all()
-    assert gone.sum() == 1 + 22 + 23
-    assert pipeline.refusals == {"INPUT_NOT_FINITE": 3}
-    model.reset()
+    names = [name for name in pipeline.networks.outputs if name != "predicted_vix"]
+    batch = pipeline.generate_predictions(frame)
+    rest = batch.select(names).fill_null(math.nan).to_numpy()
+    gone = np.isnan(rest)
+    assert gone[[7, 9]].all()
+    assert gone.sum() == 2 * len(names)  # without the VIX's mean, row 3, all but the VIX stands
+    assert np.flatnonzero(batch["predicted_vix"].is_null()).tolist() == [3]  # it reads its own seven alone
+    # Refused: row 3 by both, rows 7 and 9 by the networks.
+    assert pipeline.refusals == {"INPUT_NOT_FINITE": 4}
+    for model, wanted in ((pipeline.networks, rest), (pipeline.model, batch["predicted_vix"].to_numpy()[:, None])):
+        place = model.columns_in(frame.columns)
+        kept = [k for k, name in enumerate(model.outputs) if model is pipeline.model or name in names]
+        model.reset()
+        live = []
+        for row in frame.iter_rows():
+            values = np.array([math.nan if v is None else float(v) for v in row])[place]
+            live.append(model.step(values)[kept].copy())
+        model.reset()
+        np.testing.assert_allclose(np.array(live), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_the_networks_and_the_live_model_forecast_the_same_vix(pipeline):
+    """The shipped networks hold the regression that is shipped by itself, trained on the same rows."""
+    frame = features(50, seed=3)
+    both = [
+        model.predict(frame.cast(pl.Float64).to_numpy()[:, model.columns_in(frame.columns)])[:, 0]
+        for model in (pipeline.networks, pipeline.model)
+    ]
+    np.testing.assert_allclose(*both, rtol=1e-12)
 
 
 def test_a_row_that_is_passed_over_leaves_the_state_alone(pipeline):
@@ -135,6 +147,7 @@ def test_old_call_with_two_features(pipeline):
     with pytest.raises(ModelError) as caught:
         pipeline.generate_predictions(old)
     names = [name for name in pipeline.networks.features if name != "rsi_14"]
+    assert set(pipeline.model.features) <= set(names)
     for name in names:
         assert name in str(caught.value)
     assert f"{len(names)} of the {len(names) + 1} features" in str(caught.value)
@@ -145,8 +158,12 @@ def test_old_call_with_two_features(pipeline):
     result = pipeline.generate_predictions(old, missing="impute")
     assert result.columns == ["rsi_14", "ofi_score", *pipeline.networks.outputs, "imputed"]
     assert result["imputed"].to_list() == [True]
-    row = np.array([50.0 if p.name == "rsi_14" else p.median for p in pipeline.networks.manifest.inputs])
-    assert result.select(pipeline.networks.outputs).to_numpy().tolist() == pipeline.networks.predict(row[None]).tolist()
+    for model in (pipeline.networks, pipeline.model):
+        row = np.array([50.0 if p.name == "rsi_14" else p.median for p in model.manifest.inputs])
+        wanted = dict(zip(model.outputs, model.predict(row[None])[0].tolist(), strict=True))
+        if model is pipeline.networks:
+            del wanted["predicted_vix"]
+        assert result.select(list(wanted)).row(0, named=True) == wanted
 
 
 def test_imputation_fills_nulls_and_nan_but_not_infinities(pipeline):
@@ -157,8 +174,8 @@ def test_imputation_fills_nulls_and_nan_but_not_infinities(pipeline):
     result = pipeline.generate_predictions(frame, missing="impute")
     assert result["imputed"].to_list() == [True, True, False, False]
     assert result["predicted_vix"].is_null().to_list() == [False, False, True, False]
-    assert pipeline.refusals == {"INPUT_NOT_FINITE": 1}
-    median = next(p.median for p in pipeline.networks.manifest.inputs if p.name == "vix_mean_5")
+    assert pipeline.refusals == {"INPUT_NOT_FINITE": 2}  # by both models
+    median = next(p.median for p in pipeline.model.manifest.inputs if p.name == "vix_mean_5")
     filled = frame.with_columns(vix_mean_5=pl.Series([median, 20.0, 20.0, 20.0]))
     assert pipeline.generate_predictions(filled)["predicted_vix"][0] == result["predicted_vix"][0]
 
@@ -261,6 +278,57 @@ def test_own_model_comes_first_and_is_not_silently_replaced(workspace):
         NeuralPipeline(workspace)
 
 
+def test_a_desk_s_further_models_are_added_and_checked(workspace):
+    """Under another name its outputs come beside the shipped ones; the live engine's model stays the same."""
+    own = workspace.data / "models"
+    own.mkdir(parents=True)
+    content = json.loads((ARTIFACTS / "predicted_vix.manifest.json").read_text())
+    graph = onnx_with_output(ARTIFACTS / "predicted_vix.onnx", content, "desk_vix")
+    (own / "desk.onnx").write_bytes(graph)
+    (own / "desk.manifest.json").write_text(json.dumps(content | {"name": "desk"}))
+    pipeline = NeuralPipeline(workspace)
+    assert [model.manifest.name for model in pipeline.own] == ["desk"]
+    assert pipeline.model.manifest.name == "predicted_vix"
+    result = pipeline.generate_predictions(features(5))
+    assert result.columns[-2:] == ["desk_vix", "imputed"]
+    assert result["desk_vix"].to_list() == result["predicted_vix"].to_list()
+    (own / "desk.manifest.json").unlink()
+    again = NeuralPipeline(workspace)
+    with pytest.raises(ModelError, match="cannot be read"):
+        again.generate_predictions(features(5))
+
+
+def test_own_networks_come_first(workspace):
+    own = workspace.data / "models"
+    own.mkdir(parents=True)
+    for name in ("networks.onnx", "networks.manifest.json"):
+        shutil.copy(ARTIFACTS / name, own)
+    path = own / "networks.manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": "9.9.9"}))
+    pipeline = NeuralPipeline(workspace)
+    assert pipeline.networks.manifest.version == "9.9.9"
+    assert pipeline.own == ()
+    (own / "networks.onnx").write_bytes(b"")
+    with pytest.raises(ModelError, match="SHA-256"):
+        NeuralPipeline(workspace).generate_predictions(features(5))
+
+
+def onnx_with_output(path: Path, content: dict, name: str) -> bytes:
+    """The graph with its schema key for an output called ``name``; ``content``, its manifest, is changed with it."""
+    import hashlib
+
+    from mia_models.manifest import SCHEMA_KEY, schema_sha256
+
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(path)
+    content["outputs"][0]["name"] = name
+    content["schema_sha256"] = schema_sha256([part["name"] for part in content["inputs"]], [name])
+    next(entry for entry in model.metadata_props if entry.key == SCHEMA_KEY).value = content["schema_sha256"]
+    graph = model.SerializeToString()
+    content["graph_sha256"] = hashlib.sha256(graph).hexdigest()
+    return graph
+
+
 def test_a_feature_defined_otherwise_is_refused(workspace):
     text = workspace.config("feature_sets.yaml").read_text()
     path = workspace.root / "config" / "feature_sets.yaml"
@@ -301,7 +369,7 @@ def test_predicting_imports_neither_torch_nor_onnx(tmp_path):
         "from mia_fast.predict import NeuralPipeline\n"
         "assert 'onnxruntime' not in sys.modules\n"
         "pipeline = NeuralPipeline()\n"
-        "row = pl.DataFrame({p.name: [p.median] for p in pipeline.model.manifest.inputs})\n"
+        "row = pl.DataFrame({p.name: [p.median] for p in pipeline.networks.manifest.inputs})\n"
         "assert pipeline.generate_predictions(row)['predicted_vix'].null_count() == 0\n"
         "heavy = {'torch', 'onnx', 'pandas', 'matplotlib', 'sklearn', 'mia_models.training'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

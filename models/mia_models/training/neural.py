@@ -72,6 +72,7 @@ def train(
     settings: networks.Settings | None = None,
     folds: tuple[judge.Fold, ...] = judge.FOLDS,
     latent_steps: int = _LATENT_STEPS,
+    latent_batch: int = _LATENT_BATCH,
     compared: int = _COMPARED,
     progress: Progress = lambda _message: None,
 ) -> Manifest:
@@ -92,8 +93,8 @@ def train(
         How the features came to be chosen.
     folds
         In order; the last is the hold-out, which decides nothing.
-    latent_steps, compared
-        Steps of the map's training; rows of the hold-out on which it is compared with others.
+    latent_steps, latent_batch, compared
+        Steps of the map's training and rows in each; rows of the hold-out on which it is compared with others.
 
     Raises
     ------
@@ -144,7 +145,7 @@ def train(
     stride = max(1, len(prepared) // 60_000)
     columns = latent.related(prepared[::stride, : len(rows.names)], anchor)
     placed = latent.fit(
-        prepared[::stride], columns, steps=latent_steps, batch=_LATENT_BATCH, seed=settings.seed, progress=progress
+        prepared[::stride], columns, steps=latent_steps, batch=latent_batch, seed=settings.seed, progress=progress
     )
     progress("comparing the map")
     behind = np.linspace(test.start, test.stop - 1, min(compared, test.stop - test.start)).astype(np.int64)
