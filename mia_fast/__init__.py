@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mia_fast.version import VERSION
+
 if TYPE_CHECKING:
     from mia_fast.features.frame import feature_availability as feature_availability
     from mia_fast.features.frame import generate_features as generate_features
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from mia_fast.selection import create_observation as create_observation
     from mia_fast.selection import filter_features as filter_features
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _WHERE = {
     "Features": "mia_fast.features.live",

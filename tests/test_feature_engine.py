@@ -202,7 +202,7 @@ def test_bars_that_do_not_fit_a_window_leave_it_null_and_say_so(length: float, u
         catalogue(), tuple(data.columns), bar_minutes=length, tick_size=0.25, auxiliary=["realized_vol_60m"]
     )
     missing = {name for name, lacks in plan.missing.items() if lacks[0].startswith("bars that fit")}
-    reading = {"realized_vol_5m": {"volatility_spike_indicator"}, "realized_vol_60m": {"vol_trend_1h", "market_regime"}}
+    reading = {"realized_vol_5m": {"volatility_spike_indicator"}, "realized_vol_60m": {"vol_trend_1h"}}
     wanted = unfit.union(*(reading.get(name, set()) for name in unfit))
     assert missing >= wanted
     for name in missing:  # each of them says whose window does not fit

@@ -264,11 +264,8 @@ def test_a_stopped_run_refuses_what_it_was_not_begun_with(
         config = place.root / "config"
         config.mkdir(parents=True)
         text = (shipped() / "config" / "feature_sets.yaml").read_text(encoding="utf-8")
-        assert "expression: volume / atr_14" in text
-        changed = text.replace("expression: volume / atr_14", "expression: volume / atr_21").replace(
-            "unit: contracts per point, range: [0, null], warmup: 14",
-            "unit: contracts per point, range: [0, null], warmup: 21",
-        )
+        assert 'expression: "volume / max(atr_14, 0.0001 * close)"' in text
+        changed = text.replace("max(atr_14, 0.0001 * close)", "max(atr_14, 0.0002 * close)")
         (config / "feature_sets.yaml").write_text(changed, encoding="utf-8")
     elif change == "tables":
         options["cross"] = None

@@ -83,7 +83,7 @@ def chosen(frame: pl.DataFrame, planted: np.ndarray, tmp_path_factory: pytest.Te
 
 def test_the_choice_finds_what_decides(frame: pl.DataFrame, chosen: Workspace) -> None:
     selection = read_selection(chosen, catalogues.read(chosen))
-    assert selection.names[:2] == ("rsi_14", "time_of_day_sin")
+    assert "rsi_14" in selection.names[:3]
     assert "volume" in selection.names
     assert all(fold.skill > 0.5 for fold in selection.folds)
     assert len(selection.names) == 20

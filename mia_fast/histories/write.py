@@ -13,7 +13,6 @@ from typing import Any, Final, Literal
 import numpy as np
 import polars as pl
 
-import mia_fast
 from mia_fast import config
 from mia_fast.errors import DataError, WorkspaceError
 from mia_fast.features import catalogue as catalogues
@@ -25,6 +24,7 @@ from mia_fast.histories.dataset import Dataset, Manifest, Part, part_path
 from mia_fast.histories.inputs import Beside
 from mia_fast.histories.sources import Survey, bars_of
 from mia_fast.telemetry import operation
+from mia_fast.version import VERSION
 from mia_fast.workspace import Workspace
 from mia_kernels.compile import source_digest
 
@@ -207,7 +207,7 @@ def _identity(
 ) -> dict[str, Any]:
     catalogue = catalogues.read(workspace)
     return {
-        "mia_fast": mia_fast.__version__,
+        "mia_fast": VERSION,
         "kernels": source_digest(),
         "polars": pl.__version__,
         "catalogue": catalogue.digest,
