@@ -149,7 +149,7 @@ class Features:
         return pl.DataFrame(data).lazy()
 
     def _history(self, path: Path, symbol: str | None) -> pl.LazyFrame:
-        from mia_fast.histories.dataset import read_manifest
+        from mia_fast.histories import read_manifest
 
         parts = read_manifest(path).parts
         symbols = sorted({part.symbol for part in parts})

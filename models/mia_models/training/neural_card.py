@@ -82,6 +82,8 @@ stretches. Infinities, and NaN in what is required, are refused and the state st
 - Regimes are those of the next hour, against the last 60 sessions of before; around halts and week-ends they have
   no label.
 - No order flow and no options were at hand for these years: features of them are not candidates.
+- Frames get these outputs (`generate_predictions`, `encode_vol_regime`). The live engine and replays step
+  `predicted_vix` alone: they do not carry this graph's state yet.
 
 ## Train again
 
