@@ -326,7 +326,9 @@ class Engine:
             self._level_feed.resume(levels, known)
         else:
             self._level_feed.take(levels, known)
-        self._to_future(levels, known if levels.market_time_ns is None else levels.market_time_ns)
+        # A close at the very instant at which the chain is known comes after it: a resumed run must not use it either.
+        market_time = known if levels.market_time_ns is None else levels.market_time_ns
+        self._to_future(levels, min(market_time, known - 1))
         return levels
 
     def on_spot(self, spot: float, now: int) -> Levels:
