@@ -523,12 +523,13 @@ def test_an_input_that_is_declared_otherwise_is_another_input(workspace: Workspa
         NeuralPipeline(workspace)
 
 
-def test_a_training_is_recorded_once_with_its_errors_out_of_sample(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["predicted_vix", "networks"])
+def test_a_training_is_recorded_once_with_its_errors_out_of_sample(tmp_path: Path, name: str) -> None:
     from mia_fast import journal
     from mia_fast.training import record
     from mia_models.manifest import Manifest
 
-    text = (ARTIFACTS / "predicted_vix.manifest.json").read_text(encoding="utf-8")
+    text = (ARTIFACTS / f"{name}.manifest.json").read_text(encoding="utf-8")
     manifest = Manifest.model_validate_json(text)
     workspace = Workspace(tmp_path)
     with journal.of(workspace) as store:
@@ -537,7 +538,7 @@ def test_a_training_is_recorded_once_with_its_errors_out_of_sample(tmp_path: Pat
         rows = store.query("SELECT model, loss, step, detail, epoch_ns(timestamp) FROM training ORDER BY step").rows()
         assert store.query("SELECT count(*) FROM alerts").item() == 0
     assert [(row[0], row[1], row[2]) for row in rows] == [
-        ("predicted_vix", metric.errors["model"], step) for step, metric in enumerate(manifest.metrics)
+        (name, metric.errors[metric.model], step) for step, metric in enumerate(manifest.metrics)
     ]
     assert {row[4] for row in rows} == {1_600_000_000_000_000_000}
     first = json.loads(rows[0][3])
