@@ -56,7 +56,7 @@ class NeuralPipeline:
     model
         ``predicted_vix``; a live engine calls its ``step`` for each bar.
     refusals
-        How many rows of the last call lacked a prediction, by reason.
+        How many rows of the last call lacked a prediction, by the first reason.
     """
 
     def __init__(self, workspace: Workspace | None = None) -> None:
@@ -137,7 +137,7 @@ class NeuralPipeline:
         if missing not in ("error", "impute"):
             raise DataError(f"missing={missing!r} is not known", where=where, hint="say 'error' or 'impute'")
         frame = _frame(data, where)
-        counts: Counter[int] = Counter()
+        refused = np.full(frame.height, Reason.NONE, dtype=np.int64)
         outputs: dict[str, pl.Series] = {}
         imputed = np.zeros(frame.height, dtype=np.bool_)
         for model in models:
@@ -163,11 +163,12 @@ class NeuralPipeline:
             else:
                 imputed |= gaps[:, model.optional].any(axis=1)
             predictions, reasons = model.predict_with_reasons(matrix)
-            counts.update(reasons[reasons != Reason.NONE].tolist())
+            refused = np.where(refused == Reason.NONE, reasons, refused)
             outputs |= {
                 name: pl.Series(name, predictions[:, k], dtype=pl.Float64).fill_nan(None)
                 for k, name in enumerate(model.outputs)
             }
+        counts = Counter(refused[refused != Reason.NONE].tolist())
         self.refusals = {Reason(code).name: count for code, count in sorted(counts.items())}
         return frame, outputs, pl.Series(IMPUTED, imputed)
 
