@@ -25,8 +25,9 @@ from benchmarks import layouts
 from mia_fast import register_kernel
 from mia_fast.features.catalogue import Catalogue, Feature, read
 from mia_fast.features.engine import FeatureEngine
+from mia_fast.features.expression import parse
 from mia_fast.features.plan import make_plan
-from mia_fast.features.rows import Warmup
+from mia_fast.features.rows import Column, Warmup
 from mia_fast.features.sample import simulate
 from mia_fast.workspace import Workspace, shipped
 from mia_kernels.compile import kernel
@@ -101,6 +102,21 @@ def bars() -> tuple[np.ndarray, Arrays]:
     return _bars(ROWS)
 
 
+def _read_by(catalogue: Catalogue, names: set[str]) -> tuple[Column, ...]:
+    """The auxiliary columns that these features rest on."""
+    rows = {row.name: row for row in (*catalogue.auxiliary, *catalogue.features)}
+    found: set[str] = set()
+    stack = [*names]
+    while stack:
+        name = stack.pop()
+        if name in found or name not in rows:
+            continue
+        found.add(name)
+        row = rows[name]
+        stack += row.inputs if row.expression is None else parse(row.expression, name).columns
+    return tuple(row for row in catalogue.auxiliary if row.name in found)
+
+
 @pytest.fixture(scope="module")
 def engine(bars: tuple[np.ndarray, Arrays]) -> FeatureEngine:
     """Only the features that TA-Lib has too, after proving that both agree."""
@@ -109,7 +125,7 @@ def engine(bars: tuple[np.ndarray, Arrays]) -> FeatureEngine:
     catalogue = read(Workspace(shipped()))
     common = Catalogue(
         inputs=catalogue.inputs,
-        auxiliary=catalogue.auxiliary,
+        auxiliary=_read_by(catalogue, set(peer)),
         features=tuple(feature for feature in catalogue.features if feature.name in peer),
     )
     assert {feature.name for feature in common.features} == set(peer)
