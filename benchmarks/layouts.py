@@ -5,7 +5,7 @@ The first is the layout that the engine's prototype was measured on: 16 families
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -105,48 +105,59 @@ def talib_batch(arrays: Arrays) -> list[np.ndarray]:
     return columns
 
 
-def talib_halves(arrays: Arrays) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The same calls in two halves for two threads (TA-Lib lets go of the GIL)."""
+def talib_halves(arrays: Arrays, stored: np.ndarray | None = None) -> tuple[Callable[[], None], Callable[[], None]]:
+    """The same calls in two halves for two threads (TA-Lib lets go of the GIL).
+
+    Each result is thrown away, or with ``stored`` (350, n) brought into its rows: the first half from the top, the
+    second from the bottom.
+    """
     h, lo, c, v = (arrays[name] for name in ("high", "low", "close", "volume"))
 
-    def one() -> None:
+    def one() -> Iterator[object]:
         for n in EMA:
-            talib.EMA(c, n)
+            yield talib.EMA(c, n)
         for n in SMA:
-            talib.SMA(c, n)
+            yield talib.SMA(c, n)
         for n in RSI:
-            talib.RSI(c, n)
+            yield talib.RSI(c, n)
         for n in ATR:
-            talib.ATR(h, lo, c, n)
+            yield talib.ATR(h, lo, c, n)
         for n in ADX:
             for f in (talib.ADX, talib.PLUS_DI, talib.MINUS_DI):
-                f(h, lo, c, n)
+                yield f(h, lo, c, n)
 
-    def other() -> None:
+    def other() -> Iterator[object]:
         for fast, slow, signal in MACD:
-            talib.MACD(c, fast, slow, signal)
+            yield talib.MACD(c, fast, slow, signal)
         for n in BANDS:
-            talib.BBANDS(c, n, 2.0, 2.0)
+            yield talib.BBANDS(c, n, 2.0, 2.0)
         for n in DEVIATION:
-            talib.STDDEV(c, n, 1.0)
+            yield talib.STDDEV(c, n, 1.0)
         for n in STOCHASTIC:
-            talib.STOCH(h, lo, c, n, 3, 0, 3, 0)
+            yield talib.STOCH(h, lo, c, n, 3, 0, 3, 0)
         for n in CORRELATION:
-            talib.CORREL(c, v, n)
+            yield talib.CORREL(c, v, n)
         for n in SLOPE:
-            talib.LINEARREG_SLOPE(c, n)
+            yield talib.LINEARREG_SLOPE(c, n)
         for n in CHANGE:
-            talib.ROC(c, n)
+            yield talib.ROC(c, n)
         for n in MOMENTUM:
-            talib.MOM(c, n)
+            yield talib.MOM(c, n)
         for n in WILLIAMS:
-            talib.WILLR(h, lo, c, n)
+            yield talib.WILLR(h, lo, c, n)
         for n in LOWEST:
-            talib.MIN(lo, n)
+            yield talib.MIN(lo, n)
         for n in HIGHEST:
-            talib.MAX(h, n)
+            yield talib.MAX(h, n)
 
-    return one, other
+    def run(results: Iterator[object], row: int, step: int) -> None:
+        for result in results:
+            for column in result if isinstance(result, tuple) else (result,):
+                if stored is not None:
+                    stored[row] = column
+                row += step
+
+    return lambda: run(one(), 0, 1), lambda: run(other(), -1, -1)
 
 
 def talib_streams(arrays: Arrays, first: int, last: int) -> list[Any]:

@@ -250,6 +250,8 @@ def test_layout_batch(layout: tuple[np.ndarray, Arrays, FeatureEngine], capsys: 
         engine.batch(known_at, arrays, out=out, threads=threads)
 
     first, second = layouts.talib_halves(arrays)
+    stored = np.empty_like(out)
+    first_kept, second_kept = layouts.talib_halves(arrays, stored)
     with ThreadPoolExecutor(max_workers=1) as other:
 
         def theirs() -> None:
@@ -257,7 +259,10 @@ def test_layout_batch(layout: tuple[np.ndarray, Arrays, FeatureEngine], capsys: 
             first()
             done.result()
 
-        stored = np.empty_like(out)
+        def theirs_kept() -> None:
+            done = other.submit(second_kept)
+            first_kept()
+            done.result()
 
         def keep() -> None:
             for row, column in zip(stored, layouts.talib_batch(arrays), strict=True):
@@ -271,12 +276,14 @@ def test_layout_batch(layout: tuple[np.ndarray, Arrays, FeatureEngine], capsys: 
         lost = _interleaved(lambda: ours(1), lose, rounds=7)
         one = _interleaved(lambda: ours(1), keep, rounds=7)
         two = _interleaved(lambda: ours(2), theirs, rounds=7, clock=time.perf_counter)
+        two_kept = _interleaved(lambda: ours(2), theirs_kept, rounds=7, clock=time.perf_counter)
     floor = statistics.median(_timed(lambda: write_floor(out)) for _ in range(7))
     for how, (mine, peer) in (
         ("results held", held),
         ("in one matrix", one),
         ("thrown away one by one", lost),
         ("two threads, thrown away one by one", two),
+        ("two threads, in one matrix", two_kept),
     ):
         what = f"350 columns of TA-Lib, batch, TA-Lib's {how}"
         _report(capsys, what, mine / LAYOUT_ROWS * 1e9, peer / LAYOUT_ROWS * 1e9, "ns per row")
