@@ -188,3 +188,20 @@ def test_an_index_grown_row_by_row_equals_one_built_at_once() -> None:
                 assert replays or not replay[place].any()
                 count = whole.count(wanted=wanted, until=until, replays=replays)
                 assert len(place) == min(20, count)
+
+
+def test_two_threads_find_what_one_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ties across the halves included: the states come in the order of their keys."""
+    rng = np.random.default_rng(11)
+    rows = np.round(rng.normal(size=(900, 6)), 0)  # many equal states
+    index = NeighbourIndex(6)
+    profits = rng.choice([-10.0, 0.0, 25.0, math.nan], 900)
+    index.append(np.arange(900), rows, profits, np.arange(900), rng.random(900) < 0.2)
+    for k in (1, 10, 500, 900, 2000):
+        for wanted in OUTCOMES.values():
+            monkeypatch.setattr("mia_fast.memory.index._TOGETHER", 10**9)
+            one = index.nearest(rows[7] + 0.1, k, wanted=wanted, until=800)
+            monkeypatch.setattr("mia_fast.memory.index._TOGETHER", 2)
+            two = index.nearest(rows[7] + 0.1, k, wanted=wanted, until=800)
+            for mine, theirs in zip(two, one, strict=True):
+                np.testing.assert_array_equal(mine, theirs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -23,6 +25,15 @@ OUTCOMES: Final = {
 }
 """Which kinds a question asks for, as bits of the kernel's ``wanted``."""
 ALWAYS: Final = 2**63 - 1
+
+
+_TOGETHER: Final = 200_000
+"""So many states and more are looked through by two threads; below, starting the second costs more than it brings."""
+
+
+@functools.cache
+def _second() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="mia-memory")
 
 
 class Found(NamedTuple):
@@ -148,27 +159,40 @@ class NeighbourIndex:
             Trades of replays count.
         """
         k = min(k, self._n)
-        place, square = np.empty(k, dtype=np.int64), np.empty(k)
         mask = wanted | wanted << REPLAY if replays else wanted
+        point = np.ascontiguousarray(query, dtype=np.float64)
+        if self._n < _TOGETHER:
+            chosen, square = self._scan(0, self._n, point, k, mask, until)
+        else:
+            middle = self._n // 2
+            second = _second().submit(self._scan, middle, self._n, point, k, mask, until)
+            halves = [self._scan(0, middle, point, k, mask, until), second.result()]
+            places, squares = (np.concatenate(parts) for parts in zip(*halves, strict=True))
+            order = np.lexsort((places, squares))[:k]  # ties in the order of the keys
+            chosen, square = places[order], squares[order]
+        return Found(self._ids[chosen], np.sqrt(square), self._profits[chosen])
+
+    def _scan(self, first: int, last: int, query: Floats, k: int, mask: int, until: int) -> tuple[Integers, Floats]:
+        """Places and squared distances of the nearest among the rows ``first`` .. ``last``, in order."""
+        place, square = np.empty(k, dtype=np.int64), np.empty(k)
         count = neighbours.nearest(
-            self._codes,
-            self._rows,
-            self._kind,
-            self._known,
-            self._n,
-            np.ascontiguousarray(query, dtype=np.float64),
+            self._codes[first:last],
+            self._rows[first:last],
+            self._kind[first:last],
+            self._known[first:last],
+            last - first,
+            query,
             self._mean,
             self._weight,
             self._error,
             mask,
             until,
-            k,
-            self._apart,
+            min(k, last - first),
+            self._apart[first:last],
             place,
             square,
         )
-        chosen = place[:count]
-        return Found(self._ids[chosen], np.sqrt(square[:count]), self._profits[chosen])
+        return place[:count] + first, square[:count]
 
     def _resize(self, capacity: int) -> None:
         def grown(name: str, shape: tuple[int, ...], dtype: type) -> None:
