@@ -201,7 +201,7 @@ def time_slope(columns: Floats, source: int, run: int, seconds: float, rows: int
     """Least-squares slope per minute against the closes of the bars of the last ``seconds``, into ``out`` (n,).
 
     At least three bars. The working column ``run`` counts how many bars have followed one another at the
-    bar's length: a window of evenly spaced bars is :func:`slope`, any other is fitted by itself.
+    bar's length: a window of evenly spaced bars is :func:`_even_slope`, any other is fitted by itself.
     """
     step = seconds / rows
     for row in range(p, p + n):
