@@ -255,9 +255,10 @@ def _goal(times: dict[str, Times], peer: str, goal: float) -> str:
     """The ratios, and how they stand to what was aimed at; the reason is in docs/decisions/0060."""
     theirs, here, two = times[peer], times["here"], times["here, 2 threads"]
     ratio = theirs.processor / here.processor
+    verdict = "reached" if ratio >= goal else "not reached"
     return (
         f"  {peer} over here: {ratio:.1f} of processor; by the clock {theirs.wall / here.wall:.1f}, "
-        f"against two threads {theirs.wall / two.wall:.1f} (aim {goal:g}: {'reached' if ratio >= goal else 'not reached'})"
+        f"against two threads {theirs.wall / two.wall:.1f} (aim {goal:g}: {verdict})"
     )
 
 
