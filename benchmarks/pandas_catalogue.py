@@ -341,7 +341,10 @@ def _warm(x: pd.Series, of: pd.Series, rows: int) -> pd.Series:
 
 
 def time_deviation(c: Features, row: Column) -> pd.Series:
-    """Deviation of the returns whose two closes lie in the window; half of them must be there."""
+    """Deviation of the window's returns but those that came across a longer gap; half of them must be there.
+
+    The catalogue also leaves out the first one if a missing minute lets it begin before the window.
+    """
     x, minutes = c[row.inputs[0]], _period(row, "minutes")
     inside = x.where(c.index.diff() <= minutes * MINUTE)
     return _warm(inside.rolling(minutes * MINUTE, min_periods=max(2, -(-minutes // 2))).std(), x, minutes - 1)

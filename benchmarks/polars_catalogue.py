@@ -318,7 +318,10 @@ def _warm(x: pl.Expr, of: pl.Expr, rows: int) -> pl.Expr:
 
 
 def time_deviation(c: Features, row: Column) -> pl.Expr:
-    """Deviation of the returns whose two closes lie in the window; half of them must be there."""
+    """Deviation of the window's returns but those that came across a longer gap; half of them must be there.
+
+    The catalogue also leaves out the first one if a missing minute lets it begin before the window.
+    """
     (x,), minutes = c.inputs(row), _period(row, "minutes")
     inside = pl.when(pl.col(CLOCK).diff() <= pl.duration(minutes=minutes)).then(x)
     fewest = max(2, -(-minutes // 2))
