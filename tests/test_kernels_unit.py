@@ -581,6 +581,21 @@ def test_validity_bitmap(n: int) -> None:
     assert not np.unpackbits(bitmap, bitorder="little")[n:].any()
 
 
+@pytest.mark.parametrize("n", [*range(1, 34), 64, 257])
+def test_validity_bitmap_of_a_warm_up(n: int) -> None:
+    """Nothing but a prefix is missing, which has a path of its own; then one value more."""
+    for first in range(n + 1):
+        values = np.where(np.arange(n) < first, math.nan, 1.0)
+        for hole in (None, n - 1):
+            if hole is not None:
+                values[hole] = math.nan
+            bitmap = np.zeros((n + 7) // 8, dtype=np.uint8)
+            assert validity_bitmap(values, bitmap) == np.isnan(values).sum()
+            bits = np.unpackbits(bitmap, bitorder="little")
+            np.testing.assert_array_equal(bits[:n], ~np.isnan(values))
+            assert not bits[n:].any()
+
+
 # --- where compiled kernels are kept ------------------------------------------------------------------
 
 PROBE = """

@@ -338,11 +338,12 @@ class _Reader:
         if self.spec.kind == "cross":
             done[clock] = self.daily_or_instant(raw[names[clock]], done["symbol"]).alias(clock)
         used = set(names.values())
+        schema = raw.schema  # made anew at each access
         extras = [
             raw[name]
             for name in raw.columns
             if name not in used
-            and raw.schema[name].is_numeric()
+            and schema[name].is_numeric()
             and name not in done
             and name != "known_at"
             and not name.startswith("__index_level_")  # pandas' unnamed index, not a column of the source
