@@ -421,13 +421,9 @@ def _lower_formula(builder: Builder, rows: Rows) -> None:
 
 
 def _lower_slope(builder: Builder, rows: Rows) -> None:
-    source = rows[0].inputs[0]
-    table = builder.table(op.SLOPE_TABLE, source)
     builder.emit(
-        op.SLOPE_WINDOW,
-        a=builder.slot(source),
-        b=builder.table(op.MOMENT_TABLE, source),
-        c=table,
+        op.SLOPE,
+        a=builder.slot(rows[0].inputs[0]),
         count=len(rows),
         integers=[period(row) for row in rows],
         targets=[builder.target(row.name) for row in rows],
