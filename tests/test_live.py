@@ -31,9 +31,12 @@ GOOD = {
 }
 
 
+POLICY = Policy.open(SHIPPED)
+
+
 @pytest.fixture
 def policy() -> Policy:
-    return Policy.open(SHIPPED)
+    return POLICY
 
 
 def _signal(policy: Policy, vix: float = 20.0, **changed: float):
@@ -68,7 +71,7 @@ def test_scores_and_probabilities_stay_in_bounds(
     momentum: float, efficiency: float, distance: float, atr: float, vix: float, forecast: float
 ) -> None:
     signal = _signal(
-        Policy.open(SHIPPED),
+        POLICY,
         forecast,
         market_momentum_score=momentum,
         trend_strength_score=efficiency,
