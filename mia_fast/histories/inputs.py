@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from mia_fast.features.asof import Steps
 from mia_fast.features.engine import Floats
 from mia_fast.features.frame import event_source, input_arrays, market_sources, plan_for, read_cross
 from mia_fast.features.plan import Plan
-from mia_fast.files import sha256
 from mia_fast.tables import Table
 from mia_fast.workspace import Workspace
 
@@ -48,7 +48,10 @@ class Beside:
 
     def digests(self) -> dict[str, dict[str, str]]:
         """Table -> the name and SHA-256 of its file."""
-        return {name: {"name": path.name, "sha256": sha256(path)} for name, path in self.files.items()}
+        return {
+            name: {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            for name, path in self.files.items()
+        }
 
     def plan(self, columns: tuple[str, ...], interval_ns: int) -> Plan:
         """The plan over bars with values in these columns and these tables."""

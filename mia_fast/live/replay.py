@@ -48,7 +48,7 @@ from mia_fast.features.frame import (
     write_latest,
 )
 from mia_fast.features.levels import CLOSES_KEPT, level_inputs, snapshots
-from mia_fast.files import replacing, sha256, write_json
+from mia_fast.files import replacing, write_json
 from mia_fast.live.broker import ACCOUNT, SimulatedBroker, Trade
 from mia_fast.live.checkpoint import Checkpoint
 from mia_fast.live.engine import BAR_COLUMNS, MINUTE, PREDICTED_VIX, STAGES, Bar, Engine
@@ -818,7 +818,7 @@ def _run_id(
     ]
     if inputs.events is None:
         calendar = workspace.data / "macro_events.csv"
-        parts.append(sha256(calendar) if calendar.is_file() else "-")
+        parts.append(hashlib.sha256(calendar.read_bytes()).hexdigest() if calendar.is_file() else "-")
     return "run-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
