@@ -929,6 +929,33 @@ def models_rollback(
     show.say(f"{name}: {before} -> {now}")
 
 
+@models_app.command("propose")
+def models_propose(
+    features: Annotated[
+        Path | None, typer.Option(help="Recent features (Parquet or CSV): have they drifted from the reference?")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Features of a normal time: keep their distribution as the reference.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Model.")] = "predicted_vix",
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Say whether to train a model again, by drift and schedule; journalled, and nothing is trained.
+
+    Example: [cyan]mia-fast models propose --features data/features/features_latest.csv[/cyan]
+    """
+    from mia_fast import registry
+    from mia_fast.memory.learner import AdaptiveLearner
+
+    place = _existing(workspace)
+    served = next(one for one in registry.versions(place, _model(name)) if one.served)
+    trained = None if served.fault is not None else dt.date.fromisoformat(served.trained_to)
+    learner = AdaptiveLearner(place)
+    if reference is not None:
+        show.files([learner.set_reference(reference)], place)
+    show.proposal(name, learner.propose(features, trained=trained, name=name))
+
+
 def _model(name: str) -> str:
     from mia_fast.errors import ConfigError
     from mia_fast.registry import MODELS
