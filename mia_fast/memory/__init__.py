@@ -8,6 +8,7 @@ standardised distance. The share of losers among the nearest tightens the drawdo
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import math
 import os
 import threading
@@ -90,7 +91,7 @@ def of(workspace: Workspace | None = None, *, patient: bool = True) -> MemorySto
     chosen = workspace if workspace is not None else Workspace.current()
     # A process that was forked must not use its parent's connection.
     key = (os.fspath(chosen.root), patient, os.getpid())
-    settings = tuple(stamp(chosen.root / name) for name in _SETTINGS)
+    settings = tuple(map(stamp, _files(chosen.root)))
     with _MUTEX:
         held = _STORES.get(key)
         if held is None or held[0] != settings:
@@ -100,6 +101,11 @@ def of(workspace: Workspace | None = None, *, patient: bool = True) -> MemorySto
                 held[1].close()
             held = _STORES[key] = settings, store
         return held[1]
+
+
+@functools.cache
+def _files(root: Path) -> tuple[Path, ...]:
+    return tuple(root / name for name in _SETTINGS)
 
 
 def forget(workspace: Workspace) -> None:
@@ -335,7 +341,7 @@ def _one_row(data: Any, where: str) -> dict[str, Any]:
             hint="pass exactly one row: the state at one instant",
             then="the memory is unchanged",
         )
-    return frame.row(0, named=True)
+    return dict(zip(frame.columns, frame.row(0), strict=True))
 
 
 def _vector(store: MemoryStore, row: dict[str, Any]) -> Any:
