@@ -2,7 +2,7 @@
 
     desk = Desk(workspace, journal=journal, clock=engine_clock)   # or desk(workspace) for the shared one
     gate = desk.gate(account="U1", model_sha256=sha)
-    desk.controller.arm()
+    desk.controller.arm()                                         # disarm() takes it back; halt() stops all processes
     desk.controller.update_equity(equity, now_ns)                 # each bar: True stops trading
     verdict = gate.check(order, market, account, now_ns)          # before each order
 

@@ -362,10 +362,16 @@ class RiskController:
             self._restate()
 
     def disarm(self) -> None:
-        """Refuse entries until armed again. Never fails."""
+        """Refuse entries of this process until armed again; :meth:`halt` stops every process. Never fails.
+
+        The alert goes to the journal after the gate is shut, and a journal that does not take it keeps it shut.
+        """
         with self._mutex:
-            self._armed = False
+            was, self._armed = self._armed, False
             self._restate()
+            if was:
+                with contextlib.suppress(MiaError):
+                    self._tell(2, "RISK_DISARMED", "the order gate is disarmed")
 
     def reset(self, reason: str) -> Cleared:
         """Clear the latch, restart the peak at the present equity, and leave the gate DISARMED.
