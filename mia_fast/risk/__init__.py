@@ -16,8 +16,9 @@ from mia_fast.risk.codes import Category, Code, Denial
 from mia_fast.risk.config import RiskConfig, risk
 from mia_fast.risk.controller import Cleared, RiskController, State
 from mia_fast.risk.desk import Desk, attach, block_trade, desk, detach, stop_trading
-from mia_fast.risk.gate import Account, Action, Gate, Market, Order, Rule, Side, Verdict, client_id
+from mia_fast.risk.gate import Gate, Rule
 from mia_fast.risk.instance import Instance
+from mia_fast.risk.orders import Account, Action, Market, Order, Side, Verdict, client_id
 from mia_fast.risk.windows import DatedSessions, Sessions, Span, TradeWindowFilter, WeeklySessions, trading_hours
 
 __all__ = [
