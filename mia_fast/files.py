@@ -37,6 +37,12 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         raise
 
 
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
     """Write ``text`` as UTF-8 with the guarantees of :func:`replacing`."""
     with replacing(path, durable=durable) as temporary:
@@ -46,12 +52,6 @@ def write_text(path: Path, text: str, *, durable: bool = False) -> None:
 def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = False) -> None:
     """Write a JSON object in the given key order. NaN and infinities are refused, not written."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n", durable=durable)
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 Stamp = tuple[int, int, int]

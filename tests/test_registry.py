@@ -152,27 +152,6 @@ def test_the_commands(workspace: Workspace) -> None:
     assert isinstance(run.invoke(app, ["models", "list", "unknown"]).exception, ConfigError)
 
 
-def test_the_command_that_proposes(workspace: Workspace, tmp_path: Path) -> None:
-    features(workspace, 2000).write_parquet(tmp_path / "normal.parquet")
-    features(workspace, 1000, seed=2, shift=1.0).write_csv(tmp_path / "now.csv")
-    run = CliRunner()
-    propose = ["models", "propose", "--workspace", str(workspace.root)]
-    assert isinstance(run.invoke(app, [*propose, "--features", str(tmp_path / "now.csv")]).exception, DataError)
-    told = run.invoke(
-        app, [*propose, "--reference", str(tmp_path / "normal.parquet"), "--features", str(tmp_path / "now.csv")]
-    )
-    assert told.exit_code == 0, told.output
-    assert "have drifted" in told.output
-    assert "drift_reference.json" in told.output
-    row = journals.query(workspace, "SELECT code, detail FROM training").row(0)
-    assert row[0] == "RETRAIN_PROPOSED"
-    assert "have drifted" in row[1]
-    (tmp_path / "broken.parquet").write_bytes(b"no")
-    wrong = run.invoke(app, [*propose, "--features", str(tmp_path / "broken.parquet")]).exception
-    assert isinstance(wrong, DataError)
-    assert "cannot be read" in wrong.what
-
-
 # --- challengers
 
 
@@ -329,6 +308,27 @@ def test_a_retraining_is_proposed_on_drift_error_or_schedule(workspace: Workspac
     assert max(detail["psi"].values()) == pytest.approx(max(drifted.psi.values()), abs=1e-4)
     with pytest.raises(DataError, match="say nothing"):
         learner.propose(features(workspace, 10))
+
+
+def test_the_command_that_proposes(workspace: Workspace, tmp_path: Path) -> None:
+    features(workspace, 2000).write_parquet(tmp_path / "normal.parquet")
+    features(workspace, 1000, seed=2, shift=1.0).write_csv(tmp_path / "now.csv")
+    run = CliRunner()
+    propose = ["models", "propose", "--workspace", str(workspace.root)]
+    assert isinstance(run.invoke(app, [*propose, "--features", str(tmp_path / "now.csv")]).exception, DataError)
+    told = run.invoke(
+        app, [*propose, "--reference", str(tmp_path / "normal.parquet"), "--features", str(tmp_path / "now.csv")]
+    )
+    assert told.exit_code == 0, told.output
+    assert "have drifted" in told.output
+    assert "drift_reference.json" in told.output
+    row = journals.query(workspace, "SELECT code, detail FROM training").row(0)
+    assert row[0] == "RETRAIN_PROPOSED"
+    assert "have drifted" in row[1]
+    (tmp_path / "broken.parquet").write_bytes(b"no")
+    wrong = run.invoke(app, [*propose, "--features", str(tmp_path / "broken.parquet")]).exception
+    assert isinstance(wrong, DataError)
+    assert "cannot be read" in wrong.what
 
 
 def test_patterns_are_grouped(workspace: Workspace) -> None:
