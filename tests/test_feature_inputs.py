@@ -692,6 +692,9 @@ def test_a_calendar_that_changes_while_it_runs(everything: tuple[Any, ...]) -> N
                 live.take_events(broken)
         want = (before if k < 350 else after).select(names).row(k)
         same_bits(live.update(row)[at], np.array([math.nan if v is None else v for v in want]), names)
+    live.take_events(load_calendar(place, risk(place).events, SAMPLE / "absent.csv"))
+    later_row = row | {"timestamp": row["timestamp"] + dt.timedelta(minutes=1)}
+    assert np.isnan(live.update(later_row)[at]).all()
 
 
 def test_several_symbols_side_by_side(everything: tuple[Any, ...]) -> None:
