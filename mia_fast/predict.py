@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from mia_fast import registry
 from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
-from mia_fast.files import replacing
+from mia_fast.files import replacing, stamp
 from mia_fast.loading import load_model
+from mia_fast.tables import frame_of
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 from mia_models.session import OnnxModel, Reason, missing_features
@@ -136,7 +137,7 @@ class NeuralPipeline:
     ) -> tuple[pl.DataFrame, dict[str, pl.Series], pl.Series]:
         if missing not in ("error", "impute"):
             raise DataError(f"missing={missing!r} is not known", where=where, hint="say 'error' or 'impute'")
-        frame = _frame(data, where)
+        frame = frame_of(data, where=where, then="nothing was predicted")
         refused = np.full(frame.height, Reason.NONE, dtype=np.int64)
         outputs: dict[str, pl.Series] = {}
         imputed = np.zeros(frame.height, dtype=np.bool_)
@@ -212,7 +213,7 @@ def _pipeline(workspace: Workspace) -> NeuralPipeline:
     """The pipeline of a workspace, loaded once for as long as its models and its catalogue stay the same."""
     models = workspace.data / "models"
     files = (*_model_files(models), *models.glob("served.json"), workspace.config("feature_sets.yaml"))
-    state = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    state = tuple((path, stamp(path)) for path in files)
     held = _PIPELINES.get(workspace.root)
     if held is None or held[0] != state:
         held = _PIPELINES[workspace.root] = (state, NeuralPipeline(workspace))
@@ -221,20 +222,6 @@ def _pipeline(workspace: Workspace) -> NeuralPipeline:
 
 def _model_files(folder: Path) -> list[Path]:
     return sorted([*folder.glob("[a-z]*.onnx"), *folder.glob("[a-z]*.manifest.json")])
-
-
-def _frame(data: Any, where: str) -> pl.DataFrame:
-    """The caller's table as a Polars frame, without a copy where its memory allows."""
-    if isinstance(data, pl.DataFrame):
-        return data
-    if not hasattr(data, "__arrow_c_stream__"):
-        raise DataError(
-            f"a {type(data).__name__} is not a table",
-            where=where,
-            hint="pass a Polars or pandas frame, a pyarrow table or a DuckDB relation",
-            then="nothing was predicted",
-        )
-    return pl.DataFrame(data)
 
 
 def _numbers(series: pl.Series, where: str) -> Floats:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ import numpy as np
 from mia_fast import clock, registry
 from mia_fast import memory as memories
 from mia_fast.errors import ConfigError
+from mia_fast.files import sha256
 from mia_fast.telemetry import operation
-from mia_fast.training import Progress, _local, vix_prior, vix_samples
+from mia_fast.training import Progress, local_clock, quiet, vix_prior, vix_samples
 from mia_fast.workspace import Workspace
 
 
@@ -40,10 +40,6 @@ class Retrained:
     why: str
 
 
-def _quiet(_message: str) -> None:
-    """Progress that nobody watches."""
-
-
 @operation("adaptive_learning", "retrain_model")
 def retrain_model(
     name: str,
@@ -52,7 +48,7 @@ def retrain_model(
     vix: Path | None = None,
     index: Path | None = None,
     workspace: Workspace | None = None,
-    progress: Progress = _quiet,
+    progress: Progress = quiet,
 ) -> Retrained:
     """Train a challenger on recent data and patterns; it replaces the champion only if it wins.
 
@@ -107,7 +103,7 @@ def retrain_model(
     champion = load_model(place, name, registry.folder(place, name))
     samples = vix_samples(bar_files, vix_file, INPUTS, workspace=place, progress=progress)
     prior = vix_prior(vix_file, index_file, workspace=place)
-    day, minute = _local(memories.of(place).instants())
+    day, minute = local_clock(memories.of(place).instants())
     progress(f"training on {config.learning.window_sessions} sessions and {len(day):,} stored patterns")
     result = challenges.challenge(
         samples,
@@ -118,7 +114,7 @@ def retrain_model(
         window_sessions=config.learning.window_sessions,
         judged_sessions=config.learning.judged_sessions,
     )
-    data = tuple(DataFile(name=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()) for path in files)
+    data = tuple(DataFile(name=path.name, sha256=sha256(path)) for path in files)
     metrics = (result.overall,) if result.patterns is None else (result.overall, result.patterns)
     versions = place.data / "models" / "versions" / name
     versions.mkdir(parents=True, exist_ok=True)

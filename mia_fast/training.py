@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,16 @@ from mia_fast.errors import ConfigError, DataError, JournalError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.cross import daily_closes
 from mia_fast.features.engine import FeatureEngine
-from mia_fast.features.frame import event_source, input_arrays, market_sources, one_symbol, plan_for, read_cross
+from mia_fast.features.frame import (
+    array_of,
+    event_source,
+    input_arrays,
+    market_sources,
+    one_symbol,
+    plan_for,
+    read_cross,
+)
+from mia_fast.files import sha256
 from mia_fast.loading import definitions, reads
 from mia_fast.tables import Table, read_table
 from mia_fast.tables.mapping import day_closes
@@ -39,7 +47,7 @@ Progress = Callable[[str], None]
 _NEW_YORK = "America/New_York"
 
 
-def _quiet(_message: str) -> None:
+def quiet(_message: str) -> None:
     """Progress that nobody watches."""
 
 
@@ -50,7 +58,7 @@ def train_predicted_vix(
     out: Path,
     *,
     workspace: Workspace | None = None,
-    progress: Progress = _quiet,
+    progress: Progress = quiet,
 ) -> Manifest:
     """Train ``predicted_vix`` and write graph, manifest and model card.
 
@@ -84,9 +92,7 @@ def train_predicted_vix(
     workspace = workspace or Workspace.current()
     samples = vix_samples(bars, vix, INPUTS, workspace=workspace, progress=progress)
     prior = vix_prior(vix, index, workspace=workspace)
-    files = tuple(
-        DataFile(name=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()) for path in (*bars, vix, index)
-    )
+    files = tuple(DataFile(name=path.name, sha256=sha256(path)) for path in (*bars, vix, index))
     manifest = predicted_vix.train(
         samples,
         prior,
@@ -142,7 +148,7 @@ def vix_samples(
     names: Sequence[str],
     *,
     workspace: Workspace,
-    progress: Progress = _quiet,
+    progress: Progress = quiet,
 ) -> Samples:
     """The named columns of the feature engine for every bar, with the target of ``predicted_vix``.
 
@@ -169,8 +175,8 @@ def vix_samples(
     progress(f"computing {len(plan.outputs)} features for {len(known_at):,} bars")
     matrix = FeatureEngine(plan).batch(known_at, columns)
     vix_known_at, closes = daily_closes(cross, "VIX", day_closes(workspace))
-    target, target_day = upcoming_close(known_at, vix_known_at, closes, _local(vix_known_at)[0])
-    day, minute = _local(known_at)
+    target, target_day = upcoming_close(known_at, vix_known_at, closes, local_clock(vix_known_at)[0])
+    day, minute = local_clock(known_at)
     chosen = {name: matrix[plan.outputs.index(name)].copy() for name in names}
     return Samples(day, minute, chosen, target, target_day)
 
@@ -184,7 +190,7 @@ def train_networks(
     cross: Sequence[Path] = (),
     events: Path | None = None,
     workspace: Workspace | None = None,
-    progress: Progress = _quiet,
+    progress: Progress = quiet,
 ) -> Manifest:
     """Train the networks and write graph, manifest, model card and checkpoints.
 
@@ -230,7 +236,7 @@ def train_networks(
         out,
         declared=_declared((*names, *INPUTS), workspace),
         chosen=chosen,
-        data=tuple(DataFile(name=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths),
+        data=tuple(DataFile(name=path.name, sha256=sha256(path)) for path in paths),
         progress=progress,
     )
     _recorded(manifest, workspace, progress)
@@ -305,7 +311,7 @@ def network_rows(
     names: Sequence[str],
     *,
     workspace: Workspace,
-    progress: Progress = _quiet,
+    progress: Progress = quiet,
 ) -> Rows:
     """The named features of every bar with the targets of ``targets.md`` and what the baselines need.
 
@@ -355,7 +361,7 @@ def network_rows(
     matrix = np.empty((len(known_at), len(names)), dtype=np.float32)
     for k, name in enumerate(names):
         matrix[:, k] = values[places[name]]
-    prices = {name: _numbers(table.frame[name]) for name in ("open", "high", "low", "close", "volume")}
+    prices = {name: array_of(table.frame[name]) for name in ("open", "high", "low", "close", "volume")}
     vix = daily_closes(closes.frame, "VIX", day_closes(workspace))
     source = Bars(known_at, {**prices, "atr_14": values[places["atr_14"]].copy()}, vix)
     progress("computing targets")
@@ -370,16 +376,11 @@ def network_rows(
         matrix,
         known_at,
         session,
-        _local(known_at)[1],
+        local_clock(known_at)[1],
         {name: target.values for name, target in targets.items()},
         {name: target.ends_at for name, target in targets.items()},
         others,
     )
-
-
-def _numbers(series: pl.Series) -> Floats:
-    values: Floats = series.cast(pl.Float64).to_numpy()
-    return values
 
 
 def _lagged(values: Floats, rows: int) -> Floats:
@@ -416,7 +417,7 @@ def _closes(path: Path, symbol: str, workspace: Workspace) -> pl.DataFrame:
             hint=f"give daily closes with a column symbol that holds {symbol}",
             then="nothing was trained",
         )
-    day, _ = _local(rows["timestamp"].dt.epoch("ns").to_numpy())
+    day, _ = local_clock(rows["timestamp"].dt.epoch("ns").to_numpy())
     return pl.DataFrame({"day": day, symbol: rows["close"]}).group_by("day", maintain_order=True).last()
 
 
@@ -442,7 +443,7 @@ def _one_table(tables: Sequence[Table]) -> Table:
     return dataclasses.replace(tables[0], frame=frame.rechunk())
 
 
-def _local(known_at: Integers) -> tuple[Integers, Integers]:
+def local_clock(known_at: Integers) -> tuple[Integers, Integers]:
     """New York date (days since 1970) and minutes since its midnight."""
     local = pl.Series(known_at).cast(pl.Datetime("ns", "UTC")).dt.convert_time_zone(_NEW_YORK)
     day = local.dt.date().to_physical().cast(pl.Int64).to_numpy()

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from mia_fast.bars import make_bars, page
 from mia_fast.bars.plot import draw
 from mia_fast.cli.commands import app
-from mia_fast.errors import DataError, WorkspaceError
+from mia_fast.errors import ConfigError, DataError
 from mia_fast.workspace import Workspace, shipped
 
 SAMPLE = shipped() / "data" / "sample"
@@ -89,9 +89,12 @@ def test_faults_leave_no_file(tmp_path: Path):
 
 
 def test_a_picture_says_what_it_needs(tmp_path: Path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(WorkspaceError, match="matplotlib"):
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    with pytest.raises(ConfigError, match="Matplotlib"):
         draw(pl.DataFrame(), tmp_path / "x.png", "")
+    with pytest.raises(ConfigError, match="Matplotlib"):  # before the bars are made
+        _run(SAMPLE / "trades.parquet", tmp_path / "b.parquet", "--plot", tmp_path / "x.png", "--workspace", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_page_is_the_declaration():

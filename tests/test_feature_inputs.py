@@ -673,6 +673,30 @@ def test_closes_that_come_in_while_it_runs(everything: tuple[Any, ...]) -> None:
             live.update(row)
 
 
+def test_a_calendar_that_changes_while_it_runs(everything: tuple[Any, ...]) -> None:
+    """From the next bar on each bar has what a batch with the new calendar gives it."""
+    place, frame, _, brought = everything
+    part = frame.tail(700)
+    later = pl.read_parquet(brought["events"]).with_columns(pl.col("start_time") + pl.duration(minutes=17))
+    names = [column.name for column in DECLARED if column.table == "events"]
+    before = generate_features(part, events=brought["events"], workspace=place)
+    after = generate_features(part, events=later, workspace=place)
+    assert not before.select(names).equals(after.select(names))
+    live = Features(workspace=place, events=brought["events"], inputs=catalogues.TABLES)
+    at = [live.names.index(name) for name in names]
+    for k, row in enumerate(part.rows(named=True)):
+        if k == 350:
+            live.take_events(later)
+            broken = later.with_columns(impact=pl.lit(7.0))
+            with pytest.raises(DataError):
+                live.take_events(broken)
+        want = (before if k < 350 else after).select(names).row(k)
+        same_bits(live.update(row)[at], np.array([math.nan if v is None else v for v in want]), names)
+    live.take_events(load_calendar(place, risk(place).events, SAMPLE / "absent.csv"))
+    later_row = row | {"timestamp": row["timestamp"] + dt.timedelta(minutes=1)}
+    assert np.isnan(live.update(later_row)[at]).all()
+
+
 def test_several_symbols_side_by_side(everything: tuple[Any, ...]) -> None:
     """Whatever the interleaving of their rows: the bits of each alone, levels moved by each one's own basis."""
     place, frame, _, brought = everything

@@ -492,8 +492,17 @@ def test_numbers_beyond_the_range_never_become_infinite_nor_stay() -> None:
         row("poc", "profile_window", ["high", "low", "huge"], "volume_at_poc", minutes=20),
         row("slope", "slope", ["huge"], period=20),
         row("time_slope", "time_slope", ["huge"], minutes=20),
+        *(row(o, "window", ["huge"], o, period=20) for o in ("mean", "deviation", "sample_deviation")),
+        row("window_sum", "window", ["huge"], "sum", period=20),
+        row("time_deviation", "time_deviation", ["huge"], minutes=20),
+        row("at_poc", "profile", ["high", "low", "huge"], "volume_at_poc"),
+        formula("large", "volume * 1e140"),  # the squares overflow, the sums do not
+        row("variance", "session_variance", ["large"], "one_session"),
+        row("deviation_of_large", "window", ["large"], "deviation", period=20),
     ]
     got = computed(data.altered(volume=volume), plan_of(own))
+    assert np.isnan(got["deviation_of_large"][SESSION : 2 * SESSION]).all()
+    assert np.isnan(got["variance"][SESSION + 1 : 3 * SESSION]).all()
     assert (got["huge"][SESSION : SESSION + 2] == [-1e308, 1e308]).all()
     for name, values in got.items():
         assert not np.isinf(values).any(), name

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mia_fast import config
+from mia_fast.clock import from_datetime
 from mia_fast.errors import ConfigError
 from mia_fast.live.broker import SimulatedBroker
 from mia_fast.live.policy import FEATURES, REGIMES, Policy, PolicyConfig
@@ -28,9 +31,12 @@ GOOD = {
 }
 
 
+POLICY = Policy.open(SHIPPED)
+
+
 @pytest.fixture
 def policy() -> Policy:
-    return Policy.open(SHIPPED)
+    return POLICY
 
 
 def _signal(policy: Policy, vix: float = 20.0, **changed: float):
@@ -65,7 +71,7 @@ def test_scores_and_probabilities_stay_in_bounds(
     momentum: float, efficiency: float, distance: float, atr: float, vix: float, forecast: float
 ) -> None:
     signal = _signal(
-        Policy.open(SHIPPED),
+        POLICY,
         forecast,
         market_momentum_score=momentum,
         trend_strength_score=efficiency,
@@ -93,12 +99,50 @@ def test_a_missing_forecast_gives_no_signal(policy: Policy) -> None:
     assert str(_signal(policy, atr_14=0.0).missing).startswith("FEATURE_INVALID")
 
 
+def _ends(policy: Policy, day: str, clock: str) -> tuple[bool, bool]:
+    """Whether entries are over, and whether positions are to be closed, at a time of New York."""
+    moment = dt.datetime.fromisoformat(f"{day}T{clock}").replace(tzinfo=ZoneInfo("America/New_York"))
+    known_at, minute = from_datetime(moment), 60.0 * moment.hour + moment.minute
+    return not policy.entries_open(minute, known_at), policy.must_be_flat(minute, known_at)
+
+
 def test_no_entries_at_the_end_of_the_session(policy: Policy) -> None:
-    assert policy.entries_open(9 * 60 + 30)
-    assert not policy.entries_open(16 * 60 + 30)
-    assert policy.must_be_flat(16 * 60 + 50)
-    assert policy.entries_open(18 * 60)
-    assert not policy.must_be_flat(18 * 60)
+    for day in ("2025-11-26", "2035-11-27"):  # also beyond the dated table
+        assert _ends(policy, day, "09:30") == (False, False)
+        assert _ends(policy, day, "16:29") == (False, False)
+        assert _ends(policy, day, "16:30") == (True, False)
+        assert _ends(policy, day, "16:49") == (True, False)
+        assert _ends(policy, day, "16:50") == (True, True)
+        assert _ends(policy, day, "17:00") == (True, True)
+        assert _ends(policy, day, "18:01") == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("day", "hour", "minute"), [("2025-11-27", 13, 0), ("2025-11-28", 13, 15), ("2021-04-02", 9, 15)]
+)
+def test_a_short_day_ends_as_long_before_its_own_close(policy: Policy, day: str, hour: int, minute: int) -> None:
+    close = 60 * hour + minute
+
+    def at(before: int) -> str:
+        return f"{(close - before) // 60:02d}:{(close - before) % 60:02d}"
+
+    assert _ends(policy, day, at(31)) == (False, False)
+    assert _ends(policy, day, at(30)) == (True, False)
+    assert _ends(policy, day, at(11)) == (True, False)
+    assert _ends(policy, day, at(10)) == (True, True)
+    assert _ends(policy, day, at(0)) == (True, True)
+    assert _ends(policy, day, at(-120)) == (True, True)  # nothing trades
+    assert _ends(Policy(policy.config), day, at(0)) == (False, False)
+
+
+def test_a_product_without_a_table_has_the_usual_close(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    (tmp_path / "config").mkdir()
+    text = (shipped() / "config" / "market_config.yaml").read_text(encoding="utf-8")
+    assert "symbol: ES" in text
+    (tmp_path / "config" / "market_config.yaml").write_text(text.replace("symbol: ES", "symbol: ZN"), encoding="utf-8")
+    assert _ends(Policy.open(workspace), "2025-11-28", "13:10") == (False, False)
+    assert _ends(Policy.open(workspace), "2025-11-28", "16:50") == (True, True)
 
 
 @pytest.mark.parametrize("text", ["25:00", "9", "aa:bb", "10:60", "-1:00"])

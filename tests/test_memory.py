@@ -7,6 +7,7 @@ import json
 import math
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -379,6 +380,17 @@ def test_memory_values_of_a_frame(workspace: Workspace) -> None:
 # --- beside an engine
 
 
+def settled(watch: MemoryWatch, seconds: float = 5.0) -> bool:
+    """Wait until the worker has answered all it was given; False if it has not by then."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with watch._mutex:
+            if not (watch._asked or watch._entered or watch._closed):
+                return True
+        time.sleep(0.002)
+    return False
+
+
 def watching(workspace: Workspace, *, background: bool, replays: bool = True, run_id: str = "run-1") -> MemoryWatch:
     config = memory_config(workspace)
     return MemoryWatch(
@@ -409,11 +421,11 @@ def test_closed_trades_are_stored_and_tighten_from_the_twentieth_on(workspace: W
         for number in range(19):
             trade(watch, number, -1.0 if number % 2 else 1.0)
         watch.observe(START + 30 * MINUTE, seen(3))
-        assert watch.settle()
+        assert settled(watch)
         assert watch.losing_share() is None
         trade(watch, 19, -1.0)
         watch.observe(START + 31 * MINUTE, seen(3))
-        assert watch.settle()
+        assert settled(watch)
         assert watch.losing_share() == 1.0, "the state itself was stored, and lost"
         assert watch.values()["pattern_replay_score"] == -1.0
         with opened(workspace) as store:
@@ -434,7 +446,7 @@ def test_a_live_engines_watch_is_the_workspaces(workspace: Workspace) -> None:
         live.closed("T1", 7.0, START + MINUTE)
         live.closed("a trade of an earlier process", 7.0, START + MINUTE)
         live.observe(START + MINUTE, np.ones(len(names)))
-        assert live.settle()
+        assert settled(live)
         assert live.fault is None
         assert live.losing_share() is None
         assert mia_fast.recall_patterns(frame(1), 5)["profit"].to_list() == [7.0]
@@ -478,7 +490,7 @@ def test_an_answer_that_lags_behind_is_stale(workspace: Workspace) -> None:
     for number in range(20):
         trade(watch, number, 1.0)
     watch.observe(START + 30 * MINUTE, seen(1))
-    assert watch.settle()
+    assert settled(watch)
     assert watch.losing_share() == 0.0
     with watch._mutex:  # the worker is held up
         watch.observe(START + 33 * MINUTE, seen(1))
@@ -486,7 +498,7 @@ def test_an_answer_that_lags_behind_is_stale(workspace: Workspace) -> None:
         watch.observe(START + 34 * MINUTE, seen(1))
         with pytest.raises(MarketMemoryError, match="240 s older"):
             watch.losing_share()
-    assert watch.settle()
+    assert settled(watch)
     assert watch.losing_share() == 0.0
     watch.close()
 
@@ -496,16 +508,16 @@ def test_a_memory_that_breaks_blocks_until_it_is_back_and_no_trade_is_lost(
 ) -> None:
     watch = watching(workspace, background=True)
     trade(watch, 0, 1.0)
-    assert watch.settle()
+    assert settled(watch)
     path, aside = workspace.data / "market_memory.db", tmp_path / "aside.db"
     path.rename(aside)
     trade(watch, 1, 1.0)
-    assert not watch.settle(0.3)
+    assert not settled(watch, 0.3)
     with pytest.raises(MarketMemoryError, match="gone"):
         watch.losing_share()
     assert math.isnan(watch.values()["pattern_confidence"])
     aside.rename(path)
-    assert watch.settle()
+    assert settled(watch)
     assert watch.losing_share() is None
     watch.close()
     with opened(workspace) as store:

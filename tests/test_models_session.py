@@ -407,13 +407,6 @@ def test_wrong_width(model):
         model.predict(np.zeros(7))
 
 
-def test_outside_training(model):
-    matrix = rows(2)
-    matrix[:, 0] = [20.0, 200.0]
-    matrix[1, 1] = math.nan
-    assert model.outside_training(matrix)[:, :2].tolist() == [[False, False], [True, True]]
-
-
 def test_serving_imports_neither_torch_nor_onnx():
     code = (
         "import sys, numpy as np, mia_models\n"

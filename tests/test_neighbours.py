@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mia_fast.errors import MarketMemoryError
 from mia_fast.memory.index import ALWAYS, OUTCOMES, NeighbourIndex
 from mia_kernels import neighbours
 
@@ -205,3 +206,11 @@ def test_two_threads_find_what_one_finds(monkeypatch: pytest.MonkeyPatch) -> Non
             two = index.nearest(rows[7] + 0.1, k, wanted=wanted, until=800)
             for mine, theirs in zip(two, one, strict=True):
                 np.testing.assert_array_equal(mine, theirs)
+
+
+def test_more_columns_than_the_codes_can_add_up_are_refused() -> None:
+    NeighbourIndex(neighbours.COLUMNS_MOST)
+    with pytest.raises(MarketMemoryError, match="16,385 features"):
+        NeighbourIndex(neighbours.COLUMNS_MOST + 1)
+    worst = 2 * 127  # apart in every column
+    assert worst * worst * neighbours.COLUMNS_MOST < 2**31

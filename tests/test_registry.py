@@ -298,8 +298,37 @@ def test_a_retraining_is_proposed_on_drift_error_or_schedule(workspace: Workspac
     day = dt.date(2025, 1, 1)
     assert not learner.propose(trained=day, now_ns=START - 100 * 86_400 * 10**9)
     assert "schedule" in learner.propose(trained=day, now_ns=START).reasons[0]
+    told = journals.query(workspace, "SELECT code, loss, detail FROM training WHERE model = 'predicted_vix'")
+    asked = ["NOT_NEEDED", "PROPOSED", "NOT_NEEDED", "PROPOSED", "NOT_NEEDED", "PROPOSED"]
+    assert told["code"].to_list() == [f"RETRAIN_{answer}" for answer in asked]
+    assert told["loss"].to_list() == [None, None, pytest.approx(1.05), 2.0, None, None]
+    detail = json.loads(told["detail"][1])
+    assert detail["reasons"] == list(drifted.reasons)
+    assert len(detail["psi"]) == 10
+    assert max(detail["psi"].values()) == pytest.approx(max(drifted.psi.values()), abs=1e-4)
     with pytest.raises(DataError, match="say nothing"):
         learner.propose(features(workspace, 10))
+
+
+def test_the_command_that_proposes(workspace: Workspace, tmp_path: Path) -> None:
+    features(workspace, 2000).write_parquet(tmp_path / "normal.parquet")
+    features(workspace, 1000, seed=2, shift=1.0).write_csv(tmp_path / "now.csv")
+    run = CliRunner()
+    propose = ["models", "propose", "--workspace", str(workspace.root)]
+    assert isinstance(run.invoke(app, [*propose, "--features", str(tmp_path / "now.csv")]).exception, DataError)
+    told = run.invoke(
+        app, [*propose, "--reference", str(tmp_path / "normal.parquet"), "--features", str(tmp_path / "now.csv")]
+    )
+    assert told.exit_code == 0, told.output
+    assert "have drifted" in told.output
+    assert "drift_reference.json" in told.output
+    row = journals.query(workspace, "SELECT code, detail FROM training").row(0)
+    assert row[0] == "RETRAIN_PROPOSED"
+    assert "have drifted" in row[1]
+    (tmp_path / "broken.parquet").write_bytes(b"no")
+    wrong = run.invoke(app, [*propose, "--features", str(tmp_path / "broken.parquet")]).exception
+    assert isinstance(wrong, DataError)
+    assert "cannot be read" in wrong.what
 
 
 def test_patterns_are_grouped(workspace: Workspace) -> None:

@@ -24,6 +24,7 @@ from mia_fast.errors import ConfigError, DataError, StateError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.live.engine import Bar, Engine
 from mia_fast.live.replay import Inputs, Summary, read_inputs, replay
+from mia_fast.plot import check
 from mia_fast.sessions import session_open
 from mia_fast.workspace import Workspace, shipped
 
@@ -125,18 +126,16 @@ def test_the_picture_of_a_run(whole: tuple[Workspace, Summary], tmp_path: Path) 
     assert plot._stretches([None, "A", "A", None, "B"]) == [(1, 2, "A"), (4, 4, "B")]
     assert plot._stretches([]) == []
     with pytest.raises(ConfigError, match=r"\.txt"):
-        plot.check(tmp_path / "run.txt")
+        check(tmp_path / "run.txt")
     plot.draw(done.marks.head(1), {}, "one bar", tmp_path / "one.png")
 
 
 def test_without_matplotlib_the_run_is_refused_before_it_starts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from mia_fast.live import plot
-
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     with pytest.raises(ConfigError, match="not installed"):
-        plot.check(tmp_path / "run.png")
+        check(tmp_path / "run.png")
 
 
 def test_live_features_equal_batch_bit_for_bit(whole: tuple[Workspace, Summary]) -> None:

@@ -103,7 +103,7 @@ def test_overlapping_windows_are_one_and_name_every_event():
     ),
     st.lists(st.integers(-400 * MINUTE, 400 * MINUTE), min_size=1, max_size=20),
 )
-def test_binary_search_and_mask_equal_the_naive_loop(rows, offsets):
+def test_binary_search_equals_the_naive_loop(rows, offsets):
     width = {"FOMC": (30, 60), "CPI": (15, 45), "GDP": (15, 30), "Powell": (15, 60)}
     events = [Event(T0 + minute * MINUTE, name, impact) for minute, name, impact in rows]
     found = EventCalendar.from_events(events, EVENTS)
@@ -118,7 +118,6 @@ def test_binary_search_and_mask_equal_the_naive_loop(rows, offsets):
         for now in instants
     ]
     assert [found.blocked(int(now)) is not None for now in instants] == expected
-    assert found.mask(instants).tolist() == expected
 
 
 # ---------------------------------------------------------------- a calendar that cannot be trusted
@@ -128,7 +127,6 @@ def test_a_calendar_that_ran_out_blocks_after_its_last_event_of_any_impact():
     found = EventCalendar.from_events([Event(T0, "Beige Book", 0.1)], EVENTS)
     assert found.blocked(T0) is None
     assert found.blocked(T0 + 1).code is Code.CALENDAR_ENDED
-    assert found.mask(np.array([T0, T0 + 1])).tolist() == [False, True]
 
 
 GOOD = {
@@ -187,7 +185,6 @@ def test_a_bad_frame_blocks_always_with_its_code(name):
     found = EventCalendar.from_frame(make(), EVENTS)
     for now in (1, T0, 2**62):
         assert found.blocked(now).code is code
-    assert found.mask(np.array([1, T0])).all()
 
 
 HEAD = "start_time,type,impact,cluster_id\n"

@@ -161,6 +161,22 @@ def test_a_restart_keeps_the_peak_and_is_disarmed(tmp_path):
     assert again.update_equity(94_000, T0 + 2 * MINUTE) is True
 
 
+def test_disarming_shuts_this_gate_and_is_told_once(tmp_path):
+    journal = Recorder()
+    risk = controller(tmp_path, journal)
+    risk.disarm()
+    assert [row["code"] for row in journal.of("alerts")] == []
+    risk.arm()
+    risk.disarm()
+    risk.disarm()
+    assert risk.state is State.DISARMED
+    assert [row["code"] for row in journal.of("alerts")] == ["RISK_ARMED", "RISK_DISARMED"]
+    risk.arm()
+    journal.state = "the disk is full"
+    risk.disarm()
+    assert risk.state is State.DISARMED
+
+
 def test_a_new_account_starts_a_new_peak_but_keeps_a_latch(tmp_path):
     journal = Recorder()
     risk = controller(tmp_path, journal)

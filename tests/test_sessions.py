@@ -12,7 +12,7 @@ import pytest
 
 from mia_fast import clock, session_table
 from mia_fast.bars import back_adjust, continuous, gap_events, roll_table
-from mia_fast.bars.rolls import FixedRoll, RollsConfig, check_contract, expiry_date, rolls
+from mia_fast.bars.rolls import FixedRoll, RollsConfig, expiry_date, rolls
 from mia_fast.errors import ConfigError, DataError
 from mia_fast.features.frame import generate_features
 from mia_fast.features.live import Features
@@ -369,14 +369,6 @@ def test_features_do_not_see_the_roll(expiries, tmp_path: Path):
     # True range at the seam: the jump is in the raw series and not in the adjusted one.
     assert raw["atr_14"][window].max() - adjusted["atr_14"][window].max() > 0.2
     assert adjusted["momentum_10"][window].abs().max() < raw["momentum_10"][window].abs().max()
-
-
-def test_orders_and_levels_are_sent_in_the_traded_contract(expiries):
-    table = roll_table(expiries, FIXED, ES)
-    check_contract(table, "201312", table[0].at - 1)
-    check_contract(table, "201403", table[0].at)
-    with pytest.raises(ConfigError, match="it is 201403"):
-        check_contract(table, "201312", table[0].at)
 
 
 def test_a_gap_is_measured_or_refused(expiries):

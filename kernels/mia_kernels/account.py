@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from mia_kernels.compile import kernel
 
 DAY, DAY_OPEN, DAY_LAST = 0, 1, 2
-DAY_STATE_SIZE = 3
 
 
 def initial_day_state() -> NDArray[np.float64]:
-    """The state before the first mark: no day, no opening equity, no last mark. Shape (DAY_STATE_SIZE,)."""
+    """The state before the first mark: no day, no opening equity, no last mark. Shape (3,)."""
     return np.array([-np.inf, np.nan, np.nan])
 
 
@@ -69,7 +68,7 @@ def daily_loss(
         Shape (n,), the number of the trade date. A smaller number than before belongs to the present
         date: a clock that goes backwards must not forgive a loss.
     state
-        Shape (DAY_STATE_SIZE,): trade date, its opening equity, last finite mark; read and left ready. Begin
+        Shape (3,): trade date, its opening equity, last finite mark; read and left ready. Begin
         with :func:`initial_day_state`.
     out
         Shape (n,), USD; positive is a loss. NaN where the mark is not finite.

@@ -53,7 +53,6 @@ ORDER_FIELDS = 8
 
 # --- parameters ---------------------------------------------------------------------------------------------------
 CONTIGUOUS, HAS_SEQUENCE, FLEETING_NS, SPOOF_NS, SHOW = range(5)
-BOOK_PARAMETERS = 5
 
 # --- state, whole numbers -----------------------------------------------------------------------------------------
 (
@@ -311,7 +310,7 @@ def apply(
     Parameters
     ----------
     parameters, tick
-        (BOOK_PARAMETERS,): whether sequence numbers leave no gap, whether there are any, the longest life
+        (5,): whether sequence numbers leave no gap, whether there are any, the longest life
         of a fleeting order (ns), the window of the spoofing pattern (ns), and what is shown: 0
         groups that touched the levels, 1 every group, 2 none; the price step.
     instants, action, side, price, size, order_id, last, sequence

@@ -36,13 +36,15 @@ def _divide(a: float, b: float) -> float:
 
 
 @inlined
-def _lesser(a: float, b: float) -> float:
+def lesser(a: float, b: float) -> float:
+    """min that keeps a missing value on either side; branch-free, so that it vectorises."""
     m = a if a < b else b
     return m + ((a - a) + (b - b))
 
 
 @inlined
-def _greater(a: float, b: float) -> float:
+def greater(a: float, b: float) -> float:
+    """max that keeps a missing value on either side."""
     m = a if a > b else b
     return m + ((a - a) + (b - b))
 
@@ -130,11 +132,11 @@ def _one_row(operation: int, count: int, table: int, base: int) -> bool:
             t += OPERATION_BYTES
     elif operation == op.GREATER:
         while t < end:
-            put(base + get_integer(t), _greater(get(base + get_integer(t + 8)), get(base + get_integer(t + 16))))
+            put(base + get_integer(t), greater(get(base + get_integer(t + 8)), get(base + get_integer(t + 16))))
             t += OPERATION_BYTES
     elif operation == op.LESSER:
         while t < end:
-            put(base + get_integer(t), _lesser(get(base + get_integer(t + 8)), get(base + get_integer(t + 16))))
+            put(base + get_integer(t), lesser(get(base + get_integer(t + 8)), get(base + get_integer(t + 16))))
             t += OPERATION_BYTES
     elif operation == op.IS_MORE:
         while t < end:
@@ -167,10 +169,10 @@ def _rows(operation: int, result: int, first: int, second: int, third: int, n: i
             y[i] = _divide(a[i], b[i])
     elif operation == op.LESSER:
         for i in range(n):
-            y[i] = _lesser(a[i], b[i])
+            y[i] = lesser(a[i], b[i])
     elif operation == op.GREATER:
         for i in range(n):
-            y[i] = _greater(a[i], b[i])
+            y[i] = greater(a[i], b[i])
     elif operation == op.IS_MORE:
         for i in range(n):
             y[i] = _is_more(a[i], b[i])

@@ -106,10 +106,8 @@ def _advance(vectors: int, each: bool) -> Any:
     return intrinsic(typed)
 
 
-advance_1: Any = _advance(1, each=False)
-"""Advance one job by that many times four rows; ``(address of the jobs, fours)``."""
 advance_2: Any = _advance(2, each=False)
-"""Advance two jobs side by side."""
+"""Advance two jobs side by side by that many times four rows; ``(address of the jobs, fours)``."""
 advance_3: Any = _advance(3, each=False)
 """Advance three jobs side by side."""
 advance_4: Any = _advance(4, each=False)

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mia_kernels.compile import inlined, kernel
+from mia_kernels.compile import kernel
 
 VALUES: Final = (
     "quantity",  # contracts, signed: a buy is positive
@@ -56,9 +56,17 @@ CHECKS: Final = (
 """Bit k of the answer is set when check k fails."""
 
 
-@inlined
-def _failed(v: NDArray[np.float64], limit: NDArray[np.float64]) -> int:
-    """The bits of one row."""
+@kernel
+def failed_limits(v: NDArray[np.float64], limit: NDArray[np.float64]) -> int:
+    """The checks that one order fails, as bits in the order of :data:`CHECKS`; 0 when it passes all.
+
+    Parameters
+    ----------
+    v
+        Shape (len(VALUES),).
+    limit
+        Shape (len(LIMITS),).
+    """
     signed, price, stop, reference = v[0], v[1], v[2], v[3]
     position, buying, selling = v[4], v[5], v[6]
     equity, peak, drawdown, drawdown_limit, day_open = v[7], v[8], v[9], v[10], v[11]
@@ -83,24 +91,3 @@ def _failed(v: NDArray[np.float64], limit: NDArray[np.float64]) -> int:
     bits |= 0 if (right_side if not absent else limit[7] == 0.0) else 128
     bits |= 0 if absent | (abs(price - stop) * size * point_value <= limit[6] * equity) else 256
     return bits
-
-
-@kernel
-def failed_limits(values: NDArray[np.float64], limits: NDArray[np.float64]) -> int:
-    """The checks that one order fails, as bits in the order of :data:`CHECKS`; 0 when it passes all.
-
-    Parameters
-    ----------
-    values
-        Shape (len(VALUES),).
-    limits
-        Shape (len(LIMITS),).
-    """
-    return _failed(values, limits)
-
-
-@kernel
-def failed_limits_of(values: NDArray[np.float64], limits: NDArray[np.float64], out: NDArray[np.int64]) -> None:
-    """:func:`failed_limits` of n accounts: values (n, len(VALUES)), one row of limits, out (n,)."""
-    for i in range(out.shape[0]):
-        out[i] = _failed(values[i], limits)

@@ -81,8 +81,7 @@ PUT = 42
 AVERAGE_EACH = 43
 COMOMENT_TABLE = 44
 CORRELATION = 45
-SLOPE_TABLE = 46
-SLOPE_WINDOW = 47
+SLOPE = 46
 EXTERNAL = 99
 """A function registered at run time, called by its address."""
 

@@ -53,7 +53,7 @@ from mia_kernels.recurrences import (
     set_rows,
 )
 from mia_kernels.session import profile, return_since, session_variance, vwap
-from mia_kernels.spans import WINDOW_BINS, profile_bars, profile_window, time_slope, time_window
+from mia_kernels.spans import WINDOW_BINS, profile_bars, profile_window, slope, time_slope, time_window
 from mia_kernels.streams import fence, fetch, stream, stream_finite
 from mia_kernels.windows import (
     comoment_table,
@@ -61,14 +61,12 @@ from mia_kernels.windows import (
     maximum_table,
     minimum_table,
     moment_table,
-    slope_table,
     stochastic,
     time_deviation,
     window_correlation,
     window_maximum,
     window_minimum,
     window_moments,
-    window_slope,
     window_sum,
 )
 
@@ -378,8 +376,6 @@ def _step(
             maximum_table(a, b, count, base, n)
         elif code == op.MINIMUM_TABLE:
             minimum_table(a, b, count, base, n)
-        elif code == op.SLOPE_TABLE:
-            slope_table(a, b, line[SOURCE_C], count, base, n)
         elif code == op.COMOMENT_TABLE:
             comoment_table(a, b, line[SOURCE_C], line[SOURCE_D], integers[i0], count, base, n)
         elif code == op.MOMENT_WINDOW:
@@ -410,11 +406,11 @@ def _step(
                 _ahead(integers_at_ + 8 * targets, lane, count, out_at, stride, stage, n)
                 window_minimum(a, b, integers[i0 + lane], base, n, place)
                 _leave(integers[targets + lane], out_at, stride, stage, n)
-        elif code == op.SLOPE_WINDOW:
+        elif code == op.SLOPE:
             for lane in range(count):
                 place = _room(integers[targets + lane], base, out_at, stride, stage)
                 _ahead(integers_at_ + 8 * targets, lane, count, out_at, stride, stage, n)
-                window_slope(a, b, line[SOURCE_C], integers[i0 + lane], base, n, work_at, place)
+                slope(columns, a, integers[i0 + lane], p, n, floats_at(place, n))
                 _leave(integers[targets + lane], out_at, stride, stage, n)
         elif code == op.CORRELATION:
             for lane in range(count):

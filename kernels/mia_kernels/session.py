@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mia_kernels.compile import kernel
+from mia_kernels.formula import finite
 from mia_kernels.opcodes import HISTORY, MINUTE, SESSION, TIME
 
 Floats = NDArray[np.float64]
@@ -147,7 +148,7 @@ def profile(
             state[at + 2] = min(state[at + 2], float(start))
             state[at + 3] = max(state[at + 3], float(stop))
         total = state[at + 5]
-        if total <= 0.0:
+        if not (total > 0.0 and total < math.inf):
             continue
         poc, lowest, highest = int(state[at + 4]), int(state[at + 2]), int(state[at + 3])
         up, down = value_area(bins, poc, lowest, highest, total)
@@ -183,9 +184,9 @@ def session_variance(
         if r == r:  # noqa: PLR0124 - not NaN
             sofar = state[at + 1]
             state[at + 1] = (sofar if sofar == sofar else 0.0) + r * r  # noqa: PLR0124 - not NaN
-        out[0, i] = math.sqrt(252.0 * state[at + 3]) if state[at + 2] >= 1.0 else math.nan
+        out[0, i] = finite(math.sqrt(252.0 * state[at + 3])) if state[at + 2] >= 1.0 else math.nan
         five = state[at + 3] + state[at + 4] + state[at + 5] + state[at + 6] + state[at + 7]
-        out[1, i] = math.sqrt(252.0 * (five / 5.0)) if state[at + 2] >= 5.0 else math.nan
+        out[1, i] = finite(math.sqrt(252.0 * (five / 5.0))) if state[at + 2] >= 5.0 else math.nan
 
 
 @kernel

@@ -163,8 +163,8 @@ def profile_window(
 
 
 @kernel
-def _even_slope(columns: Floats, source: int, window: int, p: int, n: int, out: Floats) -> None:
-    """Least-squares slope per bar over the last ``window`` rows, into ``out`` (n,).
+def slope(columns: Floats, source: int, window: int, p: int, n: int, out: Floats) -> None:
+    """Least-squares slope per bar over the last ``window`` >= 2 rows, into ``out`` (n,).
 
     The weights are antisymmetric about the window's middle, so the sum runs over differences of pairs
     (newest less oldest, and inwards): prices that are large against their changes cost no digits. Both
@@ -184,12 +184,18 @@ def _even_slope(columns: Floats, source: int, window: int, p: int, n: int, out: 
         centre = columns[source, p - half : p - half + n]
         for i in range(n):
             out[i] = centre[i] - centre[i]
-        for j in range(half):
-            weight = middle - j
-            back = p - window + 1 + j
-            newer, older = columns[source, p - j : p - j + n], columns[source, back : back + n]
+        x = columns[source]
+        for j in range(0, half - 1, 2):  # two pairs a pass: what is summed up waits in a register
+            w, new, old = middle - j, p - j, p - window + 1 + j
+            a, b, c, d = x[new : new + n], x[old : old + n], x[new - 1 : new - 1 + n], x[old + 1 : old + 1 + n]
             for i in range(n):
-                out[i] += weight * (newer[i] - older[i])
+                out[i] = (out[i] + w * (a[i] - b[i])) + (w - 1.0) * (c[i] - d[i])
+        if half % 2 == 1:
+            j = half - 1
+            w, back = middle - j, p - window + 1 + j
+            a, b = x[p - j : p - j + n], x[back : back + n]
+            for i in range(n):
+                out[i] += w * (a[i] - b[i])
         for i in range(n):
             out[i] = out[i] / scale
     for i in range(n):
@@ -201,13 +207,13 @@ def time_slope(columns: Floats, source: int, run: int, seconds: float, rows: int
     """Least-squares slope per minute against the closes of the bars of the last ``seconds``, into ``out`` (n,).
 
     At least three bars. The working column ``run`` counts how many bars have followed one another at the
-    bar's length: a window of evenly spaced bars is :func:`_even_slope`, any other is fitted by itself.
+    bar's length: a window of evenly spaced bars is :func:`slope`, any other is fitted by itself.
     """
     step = seconds / rows
     for row in range(p, p + n):
         follows = columns[TIME, row] - columns[TIME, row - 1] == step
         columns[run, row] = columns[run, row - 1] + 1.0 if follows else 0.0
-    _even_slope(columns, source, rows, p, n, out)
+    slope(columns, source, rows, p, n, out)
     for i in range(n):
         row = p + i
         count = _bars_within(columns, seconds, rows, row)

@@ -7,7 +7,7 @@ and LeVeque 1983, "Algorithms for computing the sample variance"), which needs n
 that are large against their changes.
 
 Table layout: level j = 1, 2, ... covers 2**j rows; moments take two columns a level (sum, squared
-deviations), extremes, co-moments and slopes one.
+deviations), extremes and co-moments one.
 
 Columns are named by their number; ``base`` is the address of row p of column 0, ``n`` the number of rows.
 """
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mia_kernels.compile import inlined, kernel
+from mia_kernels.formula import finite, greater, lesser
 from mia_kernels.memory import floats_at, get, put
 from mia_kernels.opcodes import MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION, STRIDE
 from mia_kernels.vector import quotient
@@ -199,84 +200,26 @@ def _moments_now(source: int, first: int, window: int, base: int, work: int) -> 
 
 @kernel
 def finish_moments(kind: int, window: int, n: int, work: int, out_at: int) -> None:
-    """Turn sums into what was asked for: mean, deviation (ddof 0 or 1) or the sum itself."""
+    """Turn sums into what was asked for: mean, deviation (ddof 0 or 1) or the sum itself.
+
+    Missing where it is beyond the numbers: only computed columns hold values whose sum or square overflows.
+    """
     total, square, out = floats_at(work, n), floats_at(work + 8 * n, n), floats_at(out_at, n)
     if kind == MEAN:
         length, part = float(window), 1.0 / window
         for i in range(n):
-            out[i] = quotient(total[i], length, part)
+            out[i] = finite(quotient(total[i], length, part))
     elif kind == POPULATION_DEVIATION:
         share = 1.0 / window
         for i in range(n):
-            out[i] = math.sqrt(square[i] * share)
+            out[i] = finite(math.sqrt(square[i] * share))
     elif kind == SAMPLE_DEVIATION:
         share = 1.0 / (window - 1)
         for i in range(n):
-            out[i] = math.sqrt(square[i] * share)
+            out[i] = finite(math.sqrt(square[i] * share))
     else:
         for i in range(n):
-            out[i] = total[i]
-
-
-@kernel
-def slope_table(source: int, moments: int, first: int, levels: int, base: int, n: int) -> None:
-    """Fill the table of summed products of deviations of ``source`` and of time in bars.
-
-    The means of the times of two neighbouring pieces of w rows lie w apart, so that merging them takes nothing
-    but the difference of their sums, from the moment table.
-    """
-    a, b, product = rows(base, source, 0, n), rows(base, source, 1, n), rows(base, first, 0, n)
-    for i in range(n):
-        product[i] = 0.5 * (a[i] - b[i])
-    width = 2
-    for level in range(1, levels):
-        below = moments + 2 * (level - 1)
-        sa, sb = rows(base, below, 0, n), rows(base, below, width, n)
-        ca, cb = rows(base, first + level - 1, 0, n), rows(base, first + level - 1, width, n)
-        product = rows(base, first + level, 0, n)
-        scale = 0.5 * width
-        for i in range(n):
-            product[i] = (ca[i] + cb[i]) + (sa[i] - sb[i]) * scale
-        width *= 2
-
-
-@kernel
-def window_slope(source: int, moments: int, first: int, window: int, base: int, n: int, work: int, out_at: int) -> None:
-    """Least-squares slope of the last ``window`` >= 2 rows against time, per bar; ``work``: three scratch rows.
-
-    Sums are compared, not means, so that prices on a tick grid lose no digit to their level: on it all but the last
-    product is exact. Missing where the sums leave the range of numbers.
-    """
-    level, width = _cover(window)
-    slope = floats_at(out_at, n)
-    s, c = rows(base, moments + 2 * (level - 1), 0, n), rows(base, first + level - 1, 0, n)
-    have, rest = width, window - width
-    to_main = _begins_in_main(window)
-    while rest > 0:
-        while width > rest:
-            width //= 2
-            level -= 1
-        total = floats_at(work if to_main else work + 8 * n, n)
-        product = floats_at(out_at if to_main else work + 16 * n, n)
-        mine, others = 0.5 * width, 0.5 * have
-        if level == 0:
-            a = rows(base, source, have, n)
-            for i in range(n):
-                total[i] = s[i] + a[i]
-                product[i] = c[i] + (s[i] * mine - a[i] * others)
-        else:
-            a, b = rows(base, moments + 2 * (level - 1), have, n), rows(base, first + level - 1, have, n)
-            for i in range(n):
-                total[i] = s[i] + a[i]
-                product[i] = c[i] + (b[i] + (s[i] * mine - a[i] * others))
-        s, c = total, product
-        to_main = not to_main
-        have += width
-        rest -= width
-    finish = 12.0 / (window * (window * window - 1.0))
-    for i in range(n):
-        x = c[i] * finish
-        slope[i] = x if x - x == 0.0 else math.nan
+            out[i] = finite(total[i])
 
 
 @kernel
@@ -361,20 +304,6 @@ def window_correlation(
         out[i] = value + ((products[i] - products[i]) + (size - size)) + m
 
 
-@inlined
-def larger(a: float, b: float) -> float:
-    """max that keeps a missing value on either side; branch-free, so that it vectorises."""
-    m = a if a > b else b
-    return m + ((a - a) + (b - b))
-
-
-@inlined
-def smaller(a: float, b: float) -> float:
-    """min that keeps a missing value on either side."""
-    m = a if a < b else b
-    return m + ((a - a) + (b - b))
-
-
 @kernel
 def maximum_table(source: int, first: int, levels: int, base: int, n: int) -> None:
     """Fill the table of maxima over 2, 4, 8, ... rows of ``source``."""
@@ -382,7 +311,7 @@ def maximum_table(source: int, first: int, levels: int, base: int, n: int) -> No
     for level in range(levels):
         a, b, out = rows(base, at, 0, n), rows(base, at, width, n), rows(base, first + level, 0, n)
         for i in range(n):
-            out[i] = larger(a[i], b[i])
+            out[i] = greater(a[i], b[i])
         at = first + level
         width *= 2
 
@@ -394,7 +323,7 @@ def minimum_table(source: int, first: int, levels: int, base: int, n: int) -> No
     for level in range(levels):
         a, b, out = rows(base, at, 0, n), rows(base, at, width, n), rows(base, first + level, 0, n)
         for i in range(n):
-            out[i] = smaller(a[i], b[i])
+            out[i] = lesser(a[i], b[i])
         at = first + level
         width *= 2
 
@@ -406,7 +335,7 @@ def window_maximum(source: int, first: int, window: int, base: int, n: int, out_
     at = source if level == 0 else first + level - 1
     a, b, out = rows(base, at, 0, n), rows(base, at, window - width, n), floats_at(out_at, n)
     for i in range(n):
-        out[i] = larger(a[i], b[i])
+        out[i] = greater(a[i], b[i])
 
 
 @kernel
@@ -416,7 +345,7 @@ def window_minimum(source: int, first: int, window: int, base: int, n: int, out_
     at = source if level == 0 else first + level - 1
     a, b, out = rows(base, at, 0, n), rows(base, at, window - width, n), floats_at(out_at, n)
     for i in range(n):
-        out[i] = smaller(a[i], b[i])
+        out[i] = lesser(a[i], b[i])
 
 
 @kernel
@@ -487,7 +416,7 @@ def time_deviation(
     stamp, edge = rows(base, time, 0, n), rows(base, time, periods, n)
     for i in range(n):
         if edge[i] == stamp[i] - seconds:
-            out[i] = math.sqrt(square[i] / (periods - 1))
+            out[i] = finite(math.sqrt(square[i] / (periods - 1)))
         elif edge[i] != edge[i]:
             out[i] = math.nan
         else:
@@ -501,4 +430,4 @@ def time_deviation(
                 d = columns[source, j] - mean
                 mean += d / count
                 squares += d * (columns[source, j] - mean)
-            out[i] = math.sqrt(squares / (count - 1)) if count >= 2 and 2 * count >= periods else math.nan
+            out[i] = finite(math.sqrt(squares / (count - 1))) if count >= 2 and 2 * count >= periods else math.nan

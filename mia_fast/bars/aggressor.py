@@ -45,12 +45,12 @@ class AggressorInference:
             Only quotes older than this count; what a feed needs whose quotes run ahead of its trades.
         """
         side = trades.side.copy()
-        times = _NO_TIMES if quote_time is None else _own(quote_time, np.int64)
-        bids = _NO_PRICES if bid is None else _own(bid, np.float64)
-        asks = _NO_PRICES if ask is None else _own(ask, np.float64)
+        times = _NO_TIMES if quote_time is None else own_array(quote_time, np.int64)
+        bids = _NO_PRICES if bid is None else own_array(bid, np.float64)
+        asks = _NO_PRICES if ask is None else own_array(ask, np.float64)
         taken = ticks.infer_sides(
-            _own(trades.price, np.float64),
-            _own(trades.time, np.int64),
+            own_array(trades.price, np.float64),
+            own_array(trades.time, np.int64),
             times,
             bids,
             asks,
@@ -70,5 +70,6 @@ def accuracy(inferred: Bytes, told: Bytes) -> float:
     return float(np.mean(inferred[known] == told[known])) if known.any() else math.nan
 
 
-def _own(values: NDArray[Any], dtype: type) -> NDArray[Any]:
+def own_array(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """A writeable array of exactly this type: a frame's own memory is read-only, which Numba compiles anew for."""
     return np.require(values, dtype=dtype, requirements=["C", "W"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from typing import Final
 
 import numpy as np
 import polars as pl
@@ -12,7 +11,6 @@ import polars as pl
 from mia_fast.sessions import Sessions
 
 _LONGEST_PAUSE = 86_400_000_000_000
-CAUSES: Final = ("closed", "halt", "limit", "no_trades", "session_missing")
 _INSTANT = pl.Datetime("ns", "UTC")
 SCHEMA: dict[str, pl.DataType] = {
     "start": _INSTANT,

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mia_fast.bars.aggressor import own_array
 from mia_fast.bars.builder import Messages, Snapshots, Trades
 from mia_fast.errors import ConfigError, StateError
 from mia_fast.tables.read import QUARANTINE_SCHEMA
@@ -188,12 +189,12 @@ class OrderBook:
         """
         n = frame.height
         # Only casts, no expressions: those go through Polars' pool of threads, which costs more than the book.
-        time = _own(frame["timestamp"].cast(_INSTANT).to_physical().to_numpy(), np.int64)
+        time = own_array(frame["timestamp"].cast(_INSTANT).to_physical().to_numpy(), np.int64)
         words = frame["action"].cast(_ACTIONS, strict=False).to_physical()
-        action = _own((words.fill_null(0) if words.null_count() else words).to_numpy(), np.int8)
-        side = _own(frame["side"].to_numpy(), np.int8)
-        price, size = _own(frame["price"].to_numpy(), np.float64), _own(frame["size"].to_numpy(), np.float64)
-        order_id = _own(frame["order_id"].to_numpy(), np.int64)
+        action = own_array((words.fill_null(0) if words.null_count() else words).to_numpy(), np.int8)
+        side = own_array(frame["side"].to_numpy(), np.int8)
+        price, size = own_array(frame["price"].to_numpy(), np.float64), own_array(frame["size"].to_numpy(), np.float64)
+        order_id = own_array(frame["order_id"].to_numpy(), np.int64)
         marks_of_event = np.full(n, kernels.ENDS_MESSAGE, dtype=np.int8)
         if "flags" in frame.columns:
             told = frame["flags"]
@@ -202,7 +203,7 @@ class OrderBook:
                 ((flags & LAST_FLAG) != 0) * kernels.ENDS_MESSAGE + ((flags & SNAPSHOT_FLAG) != 0) * kernels.IN_SNAPSHOT
             ).astype(np.int8)
         numbered = "sequence" in frame.columns and not frame["sequence"].null_count()
-        sequence = _own(frame["sequence"].to_numpy(), np.int64) if numbered else np.zeros(n, dtype=np.int64)
+        sequence = own_array(frame["sequence"].to_numpy(), np.int64) if numbered else np.zeros(n, dtype=np.int64)
         parameters = np.array(
             [int(self._contiguous), int(numbered), self._fleeting_ns, self._spoof_ns, _SHOW[show]], dtype=np.int64
         )
@@ -350,8 +351,3 @@ class OrderBook:
             source = self._row + row if rows is None else int(rows[row])
             lines.append((source, column, str(frame[column][row]), rule, hint))
         return pl.DataFrame(lines, schema=QUARANTINE_SCHEMA, orient="row")
-
-
-def _own(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
-    """A writeable array of exactly this type: a frame's own memory is read-only, which Numba compiles anew for."""
-    return np.require(values, dtype=dtype, requirements=["C", "W"])

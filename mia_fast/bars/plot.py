@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mia_fast.errors import WorkspaceError
 from mia_fast.files import replacing
+from mia_fast.plot import check
 
 _UP, _DOWN, _INK = "#2a7f62", "#b5413b", "#30343b"
 
 
 def draw(frame: pl.DataFrame, path: Path, title: str) -> None:
-    """Draw bars to a PNG or SVG file.
+    """Draw bars to a file whose ending decides the format.
 
     Gaps take no room: bars stand side by side, labelled with their time (UTC); every second session is shaded.
 
@@ -27,19 +27,13 @@ def draw(frame: pl.DataFrame, path: Path, title: str) -> None:
 
     Raises
     ------
-    WorkspaceError
-        matplotlib is not installed.
+    ConfigError
+        Matplotlib is not installed, or the file's ending is none that it writes.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise WorkspaceError(
-            "a picture needs matplotlib, which is not installed",
-            where="mia_fast.bars.plot",
-            hint="install the extra: pip install 'mia-fast[plot]'",
-            then="the bars are written; only the picture is missing",
-        ) from error
+    check(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     x = np.arange(frame.height)
     rising = (frame["close"] >= frame["open"]).to_numpy()
     colours = np.where(rising, _UP, _DOWN)

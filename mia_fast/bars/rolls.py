@@ -18,7 +18,7 @@ from pydantic import Field
 
 from mia_fast.clock import iso
 from mia_fast.config import Model, load
-from mia_fast.errors import ConfigError, DataError
+from mia_fast.errors import DataError
 from mia_fast.sessions import Sessions
 from mia_fast.tables import Table
 from mia_fast.workspace import Workspace
@@ -240,24 +240,3 @@ def _gap(bars: pl.DataFrame, old: str, new: str, at: int) -> tuple[float, int]:
         )
     last = near.tail(1)
     return float(last[new][0] - last[old][0]), int(last["timestamp"].dt.epoch("ns")[0])
-
-
-def check_contract(rules: tuple[Roll, ...], contract: str, instant: int) -> None:
-    """Refuse an order or a level in a contract that is not the series' own at ``instant`` (ns UTC).
-
-    Raises
-    ------
-    ConfigError
-        The contract was rolled out of, or is not yet rolled into.
-    """
-    current = rules[0].old
-    for roll in rules:
-        if instant >= roll.at:
-            current = roll.new
-    if contract != current:
-        raise ConfigError(
-            f"{contract} is not the traded contract at {iso(instant)}; it is {current}",
-            where="roll table",
-            hint="send orders and levels in the contract's own price",
-            then="nothing was sent",
-        )

@@ -473,9 +473,12 @@ def bars(
     from mia_fast import config
     from mia_fast.bars.plot import draw
     from mia_fast.bars.stream import is_orders, make_bars
+    from mia_fast.plot import check
     from mia_fast.sessions import Sessions
     from mia_fast.tables.mapping import interval_of
 
+    if picture is not None:
+        check(picture)
     place = Workspace.current(workspace)
     hours = None if product is None else Sessions.load(place, product)
     single = is_orders(ticks)
@@ -833,19 +836,19 @@ def memory_nearest(
 
     Example: [cyan]mia-fast memory nearest --bars es.parquet --at "2022-03-23 15:00:00" --plot nearest.png[/cyan]
     """
-    from mia_fast.live import plot as pictures
-    from mia_fast.memory import plot as drawing
+    from mia_fast.memory import plot as pictures
     from mia_fast.memory.nearest import nearest_to
+    from mia_fast.plot import check
 
     if plot is not None:
-        pictures.check(plot)
+        check(plot)
     place = _existing(workspace)
     moment = None if at is None else at.replace(tzinfo=at.tzinfo or dt.UTC)
     with show.working("recalling"):
         found = nearest_to(place, bars, at=moment, k=k, outcome=outcome, minutes=minutes, cross=cross)
     show.nearest(found)
     if plot is not None:
-        show.files([drawing.draw(found, plot)], place)
+        show.files([pictures.draw(found, plot)], place)
 
 
 @memory_app.command("purge")
@@ -929,6 +932,33 @@ def models_rollback(
     show.say(f"{name}: {before} -> {now}")
 
 
+@models_app.command("propose")
+def models_propose(
+    features: Annotated[
+        Path | None, typer.Option(help="Recent features (Parquet or CSV): have they drifted from the reference?")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Features of a normal time: keep their distribution as the reference.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Model.")] = "predicted_vix",
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Say whether to train a model again, by drift and schedule; journalled, and nothing is trained.
+
+    Example: [cyan]mia-fast models propose --features data/features/features_latest.csv[/cyan]
+    """
+    from mia_fast import registry
+    from mia_fast.memory.learner import AdaptiveLearner
+
+    place = _existing(workspace)
+    served = next(one for one in registry.versions(place, _model(name)) if one.served)
+    trained = None if served.fault is not None else dt.date.fromisoformat(served.trained_to)
+    learner = AdaptiveLearner(place)
+    if reference is not None:
+        show.files([learner.set_reference(reference)], place)
+    show.proposal(name, learner.propose(features, trained=trained, name=name))
+
+
 def _model(name: str) -> str:
     from mia_fast.errors import ConfigError
     from mia_fast.registry import MODELS
@@ -964,9 +994,10 @@ def _replay(
 ) -> None:
     from mia_fast.live import plot as pictures
     from mia_fast.live.replay import read_inputs, replay
+    from mia_fast.plot import check
 
     if plot is not None:
-        pictures.check(plot)
+        check(plot)
     with show.working("reading"):
         inputs = read_inputs(place, bars=bars, events=events, cross=cross, chain=chain)
     for table in (inputs.bars, inputs.cross, inputs.chain):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mia_fast.journal.explain import Explanation
     from mia_fast.live.replay import Summary
     from mia_fast.memory import Check, MemoryStore, Purged
+    from mia_fast.memory.learner import Proposal
     from mia_fast.memory.nearest import Nearest
     from mia_fast.options import Levels
     from mia_fast.registry import Version
@@ -778,6 +779,20 @@ def versions(found: Sequence[Version]) -> None:
         mark = "[green]served[/green]" if one.served else ""
         table.add_row(mark, one.version, one.trained_to, gain, escape(one.fault or ""))
     out.print(table)
+
+
+def proposal(name: str, found: Proposal) -> None:
+    """Whether to train again: why, and the features that moved most."""
+    for reason in found.reasons:
+        warn(reason)
+    say(f"{name}: {'train a challenger: mia_fast.retrain_model' if found else 'nothing asks for a new training'}")
+    if found.psi:
+        table = Table(box=None, padding=(0, 2))
+        table.add_column("feature")
+        table.add_column("stability index", justify="right")
+        for feature in sorted(found.psi, key=lambda one: -found.psi[one])[:10]:
+            table.add_row(feature, f"{found.psi[feature]:.3f}")
+        out.print(table)
 
 
 def _relative(path: Path, place: Workspace) -> Path:

@@ -195,13 +195,9 @@ class Builder:
         key = (code, source)
         if key not in self._tables:
             levels = self._levels[key]
-            moments = self.table(op.MOMENT_TABLE, source) if code == op.SLOPE_TABLE else 0
             self._tables[key] = self._new_slots(levels * (2 if code == op.MOMENT_TABLE else 1), self.halves)
-            if levels and code == op.SLOPE_TABLE:
-                self.emit(code, a=self.slot(source), b=moments, c=self._tables[key], count=levels)
-            elif levels:
-                self.emit(code, a=self.slot(source), b=self._tables[key], count=levels)
             if levels:
+                self.emit(code, a=self.slot(source), b=self._tables[key], count=levels)
                 self._table_at[key] = self._last_instruction()
         self._share(key)
         return self._tables[key]
@@ -215,15 +211,12 @@ class Builder:
         """A table that another half asks for as well is filled by both."""
         if key not in self._table_at:
             return
-        code, source = key
         made = self._table_at[key]
         if made.halves | self.halves != made.halves:
             made.halves |= self.halves
-            first, width = self._tables[key], 2 if code == op.MOMENT_TABLE else 1
+            first, width = self._tables[key], 2 if key[0] == op.MOMENT_TABLE else 1
             for slot in range(first, first + width * self._levels[key]):
                 self.slot_halves[slot] |= self.halves
-            if code == op.SLOPE_TABLE:
-                self.table(op.MOMENT_TABLE, source)
 
     def pair_table(self, x: str, y: str) -> int:
         """First column of the co-moment table over ``x`` and ``y``, beside the moment tables of both."""

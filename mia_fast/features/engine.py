@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -394,89 +394,6 @@ def _check_times(times: NDArray[np.int64], last: int, where: str) -> None:
             hint="sort the bars by time and drop duplicates",
             then="no bar was taken; the state is unchanged",
         )
-
-
-class FeatureEngines(Mapping[str, FeatureEngine]):
-    """One engine for each symbol, over one plan: nothing is planned or compiled twice.
-
-    A symbol's engine is made when its first bar comes. Iterating gives the symbols seen.
-
-    Parameters
-    ----------
-    plan
-        What to compute for every symbol; symbols of another bar length or tick size need a plan of their own.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self._engines: dict[str, FeatureEngine] = {}
-
-    def __getitem__(self, symbol: str) -> FeatureEngine:
-        return self._engines[symbol]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._engines)
-
-    def __len__(self) -> int:
-        return len(self._engines)
-
-    def engine(self, symbol: str) -> FeatureEngine:
-        """The engine of a symbol; a new one if it has none."""
-        engine = self._engines.get(symbol)
-        if engine is None:
-            engine = self._engines[symbol] = FeatureEngine(self.plan)
-        return engine
-
-    def update(self, symbol: str, known_at: int, values: Sequence[float] | Floats) -> Floats:
-        """Take one bar of a symbol; see :meth:`FeatureEngine.update`."""
-        return self.engine(symbol).update(known_at, values)
-
-    def batch(
-        self, symbols: NDArray[Any], known_at: NDArray[np.int64], columns: Mapping[str, Floats], *, threads: int = 1
-    ) -> Floats:
-        """Take rows of several symbols in any order that keeps each symbol's own; return their features.
-
-        Parameters
-        ----------
-        symbols
-            (n,) the symbol of each row.
-        known_at, columns, threads
-            As for :meth:`FeatureEngine.batch`; closes ascend within a symbol.
-
-        Returns
-        -------
-        numpy.ndarray
-            (outputs, n), each column what the symbol's rows alone would give.
-        """
-        n = len(known_at)
-        if len(symbols) != n:
-            raise DataError(
-                f"{len(symbols)} symbols for {n} rows",
-                where="FeatureEngines.batch",
-                hint="give one symbol for each row",
-                then="no bar was taken",
-            )
-        names, numbers = np.unique(np.asarray(symbols), return_inverse=True)
-        rows = {str(name): np.flatnonzero(numbers == k) for k, name in enumerate(names)}
-        times = np.ascontiguousarray(known_at, dtype=np.int64)
-        for name, own in rows.items():
-            _check_times(times[own], self.engine(name).last_known_at, f"FeatureEngines.batch, {name}")
-        out = np.empty((len(self.plan.outputs), n))
-        for name, own in rows.items():
-            part = {key: np.asarray(columns[key])[own] for key in self.plan.inputs if key in columns}
-            out[:, own] = self._engines[name].batch(times[own], part, threads=threads)
-        return out
-
-    def save(self) -> dict[str, bytes]:
-        """The state of each symbol, see :meth:`FeatureEngine.save`."""
-        return {symbol: engine.save() for symbol, engine in self._engines.items()}
-
-    def restore(self, saved: Mapping[str, bytes]) -> None:
-        """Go on from saved states, with these symbols and no others; raises as :meth:`FeatureEngine.restore`."""
-        engines = {symbol: FeatureEngine(self.plan) for symbol in saved}
-        for symbol, engine in engines.items():
-            engine.restore(saved[symbol])
-        self._engines = engines
 
 
 def _memory(plan: Plan) -> tuple[Floats, Floats]:

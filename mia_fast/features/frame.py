@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -144,7 +144,7 @@ def event_source(events: Any, workspace: Workspace, interval_ns: int) -> tuple[S
 
 def level_source(levels: Sequence[Levels], bars: Table, workspace: Workspace) -> tuple[Steps, ...]:
     """The inputs of the table ``levels`` for one symbol's bars, prices on their scale."""
-    known_at, close = bars.frame["known_at"].dt.epoch("ns").to_numpy(), _array(bars.frame["close"])
+    known_at, close = bars.frame["known_at"].dt.epoch("ns").to_numpy(), array_of(bars.frame["close"])
     declared = catalogues.read(workspace).inputs
     found = LevelsHistory.build(levels, declared, options_config(workspace), known_at, close)
     return () if found is None else (found,)
@@ -188,14 +188,14 @@ def input_arrays(plan: Plan, bars: Table, sources: Sequence[Steps] = ()) -> tupl
     """
     known_at = bars.frame["known_at"].dt.epoch("ns").to_numpy()
     present = set(brought(bars.frame))
-    columns = {name: _array(bars.frame[name]) for name in plan.inputs if name in present}
+    columns = {name: array_of(bars.frame[name]) for name in plan.inputs if name in present}
     for steps in sources:
         wanted = [name for name in plan.held.get(steps.table, ()) if name not in present]
         columns |= steps.columns(known_at, wanted)
     return known_at, columns
 
 
-def _array(series: pl.Series) -> Floats:
+def array_of(series: pl.Series) -> Floats:
     """Float64 values with NaN for null; the frame's own memory where it has no nulls."""
     values: Floats = series.cast(pl.Float64).to_numpy()
     return values
@@ -272,6 +272,17 @@ def by_symbol(bars: Table) -> list[tuple[Any, Table, NDArray[np.int64]]]:
     ]
 
 
+def _symbols(
+    data: Any, workspace: Workspace, cross: Any, levels: Any, events: Any
+) -> Iterator[tuple[Any, Table, NDArray[np.int64], tuple[Steps, ...]]]:
+    """Of each symbol what :func:`by_symbol` gives, and the sources that go with its bars."""
+    bars = data if isinstance(data, Table) else read_table("bars", data, workspace=workspace)
+    shared = _sources(bars, workspace, cross, events)
+    known = [] if levels is None else read_levels(levels, workspace)
+    for symbol, part, rows in by_symbol(bars):
+        yield symbol, part, rows, (*shared, *level_source(known, part, workspace))
+
+
 @operation("feature_engine", "generate_features")
 def generate_features(
     data: Any,
@@ -325,12 +336,8 @@ def generate_features(
         An input cannot be used; says which row and why.
     """
     workspace = workspace or Workspace.current()
-    bars = data if isinstance(data, Table) else read_table("bars", data, workspace=workspace)
-    shared = _sources(bars, workspace, cross, events)
-    known = [] if levels is None else read_levels(levels, workspace)
     frames = []
-    for symbol, part, rows in by_symbol(bars):
-        sources = (*shared, *level_source(known, part, workspace))
+    for symbol, part, rows, sources in _symbols(data, workspace, cross, levels, events):
         shape = _shape(part, workspace, sources)
         with _TURN:
             engine = _engine(*shape, tuple(auxiliary))
@@ -384,12 +391,9 @@ def feature_availability(
         of the input columns that are missing) and ``wanted_from`` (the tables and series that would bring them).
     """
     workspace = workspace or Workspace.current()
-    bars = data if isinstance(data, Table) else read_table("bars", data, workspace=workspace)
-    shared = _sources(bars, workspace, cross, events)
-    known = [] if levels is None else read_levels(levels, workspace)
     plans = [
-        plan_for(part, workspace=workspace, sources=(*shared, *level_source(known, part, workspace)))
-        for _, part, _ in by_symbol(bars)
+        plan_for(part, workspace=workspace, sources=sources)
+        for _, part, _, sources in _symbols(data, workspace, cross, levels, events)
     ]
     return availability(catalogues.read(workspace), plans)
 

@@ -1,30 +1,22 @@
 """The kernels that a catalogue row may name: parameters, inputs, outputs, warm-up, lowering.
 
-Each is declared once, here. ``lower`` turns rows that share a kernel and inputs into instructions
-of :mod:`mia_kernels.program`; rows of one kernel over the same inputs are computed together.
+Each is declared once, here; :mod:`mia_fast.features.lowering` turns rows that share a kernel into instructions of
+:mod:`mia_kernels.program`.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mia_fast.errors import ConfigError
+from mia_fast.features import lowering
 from mia_fast.features.builder import Builder
-from mia_fast.features.rows import Column, Warmup
+from mia_fast.features.rows import DAY, Column, Rows, Warmup, period
 from mia_kernels import opcodes as op
-from mia_kernels.history import (
-    BEFORE_CHANGE_STATE,
-    CLOCK_DEVIATION_STATE,
-    SEASONAL_MEAN_STATE,
-    SESSION_RANK_STATE,
-    SESSION_SUM_STATE,
-    UNCHANGED_FOR_STATE,
-)
-from mia_kernels.recurrences import AVERAGE_STATE
-from mia_kernels.session import OPEN_MINUTE, PROFILE_STATE, RETURN_SINCE_STATE, SESSION_VARIANCE_STATE, VWAP_STATE
+from mia_kernels.session import OPEN_MINUTE
 
 HOLDS = (
     "null while an input is missing (for RSI and ADX the input is the change from the bar before); "
@@ -48,9 +40,6 @@ POLICIES = {
 }
 """By the word of the catalogue, from the one under which a missing value is felt least to the longest felt."""
 
-Rows = Sequence[Column]
-
-DAY = 24 * 60
 SESSION = 23 * 60
 """Minutes of a Globex session without a gap."""
 BREAK = 60
@@ -90,11 +79,6 @@ class Kernel:
 
 REGISTERED: dict[str, Kernel] = {}
 """Kernels that the running program registered, see :func:`mia_fast.features.own.register_kernel`."""
-
-
-def period(column: Column, name: str = "period") -> int:
-    """A whole-number parameter of a row, already checked."""
-    return int(column.params[name])
 
 
 def find(name: str, own: Mapping[str, Kernel]) -> Kernel | None:
@@ -160,449 +144,6 @@ def check(column: Column, where: str, own: Mapping[str, Kernel]) -> Kernel:
     if not kernel.outputs and column.output is not None:
         raise ConfigError(f"kernel {kernel.name!r} has one output; remove 'output'", where=where)
     return kernel
-
-
-# --- recurrences ----------------------------------------------------------------------------------
-
-
-def _lanes(rows: Sequence[tuple[int, int, int, float, float]]) -> tuple[list[int], list[float]]:
-    """The lane table of one average: (need, skip, emit, alpha, seed scale) per lane, padded to eight."""
-    integers: list[int] = []
-    alphas = [row[3] for row in rows] + [0.0] * (op.LANES - len(rows))
-    scales = [row[4] for row in rows] + [0.0] * (op.LANES - len(rows))
-    for need, skip, emit, _, _ in rows:
-        integers += [need, skip, emit]
-    integers += [0, 0, 0] * (op.LANES - len(rows))
-    return integers, alphas + scales
-
-
-def _chunks(rows: Rows, size: int = op.LANES) -> list[list[Column]]:
-    return [list(rows[k : k + size]) for k in range(0, len(rows), size)]
-
-
-_SIDE_BY_SIDE = 4 * op.LANES
-_FEW = 4
-"""Averages of one input that are worth a pass of their own."""
-
-
-def _average_lanes(rows: Rows) -> tuple[list[int], list[float]]:
-    integers: list[int] = []
-    floats: list[float] = []
-    for chunk in _chunks(rows):
-        alphas = [1 / period(row) if row.kernel == "wilder" else 2 / (period(row) + 1) for row in chunk]
-        lanes = [(period(row), 0, 1, alpha, 1 / period(row)) for row, alpha in zip(chunk, alphas, strict=True)]
-        more_integers, more_floats = _lanes(lanes)
-        integers += more_integers
-        floats += more_floats
-    return integers, floats
-
-
-def _lower_averages(builder: Builder, rows: Rows) -> None:
-    """Averages of both kinds over any inputs: many of one input together, the rest eight by eight."""
-    by_input: dict[str, list[Column]] = {}
-    for row in rows:
-        by_input.setdefault(row.inputs[0], []).append(row)
-    rest: list[Column] = []
-    groups: list[list[Column]] = []
-    for same in by_input.values():
-        for chunk in _chunks(same, _SIDE_BY_SIDE):
-            if len(chunk) >= _FEW:
-                groups.append(chunk)
-            else:
-                rest += chunk
-    groups += _chunks(rest)
-    for group in groups:
-        integers, floats = _average_lanes(group)
-        inputs = [builder.slot(row.inputs[0]) for row in group]
-        alone = len(set(inputs)) == 1
-        builder.emit(
-            op.AVERAGE if alone else op.AVERAGE_EACH,
-            a=inputs[0],
-            count=len(group),
-            state=AVERAGE_STATE * len(_chunks(group)),
-            integers=integers if alone else integers + inputs,
-            floats=floats,
-            targets=[builder.target(row.name) for row in group],
-        )
-
-
-def _lower_rsi(builder: Builder, rows: Rows) -> None:
-    for chunk in _chunks(rows):
-        integers, floats = _lanes([(n, 0, 1, 1 / n, 1 / n) for n in map(period, chunk)])
-        builder.emit(
-            op.RSI,
-            a=builder.slot(chunk[0].inputs[0]),
-            count=len(chunk),
-            state=2 * AVERAGE_STATE,
-            integers=integers,
-            floats=floats,
-            targets=[builder.target(row.name) for row in chunk],
-        )
-
-
-def _by_output(
-    builder: Builder,
-    rows: Rows,
-    keys: Sequence[tuple[int, ...]],
-    names: tuple[str, ...],
-    of: Callable[[Column], tuple[int, ...]],
-) -> list[int]:
-    """Targets of a kernel with several outputs: for each output, for each lane; unused ones are spare."""
-    where = {(of(row), row.output): builder.target(row.name) for row in rows}
-    return [where.get((key, name), -1 - op.SPARE) for name in names for key in keys]
-
-
-def _lower_adx(builder: Builder, rows: Rows) -> None:
-    periods = sorted({period(row) for row in rows})
-    for k in range(0, len(periods), op.LANES):
-        lanes = periods[k : k + op.LANES]
-        integers, floats = _lanes([(n - 1, 0, 0, 1 / n, 1 / n) for n in lanes])
-        more_integers, more_floats = _lanes([(n, 0, 1, 1 / n, 1 / n) for n in lanes])
-        high, low, true_range = rows[0].inputs
-        builder.emit(
-            op.ADX,
-            a=builder.slot(high),
-            b=builder.slot(low),
-            c=builder.slot(true_range),
-            count=len(lanes),
-            state=4 * AVERAGE_STATE,
-            integers=integers + more_integers,
-            floats=floats + more_floats,
-            targets=_by_output(
-                builder, rows, [(n,) for n in lanes], ("adx", "plus_di", "minus_di"), lambda row: (period(row),)
-            ),
-        )
-
-
-def _macd_key(row: Column) -> tuple[int, ...]:
-    return (period(row, "fast"), period(row, "slow"), period(row, "signal"))
-
-
-def _macd_refuse(row: Column) -> str | None:
-    fast, slow, _ = _macd_key(row)
-    return None if fast < slow else f"fast = {fast} is not shorter than slow = {slow}"
-
-
-def _lower_macd(builder: Builder, rows: Rows) -> None:
-    keys = sorted({_macd_key(row) for row in rows})
-    for k in range(0, len(keys), op.LANES):
-        lanes = keys[k : k + op.LANES]
-        integers: list[int] = []
-        floats: list[float] = []
-        tables = (
-            [(f, s - f, 1, 2 / (f + 1), 1 / f) for f, s, _ in lanes],
-            [(s, 0, 1, 2 / (s + 1), 1 / s) for _, s, _ in lanes],
-            [(g, 0, 1, 2 / (g + 1), 1 / g) for _, _, g in lanes],
-        )
-        for table in tables:
-            more_integers, more_floats = _lanes(table)
-            integers += more_integers
-            floats += more_floats
-        builder.emit(
-            op.MACD,
-            a=builder.slot(rows[0].inputs[0]),
-            count=len(lanes),
-            state=3 * AVERAGE_STATE,
-            integers=integers,
-            floats=floats,
-            targets=_by_output(builder, rows, lanes, ("line", "signal", "histogram"), _macd_key),
-        )
-
-
-# --- windows --------------------------------------------------------------------------------------
-
-_MOMENTS = {
-    "mean": op.MEAN,
-    "deviation": op.POPULATION_DEVIATION,
-    "sample_deviation": op.SAMPLE_DEVIATION,
-    "sum": op.SUM,
-}
-
-
-def _lower_moments(builder: Builder, rows: Rows) -> None:
-    source = rows[0].inputs[0]
-    ordered = sorted(rows, key=period)
-    table = builder.table(op.MOMENT_TABLE, source)
-    builder.emit(
-        op.MOMENT_WINDOW,
-        a=builder.slot(source),
-        b=table,
-        count=len(ordered),
-        integers=[number for row in ordered for number in (period(row), _MOMENTS[str(row.output)])],
-        targets=[builder.target(row.name) for row in ordered],
-    )
-
-
-def _lower_correlation(builder: Builder, rows: Rows) -> None:
-    x, y = rows[0].inputs
-    table = builder.pair_table(x, y)
-    builder.emit(
-        op.CORRELATION,
-        a=builder.slot(x),
-        b=builder.slot(y),
-        c=builder.table(op.MOMENT_TABLE, x),
-        d=builder.table(op.MOMENT_TABLE, y),
-        count=len(rows),
-        integers=[table, *map(period, rows)],
-        targets=[builder.target(row.name) for row in rows],
-    )
-
-
-def _lower_extreme(table_code: int, window_code: int) -> Callable[[Builder, Rows], None]:
-    def lower(builder: Builder, rows: Rows) -> None:
-        source = rows[0].inputs[0]
-        builder.emit(
-            window_code,
-            a=builder.slot(source),
-            b=builder.table(table_code, source),
-            count=len(rows),
-            integers=[period(row) for row in rows],
-            targets=[builder.target(row.name) for row in rows],
-        )
-
-    return lower
-
-
-def _lower_stochastic(builder: Builder, rows: Rows) -> None:
-    high, low, close = rows[0].inputs
-    for window in sorted({period(row) for row in rows}):
-        where = {row.output: builder.target(row.name) for row in rows if period(row) == window}
-        builder.emit(
-            op.STOCHASTIC,
-            a=builder.slot(high),
-            b=builder.slot(low),
-            c=builder.slot(close),
-            integers=[
-                builder.table(op.MAXIMUM_TABLE, high),
-                builder.table(op.MINIMUM_TABLE, low),
-                window,
-                builder.private_slot(),
-                builder.private_slot(),
-            ],
-            targets=[where.get("k", -1 - op.SPARE), where.get("d", -1 - op.SPARE)],
-        )
-
-
-def _lower_time_deviation(builder: Builder, rows: Rows) -> None:
-    source = rows[0].inputs[0]
-    builder.emit(
-        op.TIME_DEVIATION,
-        a=builder.slot(source),
-        b=builder.table(op.MOMENT_TABLE, source),
-        count=len(rows),
-        integers=[builder.rows_in(period(row, "minutes")) for row in rows],
-        floats=[60.0 * period(row, "minutes") for row in rows],
-        targets=[builder.target(row.name) for row in rows],
-    )
-
-
-# --- one row at a time ----------------------------------------------------------------------------
-
-
-def _lower_true_range(builder: Builder, rows: Rows) -> None:
-    high, low, close = (builder.slot(name) for name in rows[0].inputs)
-    for row in rows:
-        builder.emit(op.TRUE_RANGE, a=high, b=low, c=close, targets=[builder.target(row.name)])
-
-
-def _lower_log_return(builder: Builder, rows: Rows) -> None:
-    for row in rows:
-        builder.emit(
-            op.LOG_RETURN,
-            a=builder.slot(row.inputs[0]),
-            integers=[period(row, "bars")],
-            targets=[builder.target(row.name)],
-        )
-
-
-def _lower_formula(builder: Builder, rows: Rows) -> None:
-    for row in rows:
-        builder.define(row)
-
-
-def _lower_slope(builder: Builder, rows: Rows) -> None:
-    source = rows[0].inputs[0]
-    table = builder.table(op.SLOPE_TABLE, source)
-    builder.emit(
-        op.SLOPE_WINDOW,
-        a=builder.slot(source),
-        b=builder.table(op.MOMENT_TABLE, source),
-        c=table,
-        count=len(rows),
-        integers=[period(row) for row in rows],
-        targets=[builder.target(row.name) for row in rows],
-    )
-
-
-# --- since the session's open ---------------------------------------------------------------------
-
-
-def _lower_vwap(builder: Builder, rows: Rows) -> None:
-    high, low, close, volume = (builder.slot(name) for name in rows[0].inputs)
-    for row in rows:
-        builder.emit(
-            op.VWAP,
-            a=high,
-            b=low,
-            c=close,
-            d=volume,
-            state=VWAP_STATE,
-            floats=[builder.bar_minutes],
-            targets=[builder.target(row.name)],
-        )
-
-
-_PROFILE = ("poc", "vah", "val", "volume_at_poc", "volume_at_vah", "volume_at_val")
-
-
-def _lower_profile(builder: Builder, rows: Rows) -> None:
-    high, low, volume = (builder.slot(name) for name in rows[0].inputs)
-    where = {row.output: builder.target(row.name) for row in rows}
-    builder.emit(
-        op.PROFILE,
-        a=high,
-        b=low,
-        c=volume,
-        state=PROFILE_STATE,
-        floats=[builder.tick_size, builder.bar_minutes],
-        targets=[where.get(name, -1 - op.SPARE) for name in _PROFILE],
-    )
-
-
-_VARIANCE = ("one_session", "five_sessions")
-
-
-def _lower_session_variance(builder: Builder, rows: Rows) -> None:
-    where = {row.output: builder.target(row.name) for row in rows}
-    builder.emit(
-        op.SESSION_VARIANCE,
-        a=builder.slot(rows[0].inputs[0]),
-        state=SESSION_VARIANCE_STATE,
-        floats=[builder.bar_minutes],
-        targets=[where.get(name, -1 - op.SPARE) for name in _VARIANCE],
-    )
-
-
-def _lower_return_since(builder: Builder, rows: Rows) -> None:
-    log_close, key = (builder.slot(name) for name in rows[0].inputs)
-    for row in rows:
-        builder.emit(op.RETURN_SINCE, a=log_close, b=key, state=RETURN_SINCE_STATE, targets=[builder.target(row.name)])
-
-
-def _lower_session_sum(builder: Builder, rows: Rows) -> None:
-    for row in rows:
-        builder.emit(
-            op.SESSION_SUM,
-            a=builder.slot(row.inputs[0]),
-            state=SESSION_SUM_STATE,
-            floats=[builder.bar_minutes],
-            targets=[builder.target(row.name)],
-        )
-
-
-# --- over days and changes --------------------------------------------------------------------------
-
-
-def _lower_session_rank(builder: Builder, rows: Rows) -> None:
-    for row in rows:
-        sessions = period(row, "sessions")
-        builder.emit(
-            op.SESSION_RANK,
-            a=builder.slot(row.inputs[0]),
-            state=SESSION_RANK_STATE + sessions,
-            integers=[sessions],
-            targets=[builder.target(row.name)],
-        )
-
-
-def _lower_clock_deviation(builder: Builder, rows: Rows) -> None:
-    for row in rows:
-        builder.emit(
-            op.CLOCK_DEVIATION,
-            a=builder.slot(row.inputs[0]),
-            state=CLOCK_DEVIATION_STATE,
-            floats=[60.0 * period(row, "from"), 60.0 * period(row, "to"), builder.bar_minutes],
-            targets=[builder.target(row.name)],
-        )
-
-
-def _lower_seasonal_mean(builder: Builder, rows: Rows) -> None:
-    for row in rows:
-        slots = DAY // period(row, "slot")
-        builder.emit(
-            op.SEASONAL_MEAN,
-            a=builder.slot(row.inputs[0]),
-            state=SEASONAL_MEAN_STATE + 2 * slots,
-            integers=[slots],
-            floats=[2.0 / (period(row, "span") + 1)],
-            targets=[builder.target(row.name)],
-        )
-
-
-def _lower_unchanged_for(builder: Builder, rows: Rows) -> None:
-    for row in rows:
-        builder.emit(
-            op.UNCHANGED_FOR,
-            a=builder.slot(row.inputs[0]),
-            state=UNCHANGED_FOR_STATE,
-            targets=[builder.target(row.name)],
-        )
-
-
-def _lower_before_change(builder: Builder, rows: Rows) -> None:
-    source, key = (builder.slot(name) for name in rows[0].inputs)
-    for row in rows:
-        builder.emit(op.BEFORE_CHANGE, a=source, b=key, state=BEFORE_CHANGE_STATE, targets=[builder.target(row.name)])
-
-
-# --- the last minutes -------------------------------------------------------------------------------
-
-
-_TOTALS = ("sum", "mean")
-
-
-def _lower_time_window(builder: Builder, rows: Rows) -> None:
-    numbers: list[int] = []
-    for row in rows:
-        numbers += [builder.rows_in(period(row, "minutes")), _MOMENTS[str(row.output)]]
-    builder.emit(
-        op.TIME_WINDOW,
-        a=builder.slot(rows[0].inputs[0]),
-        count=len(rows),
-        integers=numbers,
-        floats=[60.0 * period(row, "minutes") for row in rows],
-        targets=[builder.target(row.name) for row in rows],
-    )
-
-
-def _lower_profile_window(builder: Builder, rows: Rows) -> None:
-    high, low, volume = (builder.slot(name) for name in rows[0].inputs)
-    lengths = sorted({period(row, "minutes") for row in rows})
-    where = {(period(row, "minutes"), row.output): builder.target(row.name) for row in rows}
-    first, _, _ = (builder.private_slot() for _ in range(3))
-    builder.emit(
-        op.PROFILE_WINDOW,
-        a=high,
-        b=low,
-        c=volume,
-        d=first,
-        count=len(lengths),
-        integers=[builder.rows_in(minutes) for minutes in lengths],
-        floats=[builder.tick_size, *(60.0 * minutes for minutes in lengths)],
-        targets=[where.get((minutes, name), -1 - op.SPARE) for minutes in lengths for name in _PROFILE],
-    )
-
-
-def _lower_time_slope(builder: Builder, rows: Rows) -> None:
-    builder.emit(
-        op.TIME_SLOPE,
-        a=builder.slot(rows[0].inputs[0]),
-        b=builder.private_slot(),
-        count=len(rows),
-        integers=[builder.rows_in(period(row, "minutes")) for row in rows],
-        floats=[60.0 * period(row, "minutes") for row in rows],
-        targets=[builder.target(row.name) for row in rows],
-    )
 
 
 # --- warm-ups: rows without a value, given inputs that have one from the first row on -----------------
@@ -679,6 +220,11 @@ def _clock_refuse(row: Column) -> str | None:
     return None
 
 
+def _macd_refuse(row: Column) -> str | None:
+    fast, slow, _ = lowering.macd_key(row)
+    return None if fast < slow else f"fast = {fast} is not shorter than slow = {slow}"
+
+
 def _seasonal_warmup(row: Column, before: Warmup, bar_minutes: float) -> Warmup:
     """One session after the first slot in which the input has a value."""
     valid, slot, session = _first_input_row(before, bar_minutes), row.params["slot"], max(1, int(SESSION / bar_minutes))
@@ -711,13 +257,13 @@ _PERIOD = {"period": Parameter(2, op.HISTORY, "length in bars")}
 KERNELS: dict[str, Kernel] = {
     kernel.name: kernel
     for kernel in (
-        Kernel("column", "an input as it is", ("any",), POINTWISE, _lower_formula, _no_warmup),
+        Kernel("column", "an input as it is", ("any",), POINTWISE, lowering.lower_formula, _no_warmup),
         Kernel(
             "ema",
             "exponential average, alpha 2/(n+1), seeded with a simple average",
             ("any",),
             HOLDS,
-            _lower_averages,
+            lowering.lower_averages,
             _first_full_window,
             parameters=_PERIOD,
         ),
@@ -726,17 +272,25 @@ KERNELS: dict[str, Kernel] = {
             "Wilder's average, alpha 1/n, seeded with a simple average",
             ("any",),
             HOLDS,
-            _lower_averages,
+            lowering.lower_averages,
             _first_full_window,
             parameters=_PERIOD,
         ),
-        Kernel("rsi", "relative strength index", ("price",), HOLDS, _lower_rsi, _wilder_of_changes, parameters=_PERIOD),
+        Kernel(
+            "rsi",
+            "relative strength index",
+            ("price",),
+            HOLDS,
+            lowering.lower_rsi,
+            _wilder_of_changes,
+            parameters=_PERIOD,
+        ),
         Kernel(
             "adx",
             "average directional index and directional indicators",
             ("high", "low", "true_range"),
             HOLDS,
-            _lower_adx,
+            lowering.lower_adx,
             _adx_warmup,
             outputs=("adx", "plus_di", "minus_di"),
             parameters=_PERIOD,
@@ -746,7 +300,7 @@ KERNELS: dict[str, Kernel] = {
             "moving average convergence/divergence",
             ("price",),
             HOLDS,
-            _lower_macd,
+            lowering.lower_macd,
             lambda row: Warmup(rows=period(row, "slow") + period(row, "signal") - 2),
             outputs=("line", "signal", "histogram"),
             refuse=_macd_refuse,
@@ -761,9 +315,9 @@ KERNELS: dict[str, Kernel] = {
             "moments over the last bars; 'deviation' divides by n, 'sample_deviation' by n - 1",
             ("any",),
             FORGETS,
-            _lower_moments,
+            lowering.lower_moments,
             _first_full_window,
-            outputs=tuple(_MOMENTS),
+            outputs=tuple(lowering.MOMENTS),
             parameters=_PERIOD,
         ),
         Kernel(
@@ -771,7 +325,7 @@ KERNELS: dict[str, Kernel] = {
             "Pearson's correlation of two columns over the last bars; null where either does not vary",
             ("any", "any"),
             FORGETS,
-            _lower_correlation,
+            lowering.lower_correlation,
             _first_full_window,
             parameters={"period": Parameter(3, op.HISTORY, "length in bars")},
         ),
@@ -780,7 +334,7 @@ KERNELS: dict[str, Kernel] = {
             "least-squares slope against time over the last bars, per bar",
             ("any",),
             FORGETS,
-            _lower_slope,
+            lowering.lower_slope,
             _first_full_window,
             parameters=_PERIOD,
         ),
@@ -789,7 +343,7 @@ KERNELS: dict[str, Kernel] = {
             "largest of the last bars",
             ("any",),
             FORGETS,
-            _lower_extreme(op.MAXIMUM_TABLE, op.MAXIMUM_WINDOW),
+            lowering.lower_extreme(op.MAXIMUM_TABLE, op.MAXIMUM_WINDOW),
             _first_full_window,
             parameters=_PERIOD,
         ),
@@ -798,7 +352,7 @@ KERNELS: dict[str, Kernel] = {
             "smallest of the last bars",
             ("any",),
             FORGETS,
-            _lower_extreme(op.MINIMUM_TABLE, op.MINIMUM_WINDOW),
+            lowering.lower_extreme(op.MINIMUM_TABLE, op.MINIMUM_WINDOW),
             _first_full_window,
             parameters=_PERIOD,
         ),
@@ -807,7 +361,7 @@ KERNELS: dict[str, Kernel] = {
             "slow stochastic, %K smoothed over 3, %D over 3 more",
             ("high", "low", "close"),
             FORGETS,
-            _lower_stochastic,
+            lowering.lower_stochastic,
             lambda row: Warmup(rows=period(row) + 3),
             outputs=("k", "d"),
             parameters=_PERIOD,
@@ -818,7 +372,7 @@ KERNELS: dict[str, Kernel] = {
             "only when both closes lie in the window",
             ("log_return",),
             FORGETS,
-            _lower_time_deviation,
+            lowering.lower_time_deviation,
             _no_warmup,
             parameters={"minutes": Parameter(2, op.HISTORY - 1, "length in minutes")},
             unfit=_minutes_unfit(2),
@@ -829,7 +383,7 @@ KERNELS: dict[str, Kernel] = {
             "Wilder's true range",
             ("high", "low", "close"),
             POINTWISE,
-            _lower_true_range,
+            lowering.lower_true_range,
             lambda _row: Warmup(rows=1),
         ),
         Kernel(
@@ -837,17 +391,17 @@ KERNELS: dict[str, Kernel] = {
             "logarithm of the ratio to an earlier value",
             ("price",),
             POINTWISE,
-            _lower_log_return,
+            lowering.lower_log_return,
             lambda row: Warmup(rows=period(row, "bars")),
             parameters={"bars": Parameter(1, op.HISTORY, "how far back")},
         ),
-        Kernel("formula", "arithmetic over columns", (), POINTWISE, _lower_formula, _no_warmup),
+        Kernel("formula", "arithmetic over columns", (), POINTWISE, lowering.lower_formula, _no_warmup),
         Kernel(
             "vwap",
             "volume-weighted average price since the session's open",
             ("high", "low", "close", "volume"),
             SKIPS,
-            _lower_vwap,
+            lowering.lower_vwap,
             _no_warmup,
         ),
         Kernel(
@@ -855,35 +409,35 @@ KERNELS: dict[str, Kernel] = {
             "volume profile of the session",
             ("high", "low", "volume"),
             SKIPS,
-            _lower_profile,
+            lowering.lower_profile,
             _no_warmup,
-            outputs=_PROFILE,
+            outputs=lowering.PROFILE,
         ),
         Kernel(
             "session_variance",
             "realised volatility of whole sessions, annualised with 252",
             ("log_return",),
             KEEPS,
-            _lower_session_variance,
+            lowering.lower_session_variance,
             lambda row: Warmup(sessions=1 if row.output == "one_session" else 5),
-            outputs=_VARIANCE,
+            outputs=lowering.VARIANCE,
         ),
         Kernel(
             "return_since",
             "a value less its value when a slow one became known (s UTC); of a log price, the log return since then",
             ("any", "known_at"),
             POINTWISE,
-            _lower_return_since,
+            lowering.lower_return_since,
             lambda _row: Warmup(sessions=1),
         ),
-        Kernel("session_sum", "sum since the session's open", ("any",), KEEPS, _lower_session_sum, _no_warmup),
+        Kernel("session_sum", "sum since the session's open", ("any",), KEEPS, lowering.lower_session_sum, _no_warmup),
         Kernel(
             "session_rank",
             "place between the lowest and the highest of earlier sessions' last values and the present one, 0..1; "
             "0.5 where these are equal",
             ("any",),
             PASSES,
-            _lower_session_rank,
+            lowering.lower_session_rank,
             lambda row: Warmup(sessions=period(row, "sessions")),
             parameters={"sessions": Parameter(2, 60, "earlier sessions")},
         ),
@@ -893,7 +447,7 @@ KERNELS: dict[str, Kernel] = {
             "held until the next one opens",
             ("log_return",),
             KEEPS,
-            _lower_clock_deviation,
+            lowering.lower_clock_deviation,
             _no_warmup,
             refuse=_clock_refuse,
             parameters={
@@ -909,7 +463,7 @@ KERNELS: dict[str, Kernel] = {
             "New York's day",
             ("any",),
             KEEPS,
-            _lower_seasonal_mean,
+            lowering.lower_seasonal_mean,
             _no_warmup,
             refuse=_seasonal_refuse,
             parameters={
@@ -924,7 +478,7 @@ KERNELS: dict[str, Kernel] = {
             "minutes since the value last changed",
             ("any",),
             PASSES,
-            _lower_unchanged_for,
+            lowering.lower_unchanged_for,
             _no_warmup,
         ),
         Kernel(
@@ -932,7 +486,7 @@ KERNELS: dict[str, Kernel] = {
             "last value that stood while a key had its previous value",
             ("any", "key"),
             BY_KEY,
-            _lower_before_change,
+            lowering.lower_before_change,
             lambda _row: Warmup(sessions=1),
         ),
         Kernel(
@@ -940,9 +494,9 @@ KERNELS: dict[str, Kernel] = {
             "sum or mean over the bars inside a time window; a gap leaves fewer of them",
             ("any",),
             FORGETS,
-            _lower_time_window,
+            lowering.lower_time_window,
             _no_warmup,
-            outputs=_TOTALS,
+            outputs=lowering.TOTALS,
             parameters={"minutes": Parameter(1, op.HISTORY - 1, "length in minutes")},
             unfit=_minutes_unfit(1),
             clock_warmup=_minutes_warmup,
@@ -952,9 +506,9 @@ KERNELS: dict[str, Kernel] = {
             "volume profile of the bars inside a time window; null beyond 2048 ticks",
             ("high", "low", "volume"),
             FORGETS,
-            _lower_profile_window,
+            lowering.lower_profile_window,
             _no_warmup,
-            outputs=_PROFILE,
+            outputs=lowering.PROFILE,
             parameters={"minutes": Parameter(1, 60, "length in minutes")},
             unfit=_minutes_unfit(2),
             clock_warmup=_minutes_warmup,
@@ -964,7 +518,7 @@ KERNELS: dict[str, Kernel] = {
             "least-squares slope per minute over the bars inside a time window, of which there must be three",
             ("any",),
             FORGETS,
-            _lower_time_slope,
+            lowering.lower_time_slope,
             _no_warmup,
             parameters={"minutes": Parameter(2, op.HISTORY - 1, "length in minutes")},
             unfit=_minutes_unfit(3),

@@ -183,6 +183,22 @@ class Features:
         for state in self._symbols.values():
             state.replace(sources)
 
+    def take_events(self, events: Any) -> None:
+        """Read the calendar anew, for instance when a release was rescheduled: it counts from the next bar on.
+
+        A calendar of the risk room that is unusable leaves its features missing.
+
+        Raises
+        ------
+        DataError
+            A row cannot be read; the calendar from before stays.
+        """
+        sources = event_source(events, self._place, self._interval)
+        if not sources:
+            sources = (Steps.nothing("events", self.plan.held.get("events", ())),)
+        for state in self._symbols.values():
+            state.replace(sources)
+
     def save(self, symbol: str | None = None) -> bytes:
         """A symbol's state after its last bar; levels that no bar has seen must be taken again."""
         return self._of(symbol).save()

@@ -40,8 +40,8 @@ import numpy as np
 from mia_fast.errors import ConfigError
 from mia_fast.features import kernels
 from mia_fast.features.builder import Builder
-from mia_fast.features.kernels import FORGETS, HOLDS, KEEPS, POINTWISE, POLICIES, SKIPS, Kernel, Parameter, Rows
-from mia_fast.features.rows import Column, Warmup
+from mia_fast.features.kernels import FORGETS, HOLDS, KEEPS, POINTWISE, POLICIES, SKIPS, Kernel, Parameter
+from mia_fast.features.rows import Column, Rows, Warmup
 from mia_kernels import external
 from mia_kernels import opcodes as op
 from mia_kernels.memory import floats_at, matrix_at

@@ -374,9 +374,6 @@ def _ask_tables(builder: Builder, row: Column) -> None:
         builder.ask_table(op.MOMENT_TABLE, row.inputs[0], length)
     elif row.kernel == "time_deviation":
         builder.ask_table(op.MOMENT_TABLE, row.inputs[0], builder.rows_in(int(row.params["minutes"])))
-    elif row.kernel == "slope":
-        builder.ask_table(op.MOMENT_TABLE, row.inputs[0], length)
-        builder.ask_table(op.SLOPE_TABLE, row.inputs[0], length)
     elif row.kernel == "highest":
         builder.ask_table(op.MAXIMUM_TABLE, row.inputs[0], length)
     elif row.kernel == "lowest":

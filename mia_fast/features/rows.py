@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, PlainSerializer, PlainValidator, model_validator
@@ -55,3 +56,14 @@ class Column(Model):
         if self.kernel == "formula" and (self.inputs or self.params):
             raise ValueError("a formula names its inputs and numbers in its expression")
         return self
+
+
+Rows = Sequence[Column]
+
+DAY = 24 * 60
+"""Minutes."""
+
+
+def period(column: Column, name: str = "period") -> int:
+    """A whole-number parameter of a row, already checked."""
+    return int(column.params[name])

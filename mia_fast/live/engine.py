@@ -403,7 +403,7 @@ class Engine:
             against = sign * (position.entry_price - bar.close)
             atr = float(row[self._atr_at])
             reason = None
-            if self.policy.must_be_flat(minute):
+            if self.policy.must_be_flat(minute, now):
                 reason = ("EXIT_SESSION_END", f"EXIT_SESSION_END: minute={minute:.0f}")
             elif math.isfinite(atr) and against > config.stop_atr * atr:
                 reason = ("EXIT_STOP", f"EXIT_STOP: against={against:.2f} atr_14={atr:.2f}")
@@ -419,7 +419,7 @@ class Engine:
             code = signal.missing.partition(":")[0]
             refusal = self.model.refusal if self.model is not None and code == "PREDICTION_MISSING" else None
             return wish("hold", code, signal.missing if refusal is None else f"{signal.missing}; {refusal}")
-        if not self.policy.entries_open(minute):
+        if not self.policy.entries_open(minute, now):
             return wish("hold", "HOLD_SESSION_END", f"HOLD_SESSION_END: minute={minute:.0f}")
         if abs(signal.score) < config.entry_threshold:
             return wish("hold", "HOLD_NO_SIGNAL", f"HOLD_NO_SIGNAL: score={signal.score:.3f}")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from mia_fast.errors import ConfigError
 from mia_fast.files import replacing
+from mia_fast.plot import check
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,33 +35,6 @@ _NAMES: Final = {
     "RISK_OVERTRADING": "overtrading",
     "RISK": "latched or disarmed",
 }
-
-
-def check(path: Path) -> None:
-    """Fail before a long run rather than after it.
-
-    Raises
-    ------
-    ConfigError
-        Matplotlib is not installed, or the file's ending is none that it writes.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-    except ImportError as error:
-        raise ConfigError(
-            "pictures need Matplotlib, which is not installed",
-            where="--plot",
-            hint="pip install 'mia-fast[plot]'",
-            then="nothing was started",
-        ) from error
-    ending = path.suffix.lstrip(".")
-    if ending not in FigureCanvasAgg.filetypes:
-        raise ConfigError(
-            f"a picture cannot be written as {path.suffix or 'a file without an ending'}",
-            where="--plot",
-            hint="end the file's name in .png, .svg or .pdf",
-            then="nothing was started",
-        )
 
 
 def draw(marks: pl.DataFrame, refused: Mapping[str, int], title: str, path: Path) -> Path:

@@ -14,6 +14,7 @@ A missing feature or forecast gives no signal: unknown is never a reason to trad
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +22,16 @@ from typing import Final
 
 from pydantic import Field, field_validator
 
-from mia_fast.config import Model, load
+from mia_fast.config import Model, load, market
+from mia_fast.sessions import Sessions, SessionsConfig
 from mia_fast.workspace import Workspace
 
 FEATURES: Final = ("close", "vwap", "atr_14", "market_momentum_score", "trend_strength_score", "vix_term_1m")
 """What the policy reads, in this order."""
+CLOSE: Final = 17 * 60
+"""The usual close in minutes after midnight, New York: on a short day the times are as long before its own."""
 
+_MINUTE: Final = 60_000_000_000
 REGIMES: Final = ("trend", "range", "defensive")
 
 
@@ -77,17 +82,30 @@ class Signal:
 
 
 class Policy:
-    """The rules with their configuration; holds no state."""
+    """The rules with their configuration; holds no state.
 
-    def __init__(self, config: PolicyConfig) -> None:
+    Parameters
+    ----------
+    config
+        ``config/policy.yaml``.
+    sessions
+        The product's dated table, for short days; None: every day closes as usual.
+    """
+
+    def __init__(self, config: PolicyConfig, sessions: Sessions | None = None) -> None:
         self.config = config
+        rows = () if sessions is None else sessions.rows
+        self._opens, self._closes = [row.open for row in rows], [row.close for row in rows]
         self.no_entry_from = minutes(config.no_entry_from)
         self.flat_from = minutes(config.flat_from)
 
     @classmethod
     def open(cls, workspace: Workspace) -> Policy:
-        """The policy of a workspace's configuration."""
-        return cls(load(PolicyConfig, workspace.config("policy.yaml")))
+        """The policy of a workspace's configuration, with the sessions of its instrument where they are known."""
+        symbol = market(workspace).instrument.symbol
+        known = load(SessionsConfig, workspace.config("sessions.yaml")).products
+        sessions = Sessions.load(workspace, symbol) if symbol in known else None
+        return cls(load(PolicyConfig, workspace.config("policy.yaml")), sessions)
 
     def signal(self, features: Sequence[float], predicted_vix: float) -> Signal:
         """The signal of a bar; ``features`` in the order of :data:`FEATURES`."""
@@ -110,10 +128,18 @@ class Policy:
         score = p_trend * (2.0 * momentum - 1.0) - p_range * distance / (1.0 + abs(distance))
         return Signal(score, {"trend": p_trend, "range": p_range, "defensive": p_defensive})
 
-    def entries_open(self, minute: float) -> bool:
-        """Entries are allowed at this minute of the New York day."""
-        return not self.no_entry_from <= minute < 18 * 60
+    def entries_open(self, minute: float, known_at: int) -> bool:
+        """Entries are allowed at this minute of the New York day, which is the instant ``known_at`` (ns UTC)."""
+        return not self._ends(self.no_entry_from, minute, known_at)
 
-    def must_be_flat(self, minute: float) -> bool:
-        """Positions are to be closed at this minute of the New York day."""
-        return self.flat_from <= minute < 18 * 60
+    def must_be_flat(self, minute: float, known_at: int) -> bool:
+        """Positions are to be closed at this minute of the New York day, which is ``known_at`` (ns UTC)."""
+        return self._ends(self.flat_from, minute, known_at)
+
+    def _ends(self, since: int, minute: float, known_at: int) -> bool:
+        if since <= minute < 18 * 60:
+            return True
+        place = bisect.bisect_left(self._opens, known_at) - 1
+        if place < 0 or (place == len(self._opens) - 1 and known_at > self._closes[place]):
+            return False  # outside the table nothing is known of short days
+        return known_at >= self._closes[place] - max(CLOSE - since, 0) * _MINUTE

@@ -8,6 +8,7 @@ standardised distance. The share of losers among the nearest tightens the drawdo
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import math
 import os
 import threading
@@ -19,12 +20,14 @@ import polars as pl
 
 from mia_fast import clock
 from mia_fast.errors import DataError, MarketMemoryError
+from mia_fast.files import stamp
 from mia_fast.memory.config import MemoryConfig, memory_config
 from mia_fast.memory.index import ALWAYS
 from mia_fast.memory.manifest import SELECTION, MemoryManifest, memory_features
 from mia_fast.memory.recall import FEATURES, NEIGHBOURS, TRADES, Recollection, recollect
 from mia_fast.memory.store import FILE, MARKER, Check, Counts, MemoryStore, Outcome, Purged, Row, exists, put_aside
 from mia_fast.memory.watch import MemoryWatch
+from mia_fast.tables import frame_of
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 
@@ -88,7 +91,7 @@ def of(workspace: Workspace | None = None, *, patient: bool = True) -> MemorySto
     chosen = workspace if workspace is not None else Workspace.current()
     # A process that was forked must not use its parent's connection.
     key = (os.fspath(chosen.root), patient, os.getpid())
-    settings = tuple(_stamp(chosen.root / name) for name in _SETTINGS)
+    settings = tuple(map(stamp, _files(chosen.root)))
     with _MUTEX:
         held = _STORES.get(key)
         if held is None or held[0] != settings:
@@ -100,13 +103,9 @@ def of(workspace: Workspace | None = None, *, patient: bool = True) -> MemorySto
         return held[1]
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """Changes when the file does."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - 1 us
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+@functools.cache
+def _files(root: Path) -> tuple[Path, ...]:
+    return tuple(root / name for name in _SETTINGS)
 
 
 def forget(workspace: Workspace) -> None:
@@ -334,14 +333,7 @@ def watch(workspace: Workspace, outputs: Any) -> MemoryWatch:
 
 
 def _one_row(data: Any, where: str) -> dict[str, Any]:
-    if not isinstance(data, pl.DataFrame) and not hasattr(data, "__arrow_c_stream__"):
-        raise DataError(
-            f"a {type(data).__name__} is not a table",
-            where=where,
-            hint="pass one row of a Polars or pandas frame, a pyarrow table or a DuckDB relation",
-            then="the memory is unchanged",
-        )
-    frame = data if isinstance(data, pl.DataFrame) else pl.DataFrame(data)
+    frame = frame_of(data, where=where, then="the memory is unchanged")
     if frame.height != 1:
         raise DataError(
             f"the table has {frame.height:,} rows",
@@ -349,7 +341,7 @@ def _one_row(data: Any, where: str) -> dict[str, Any]:
             hint="pass exactly one row: the state at one instant",
             then="the memory is unchanged",
         )
-    return frame.row(0, named=True)
+    return dict(zip(frame.columns, frame.row(0), strict=True))
 
 
 def _vector(store: MemoryStore, row: dict[str, Any]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mia_fast.errors import MarketMemoryError
 from mia_kernels import neighbours
 
 Floats = NDArray[np.float64]
@@ -57,9 +58,22 @@ class NeighbourIndex:
     ----------
     columns
         Values of a state.
+
+    Raises
+    ------
+    MarketMemoryError
+        A state has more values than the distances of their codes can be added up for.
     """
 
     def __init__(self, columns: int) -> None:
+        if columns > neighbours.COLUMNS_MOST:
+            raise MarketMemoryError(
+                f"a state has {columns:,} features, at most {neighbours.COLUMNS_MOST:,} can be compared",
+                where="market memory",
+                hint="choose fewer features for the memory",
+                then="nothing was opened",
+                reason="input",
+            )
         self._columns = columns
         self._width = neighbours.code_width(columns)
         self.clear()

@@ -20,11 +20,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mia_fast import clock
+from mia_fast import clock, journal
 from mia_fast.errors import DataError, MarketMemoryError
 from mia_fast.files import write_json
 from mia_fast.memory.config import memory_config
 from mia_fast.memory.manifest import memory_features
+from mia_fast.tables import frame_of
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 
@@ -34,6 +35,8 @@ BINS: Final = 10
 FLOOR: Final = 1e-4
 ROWS_LEAST: Final = 200
 """Fewer rows give an index that is mostly noise."""
+TOLD: Final = 10
+"""So many features of the largest index are journalled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +176,13 @@ class AdaptiveLearner:
         Parameters
         ----------
         frame
-            Features: any table that speaks the Arrow PyCapsule interface, at least :data:`ROWS_LEAST` rows.
+            Features, at least :data:`ROWS_LEAST` rows: a Parquet or CSV file, or any table that speaks the Arrow
+            PyCapsule interface.
 
         Raises
         ------
         DataError
-            It is too short, or holds none of the memory's features.
+            It cannot be read, is too short, or holds none of the memory's features.
         """
         names, rows = self._matrix(frame)
         found = Reference.of(names, rows)
@@ -195,8 +199,11 @@ class AdaptiveLearner:
         error_reference: float | None = None,
         trained: dt.date | None = None,
         now_ns: int | None = None,
+        name: str = "predicted_vix",
     ) -> Proposal:
         """Whether to train again: drift of the features, of the prediction's error, or the schedule.
+
+        The answer is a row of the journal's table ``training``: ``RETRAIN_PROPOSED`` or ``RETRAIN_NOT_NEEDED``.
 
         Parameters
         ----------
@@ -208,6 +215,8 @@ class AdaptiveLearner:
             Last date the served model was trained on.
         now_ns
             ns UTC; default: the wall clock.
+        name
+            The model in question.
 
         Returns
         -------
@@ -218,7 +227,11 @@ class AdaptiveLearner:
         ------
         DataError
             The recent rows cannot be used, or there is no reference to compare them with.
+        JournalError
+            The journal does not take the row.
         """
+        at = clock.now_ns() if now_ns is None else now_ns
+        error: float | None = None
         reasons: list[str] = []
         psi: dict[str, float] = {}
         if recent is not None:
@@ -233,20 +246,29 @@ class AdaptiveLearner:
         if errors is not None and error_reference is not None:
             finite = np.abs(errors[np.isfinite(errors)])
             if len(finite) and error_reference > 0:
-                ratio = float(finite.mean()) / error_reference
+                error = float(finite.mean())
+                ratio = error / error_reference
                 if ratio > self.config.error_ratio:
                     reasons.append(f"the predictions' error is {ratio:.2f} times the one the model was judged by")
         if trained is not None:
-            now = clock.to_datetime(clock.now_ns() if now_ns is None else now_ns).date()
-            days = (now - trained).days
+            days = (clock.to_datetime(at).date() - trained).days
             if days > self.config.schedule_days:
                 reasons.append(
                     f"the last training ends {days} days back, the schedule says {self.config.schedule_days}"
                 )
+        most = sorted(psi, key=lambda feature: -psi[feature])[:TOLD]
+        detail = {
+            "reasons": reasons,
+            "features": len(psi),
+            "psi": {feature: round(psi[feature], 4) for feature in most},
+        }
+        code = "RETRAIN_PROPOSED" if reasons else "RETRAIN_NOT_NEEDED"
+        row = {"timestamp": at, "model": name, "loss": error, "code": code, "detail": detail}
+        journal.of(self.workspace).append("training", row)
         return Proposal(tuple(reasons), psi)
 
     def _matrix(self, frame: Any) -> tuple[tuple[str, ...], Floats]:
-        table = frame if isinstance(frame, pl.DataFrame) else pl.DataFrame(frame)
+        table = _table(frame)
         names = tuple(name for name in memory_features(self.workspace).names if name in table.columns)
         if not names or table.height < ROWS_LEAST:
             raise DataError(
@@ -268,6 +290,21 @@ class AdaptiveLearner:
             raise DataError(
                 f"there is no reference to measure drift against ({error})",
                 where=str(self.reference_path),
-                hint="AdaptiveLearner().set_reference(features of a normal time) makes one",
+                hint="mia-fast models propose --reference FEATURES makes one, from features of a normal time",
                 then="nothing was compared",
             ) from error
+
+
+def _table(source: Any) -> pl.DataFrame:
+    if not isinstance(source, str | Path):
+        return frame_of(source, where="adaptive_learner", then="nothing was changed")
+    path = Path(source)
+    try:
+        return pl.read_csv(path, infer_schema_length=None) if path.suffix == ".csv" else pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(
+            f"cannot be read ({error})",
+            where=str(path),
+            hint="give a Parquet or CSV file that mia-fast features wrote",
+            then="nothing was changed",
+        ) from error

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from mia_fast import clock
 from mia_fast.files import replacing
-from mia_fast.live.plot import check
 from mia_fast.memory.nearest import Nearest
+from mia_fast.plot import check
 
 _WON: Final = "#2e7d32"
 _LOST: Final = "#b3261e"

@@ -727,8 +727,7 @@ class MemoryStore:
         ValueError, TypeError
             A value is not a number.
         """
-        named = (features.get(name) for name in self.manifest.names)
-        return np.array([math.nan if value is None else float(value) for value in named])
+        return np.array([features.get(name) for name in self.manifest.names], dtype=np.float64)  # None becomes NaN
 
     def _comparable(self, values: Floats) -> bool:
         missing = len(values) - int(np.isfinite(values).sum())

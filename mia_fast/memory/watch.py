@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -172,16 +171,6 @@ class MemoryWatch:
         if saved["last"] is not None:
             self._asked.append((saved["last"][0], np.array(saved["last"][1])))
             self._turn()
-
-    def settle(self, seconds: float = 5.0) -> bool:
-        """Wait until the worker has answered all it was given; False if it has not by then."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            with self._mutex:
-                if not (self._asked or self._entered or self._closed):
-                    return True
-            time.sleep(0.002)
-        return False
 
     def close(self) -> None:
         """Store what waits, end the worker, let go of the file."""

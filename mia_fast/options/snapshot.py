@@ -13,7 +13,7 @@ import polars as pl
 from mia_fast import clock, journal
 from mia_fast.config import load
 from mia_fast.errors import DataError, WorkspaceError
-from mia_fast.files import write_json
+from mia_fast.files import Stamp, stamp, write_json
 from mia_fast.options.chain import Chain
 from mia_fast.options.config import OptionsConfig
 from mia_fast.options.levels import Levels, LevelsEngine, no_chain
@@ -160,16 +160,12 @@ def journal_row(levels: Levels, workspace: Workspace) -> dict[str, Any]:
 
 
 _BUSY = threading.Lock()  # an engine's buffers serve one caller at a time
-_ENGINES: dict[Path, tuple[tuple[int, int], LevelsEngine]] = {}
+_ENGINES: dict[Path, tuple[Stamp | None, LevelsEngine]] = {}
 
 
 def _engine(path: Path) -> LevelsEngine:
     """One engine per configuration file, built again when the file has changed."""
-    try:
-        found = path.stat()
-        version = (found.st_mtime_ns, found.st_size)
-    except OSError:
-        version = (0, 0)  # reading it raises the error that names it
+    version = stamp(path)  # None: reading it raises the error that names it
     held = _ENGINES.get(path)
     if held is None or held[0] != version:
         held = _ENGINES[path] = (version, LevelsEngine(load(OptionsConfig, path)))

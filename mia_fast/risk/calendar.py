@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mia_fast.clock import NS_PER_MINUTE, iso
 from mia_fast.errors import ConfigError, DataError
 from mia_fast.risk.codes import Code, Denial, denial
@@ -47,8 +44,8 @@ class EventCalendar:
     Attributes
     ----------
     starts, ends
-        int64 arrays, shape (windows,): first and last blocked nanosecond of each merged window,
-        ascending and disjoint. Both ends are blocked.
+        First and last blocked nanosecond of each merged window, ascending and disjoint. Both ends are
+        blocked.
     events
         All events, sorted by start.
     fault
@@ -77,9 +74,7 @@ class EventCalendar:
                 starts.append(start)
                 ends.append(end)
                 labels.append([name])
-        self.starts: NDArray[np.int64] = np.array(starts, dtype=np.int64)
-        self.ends: NDArray[np.int64] = np.array(ends, dtype=np.int64)
-        self._starts, self._ends = starts, ends  # bisect on Python integers is ten times quicker for one instant
+        self.starts, self.ends = starts, ends
         self._denials = [
             denial(Code.EVENT_WINDOW, event="+".join(names), until=iso(end))
             for names, end in zip(labels, ends, strict=True)
@@ -135,8 +130,8 @@ class EventCalendar:
         """Why entries are forbidden at ``now_ns``, or None. O(log windows), no allocation when free."""
         if self.fault is not None:
             return self.fault
-        place = bisect.bisect_right(self._starts, now_ns) - 1
-        if place >= 0 and now_ns <= self._ends[place]:
+        place = bisect.bisect_right(self.starts, now_ns) - 1
+        if place >= 0 and now_ns <= self.ends[place]:
             return self._denials[place]
         if self._last < now_ns:
             return denial(Code.CALENDAR_ENDED, last=iso(self._last))
@@ -146,23 +141,13 @@ class EventCalendar:
         """The stretch around ``now_ns`` in which :meth:`blocked` stays the same: first instant, first after it."""
         if self.fault is not None:
             return 0, _NS_LIMIT
-        place = bisect.bisect_right(self._starts, now_ns) - 1
-        if place >= 0 and now_ns <= self._ends[place]:
-            return self._starts[place], self._ends[place] + 1
-        start = self._ends[place] + 1 if place >= 0 else 0
-        end = self._starts[place + 1] if place + 1 < len(self._starts) else _NS_LIMIT
+        place = bisect.bisect_right(self.starts, now_ns) - 1
+        if place >= 0 and now_ns <= self.ends[place]:
+            return self.starts[place], self.ends[place] + 1
+        start = self.ends[place] + 1 if place >= 0 else 0
+        end = self.starts[place + 1] if place + 1 < len(self.starts) else _NS_LIMIT
         run_out = self._last + 1
         return (max(start, run_out), end) if now_ns >= run_out else (start, min(end, run_out))
-
-    def mask(self, instants: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """:meth:`blocked` for many instants at once: int64 ns, any shape, to a Boolean array of that shape."""
-        if self.fault is not None:
-            return np.ones(instants.shape, dtype=np.bool_)
-        result: NDArray[np.bool_] = instants > self._last
-        if self.starts.size:
-            place = np.searchsorted(self.starts, instants, side="right") - 1
-            result |= (place >= 0) & (instants <= self.ends[place])
-        return result
 
 
 def load_calendar(workspace: Workspace, config: Events, source: Path | None = None) -> EventCalendar:

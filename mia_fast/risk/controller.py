@@ -21,11 +21,12 @@ import numpy as np
 from mia_fast import config as desk_config
 from mia_fast.clock import iso, now_ns
 from mia_fast.errors import MiaError, RiskError
+from mia_fast.files import Stamp
 from mia_fast.risk import config as risk_config
 from mia_fast.risk.codes import Code, Denial, denial
 from mia_fast.risk.config import RiskConfig
 from mia_fast.risk.overtrading import TradeRate
-from mia_fast.risk.store import Day, Fingerprint, Latch, Record, StateStore, merge, write_snapshot
+from mia_fast.risk.store import Day, Latch, Record, StateStore, merge, write_snapshot
 from mia_fast.risk.windows import Sessions, Span, WeeklySessions, trading_hours
 from mia_fast.workspace import Workspace
 from mia_kernels.account import DAY, DAY_LAST, DAY_OPEN, daily_loss, initial_day_state
@@ -150,7 +151,7 @@ class RiskController:
         self._run_id = run_id
         self._store = StateStore(state_folder if state_folder is not None else workspace.data)
         self._record = Record(identity=secrets.token_hex(8))
-        self._fingerprint: Fingerprint | None = None
+        self._fingerprint: Stamp | None = None
         self.state_denial: Denial | None = None
         self._load()
 
@@ -361,10 +362,16 @@ class RiskController:
             self._restate()
 
     def disarm(self) -> None:
-        """Refuse entries until armed again. Never fails."""
+        """Refuse entries of this process until armed again; :meth:`halt` stops every process. Never fails.
+
+        The alert goes to the journal after the gate is shut, and a journal that does not take it keeps it shut.
+        """
         with self._mutex:
-            self._armed = False
+            was, self._armed = self._armed, False
             self._restate()
+            if was:
+                with contextlib.suppress(MiaError):
+                    self._tell(2, "RISK_DISARMED", "the order gate is disarmed")
 
     def reset(self, reason: str) -> Cleared:
         """Clear the latch, restart the peak at the present equity, and leave the gate DISARMED.
@@ -672,7 +679,7 @@ class RiskController:
         self.unsaved = None
         self._adopt(written, fingerprint)
 
-    def _adopt(self, record: Record, fingerprint: Fingerprint | None) -> None:
+    def _adopt(self, record: Record, fingerprint: Stamp | None) -> None:
         """Take over a merged record; a reset by another process restarts the peak here as well."""
         if record.generation > self._record.generation:
             self._armed = False

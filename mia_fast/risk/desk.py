@@ -14,6 +14,7 @@ import numpy as np
 from mia_fast import clock
 from mia_fast import config as desk_config
 from mia_fast.errors import MiaError
+from mia_fast.files import stamp
 from mia_fast.risk import config as risk_config
 from mia_fast.risk import history
 from mia_fast.risk.calendar import EventCalendar, load_calendar
@@ -133,7 +134,7 @@ class Desk:
         )
         self._run_id = run_id
         self._events = events if events is not None else workspace.data / "macro_events.csv"
-        self._seen = self._fingerprint()
+        self._seen = stamp(self._events)
         self.calendar: EventCalendar = load_calendar(workspace, self.config.events, self._events)
         self._told: tuple[Code, str] | None = None
 
@@ -194,7 +195,7 @@ class Desk:
 
     def reload(self) -> None:
         """Read the calendar again if its file changed. The gate of an engine keeps the one it was given."""
-        seen = self._fingerprint()
+        seen = stamp(self._events)
         if seen != self._seen:
             self.calendar = load_calendar(self.workspace, self.config.events, self._events)
             self._seen = seen
@@ -215,13 +216,6 @@ class Desk:
                 },
             )
         self._told = reason
-
-    def _fingerprint(self) -> tuple[int, int, int] | None:
-        try:
-            status = self._events.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 _DESKS: Final[dict[str, Desk]] = {}

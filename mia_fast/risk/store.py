@@ -25,14 +25,12 @@ from typing import Any
 from mia_fast import files
 from mia_fast.clock import file_stamp, iso
 from mia_fast.errors import RiskError, StateError
+from mia_fast.files import Stamp, stamp
 from mia_fast.risk import overtrading
 from mia_fast.risk.codes import Code
 
 FORMAT = 2
 _LOCK_TRIES, _LOCK_PAUSE = 25, 0.01  # a writer holds the lock for milliseconds; a quarter of a second is a fault
-
-
-Fingerprint = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +106,11 @@ class StateStore:
         except (KeyError, TypeError, ValueError, RecursionError, StateError) as error:
             raise self._fault(f"the risk state is damaged ({error})") from error
 
-    def fingerprint(self) -> Fingerprint | None:
+    def fingerprint(self) -> Stamp | None:
         """Changes whenever any process replaces the file; None while there is none."""
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
+        return stamp(self.path)
 
-    def write(self, record: Record, *, breach: bool = False) -> tuple[Record, Fingerprint | None]:
+    def write(self, record: Record, *, breach: bool = False) -> tuple[Record, Stamp | None]:
         """Merge ``record`` with the file and force the result to disk; returns what is there now.
 
         With ``breach`` the latch of ``record`` is newer than any reset on disk and joins its generation.
@@ -135,7 +129,7 @@ class StateStore:
                 self._put(merged)
             return merged, self.fingerprint()
 
-    def overwrite(self, record: Record) -> tuple[Record, Fingerprint | None]:
+    def overwrite(self, record: Record) -> tuple[Record, Stamp | None]:
         """Replace a file that :meth:`read` refuses; the damaged one is kept beside it as evidence.
 
         Raises

@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 from zoneinfo import ZoneInfo
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mia_fast import sessions
 from mia_fast.clock import from_datetime, iso, to_datetime
 from mia_fast.config import load
@@ -209,17 +206,6 @@ class TradeWindowFilter:
             end = min(end, self._edges[place])
         self.start_ns, self.end_ns, self.free = start, end, self.blocked(now_ns) is None
         return self.free
-
-    def mask(self, instants: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """:meth:`blocked` for ascending instants, int64 ns, shape (n,), to Booleans of that shape."""
-        result = np.empty(instants.shape, dtype=np.bool_)
-        place, size = 0, len(instants)
-        while place < size:
-            free = self.move(int(instants[place]))
-            after = max(place + 1, int(np.searchsorted(instants, self.end_ns, side="left")))
-            result[place:after] = not free
-            place = after
-        return result
 
     def deadline(self, known_at_ns: int, stream: Stream) -> int:
         """The last instant at which a value known at ``known_at_ns`` is fresh, ns UTC."""

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from mia_fast.errors import ConfigError, DataError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.plan import FILE as CATALOGUE
+from mia_fast.files import stamp
 from mia_fast.selection.config import FILE as CONFIG
 from mia_fast.selection.config import selection_config
 from mia_fast.selection.data import Floats
 from mia_fast.selection.manifest import FILE, Selection, read_selection
+from mia_fast.tables import frame_of
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 
@@ -78,7 +80,7 @@ class Observer:
                 f"missing={missing!r} is not known", where="create_observation", hint="say 'error' or 'impute'"
             )
         weights = self._weights(regime)
-        frame = _frame(data)
+        frame = frame_of(data, where="create_observation", then=_THEN)
         schema = dict(frame.schema)  # once: Polars makes it anew at each asking
         absent = [name for name in self.names if name not in schema]
         if absent and missing == "error":
@@ -174,7 +176,11 @@ def create_observation(
         No features were chosen yet, or the configuration is invalid.
     """
     workspace = workspace or Workspace.current()
-    frame = pl.DataFrame({name: [value] for name, value in data.items()}) if isinstance(data, Mapping) else _frame(data)
+    frame = (
+        pl.DataFrame({name: [value] for name, value in data.items()})
+        if isinstance(data, Mapping)
+        else frame_of(data, where="create_observation", then=_THEN)
+    )
     values, _ = _observer(workspace).observe(frame.tail(1), regime, missing=missing)
     observation: Floats = values[0]
     return observation
@@ -187,19 +193,11 @@ def _observer(workspace: Workspace) -> Observer:
         workspace.config(CONFIG),
         workspace.config(CATALOGUE),
     )
-    key = tuple((path, *_stamp(path)) for path in paths)
+    key = tuple((path, stamp(path)) for path in paths)
     if key not in _KEPT:
         _KEPT.clear()
         _KEPT[key] = Observer(workspace)
     return _KEPT[key]
-
-
-def _stamp(path: Any) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except OSError:
-        return (0, 0)
-    return (status.st_mtime_ns, status.st_size)
 
 
 def _known(name: str, known: Any, where: str, what: str, file: str) -> None:
@@ -223,16 +221,3 @@ def _missing(names: list[str], count: int, offered: Any, what: str) -> DataError
         hint=f"is it a matter of names? {', '.join(similar)}; else {hint}" if similar else hint,
         then=_THEN,
     )
-
-
-def _frame(data: Any) -> pl.DataFrame:
-    if isinstance(data, pl.DataFrame):
-        return data
-    if not hasattr(data, "__arrow_c_stream__"):
-        raise DataError(
-            f"a {type(data).__name__} is not a table",
-            where="create_observation",
-            hint="pass a Polars or pandas frame, a pyarrow table, or a mapping from name to number",
-            then=_THEN,
-        )
-    return pl.DataFrame(data)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
 from mia_fast.clock import NS_PER_SECOND
+from mia_fast.session_table import easter, observed
 
 NEW_YORK = ZoneInfo("America/New_York")
 SESSION_MINUTES = 23 * 60
@@ -93,43 +94,22 @@ def month_end(year: int, month: int) -> dt.date:
     return dt.date(year + month // 12, month % 12 + 1, 1) - _DAY
 
 
-def _easter(year: int) -> dt.date:
-    """Gregorian Easter Sunday (anonymous algorithm, Meeus, Astronomical Algorithms, ch. 8)."""
-    a, b, c = year % 19, year // 100, year % 100
-    d, e = divmod(b, 4)
-    f = (b + 8) // 25
-    g = (b - f + 1) // 3
-    h = (19 * a + b - d - g + 15) % 30
-    i, k = divmod(c, 4)
-    m = (32 + 2 * e + 2 * i - h - k) % 7
-    n = (a + 11 * h + 22 * m) // 451
-    month, day = divmod(h + m - 7 * n + 114, 31)
-    return dt.date(year, month, day + 1)
-
-
-def _observed(day: dt.date) -> dt.date:
-    if day.weekday() == _FRI + 1:
-        return day - _DAY
-    return day + _DAY if day.weekday() == _FRI + 2 else day
-
-
-@functools.cache
 def holidays(year: int) -> frozenset[dt.date]:
     """The closures of the New York Stock Exchange under the rules in force since 2022 (rule 7.2)."""
     new_year = dt.date(year, 1, 1)
     days = {
         nth_weekday(year, 1, _MON, 3),  # Martin Luther King Day
         nth_weekday(year, 2, _MON, 3),  # Washington's Birthday
-        _easter(year) - 2 * _DAY,  # Good Friday
+        easter(year) - 2 * _DAY,  # Good Friday
         nth_weekday(year, 5, _MON, -1),  # Memorial Day
-        _observed(dt.date(year, 6, 19)),  # Juneteenth
-        _observed(dt.date(year, 7, 4)),  # Independence Day
+        observed(dt.date(year, 6, 19)),  # Juneteenth
+        observed(dt.date(year, 7, 4)),  # Independence Day
         nth_weekday(year, 9, _MON, 1),  # Labor Day
         nth_weekday(year, 11, _THU, 4),  # Thanksgiving
-        _observed(dt.date(year, 12, 25)),  # Christmas
+        observed(dt.date(year, 12, 25)),  # Christmas
     }
     if new_year.weekday() != _FRI + 1:  # a Saturday's New Year is not made up for: the Friday closes the year's books
-        days.add(_observed(new_year))
+        days.add(observed(new_year))
     return frozenset(days)
 
 

@@ -87,8 +87,6 @@ class OnnxModel:
         self._session = session
         self._low = np.array([part.minimum for part in manifest.outputs])
         self._high = np.array([part.maximum for part in manifest.outputs])
-        self._lowest = np.array([part.minimum for part in manifest.inputs])
-        self._highest = np.array([part.maximum for part in manifest.inputs])
         self._needs = np.array([[_needed(part, out.group) for part in manifest.inputs] for out in manifest.outputs])
         self.optional: NDArray[np.bool_] = np.logical_not(self._needs.any(axis=0))
         """Inputs (features,) that may be NaN: no output is refused for want of them."""
@@ -345,13 +343,6 @@ class OnnxModel:
             if not self._low[k] <= value <= self._high[k]:
                 return Refusal(Reason.OUTPUT_OUT_OF_RANGE, name, value)
         raise AssertionError("no output was refused")
-
-    def outside_training(self, matrix: Floats) -> NDArray[np.bool_]:
-        """Which inputs lie outside what training saw (its minimum and maximum): bool, the shape of ``matrix``.
-
-        Such a prediction is an extrapolation. NaN counts as outside.
-        """
-        return ~((matrix >= self._lowest) & (matrix <= self._highest))
 
     def _wrong_width(self, shape: tuple[int, ...]) -> ModelError:
         return ModelError(

@@ -125,8 +125,8 @@ def render(manifest: Manifest, model: Response, terms: tuple[str, ...]) -> str:
             f"| `{part.name}` | {part.unit} | {part.median:.4g} | {part.low:.4g} | {part.high:.4g} |"
             for part in manifest.inputs
         ),
-        by_clock=_table([m for m in manifest.metrics if m.view in _CLOCK]),
-        by_level=_table([m for m in manifest.metrics if m.view not in _CLOCK]),
+        by_clock=error_table([m for m in manifest.metrics if m.view in _CLOCK], 3),
+        by_level=error_table([m for m in manifest.metrics if m.view not in _CLOCK], 3),
         verdict=_verdict([m for m in manifest.metrics if m.view in _CLOCK]),
         challenger=", ".join(f"{m.period} {m.errors[CHALLENGER]:.3f} against {m.errors[MODEL]:.3f}" for m in whole),
         network_better=sum(m.errors[CHALLENGER] < m.errors[MODEL] for m in whole),
@@ -140,12 +140,14 @@ def render(manifest: Manifest, model: Response, terms: tuple[str, ...]) -> str:
     )
 
 
-def _table(metrics: list[Metric]) -> str:
+def error_table(metrics: list[Metric], digits: int) -> str:
+    """Errors by method in Markdown, that of the served one in bold; ``metrics`` are of one output."""
     names = list(metrics[0].errors)
     head = ["period", "view", "sessions", *names, "gain", "95 % interval"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for m in metrics:
-        errors = [f"**{m.errors[name]:.3f}**" if name == MODEL else f"{m.errors[name]:.3f}" for name in names]
+        figures = {name: f"{m.errors[name]:.{digits}f}" for name in names}
+        errors = [f"**{figures[name]}**" if name == m.model else figures[name] for name in names]
         gain = [f"{m.gain:+.1%}", f"{m.gain_low:+.1%} to {m.gain_high:+.1%}"]
         lines.append("| " + " | ".join([m.period, m.view, str(m.sessions), *errors, *gain]) + " |")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mia_models.manifest import Manifest, Metric
+from mia_models.training.card import error_table
 
 _CARD = """\
 # Model card: {name} {version}
@@ -126,7 +127,7 @@ def render(manifest: Manifest, served: Mapping[str, str]) -> str:
         files="\n".join(f"| {part.name} | `{part.sha256[:16]}` |" for part in manifest.training.data),
         tables="\n\n".join(
             f"### {name}: {next(m.measure for m in manifest.metrics if m.output == name)}\n\n"
-            + _table([m for m in manifest.metrics if m.output == name])
+            + error_table([m for m in manifest.metrics if m.output == name], 4)
             for name in dict.fromkeys(m.output for m in manifest.metrics)
         ),
         calibration="\n\n".join(
@@ -175,17 +176,3 @@ def _verdict(metrics: list[Metric], served: Mapping[str, str]) -> str:
     if behind:
         said += f" On the hold-out, what is served is no better than the best baseline for {', '.join(behind)}."
     return said
-
-
-def _table(metrics: list[Metric]) -> str:
-    names = list(metrics[0].errors)
-    head = ["period", "view", "sessions", *names, "gain", "95 % interval"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for m in metrics:
-        errors = [f"**{m.errors[name]:.4f}**" if name == m.model else f"{m.errors[name]:.4f}" for name in names]
-        lines.append(
-            f"| {m.period} | {m.view} | {m.sessions} | "
-            + " | ".join(errors)
-            + f" | {m.gain:+.1%} | {m.gain_low:+.1%} to {m.gain_high:+.1%} |"
-        )
-    return "\n".join(lines)
