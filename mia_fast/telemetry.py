@@ -194,13 +194,18 @@ def retrying(
     BaseException
         The last error, unchanged.
     """
-    for attempt in range(1, RETRIES + 1):
-        try:
-            return call()
-        except BaseException as error:
-            if not transient(error):
-                raise
-            if failed is not None:
-                failed(error)
-        sleep(float(2**attempt))
-    return call()
+    import tenacity
+
+    def before_sleep(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if failed is not None and error is not None:
+            failed(error)
+
+    return tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(1 + RETRIES),
+        wait=lambda state: float(2**state.attempt_number),
+        retry=tenacity.retry_if_exception(transient),
+        before_sleep=before_sleep,
+        sleep=sleep,
+        reraise=True,
+    )(call)

@@ -39,7 +39,7 @@ def _allowed(folder: str) -> set[str]:
         "models/mia_models": {"mia_models", "mia_kernels", "pydantic", "onnxruntime"} | TRAINING_ONLY,
         "mia_fast": {
             "mia_fast", "mia_models", "mia_kernels", "polars", "pyarrow", "duckdb", "pydantic", "yaml",
-            "typer", "rich", "psutil", "numba", "apprise", "prometheus_client", "msgspec",
+            "typer", "rich", "psutil", "tenacity", "numba", "apprise", "prometheus_client", "msgspec",
         },
     }[folder]  # fmt: skip
 

@@ -226,7 +226,7 @@ class Journal:
         return journal
 
     def _start(self, wait: bool) -> None:
-        for module in ("polars", "pyarrow"):
+        for module in ("polars", "pyarrow", "tenacity"):
             # Not at first use: that may be the drain at exit, when the interpreter loads no more threading modules.
             importlib.import_module(module)
         self._incidents = Incidents(self._folder / "incidents.json")
