@@ -455,7 +455,7 @@ def _solve_and_follow(scratch: F64, m: int) -> None:
 
     The step is small, so what the greeks need at its end follows from the guess by short series, without a division or
     an exponential: E from the change of its exponent, the further tail from that of Mills' ratio M = N(-d)/n(d) (times
-    a constant; M' = d M - c), and the nearer one, N(-(h - s/2)), from the price itself: b e^{|x|/2} is their difference.
+    a constant; M' = d M - c), and the nearer one from the price itself, which is their difference.
     """
     _first_price(scratch, m)
     doubts = 0
