@@ -9,7 +9,7 @@ Notation. F forward, K strike, T years to settlement, D discount factor, S under
 ``b = E/2 (erfcx(u) - erfcx(w))``, ``u = (h - s/2)/sqrt 2``, ``w = (h + s/2)/sqrt 2``, free of
 cancellation between tails. The inverse is a fitted first guess (relative error at most 5e-4) and
 one Householder step of third order on ``ln b``; a contract whose step is larger than the fit allows
-(outside its domain), or whose s is tiny, is finished by a bracketed iteration. Blocks of 256 contracts lie in one flat
+(outside its domain), or whose s is tiny, is finished by a bracketed iteration. Blocks of 128 contracts lie in one flat
 scratch array with a constant stride: separate arrays defeat the compiler's alias checks.
 
 Where the constants come from. ``erfcx``: Chebyshev interpolation of degree 24, in 40 digits
@@ -81,7 +81,7 @@ VANNA_SLOPE = N_GREEKS  # S d vanna / d ln S, volatilities and F/S held
 STRUCK = N_GREEKS + 1  # K
 N_SUMS = N_GREEKS + 2
 
-BLOCK = 256
+BLOCK = 128
 _ROW = BLOCK + 8  # an odd number of cache lines: a power of two would put all rows into the same few places of a cache
 _GUESS_TOLERANCE = 6e-4  # of s; the fit's own error is at most 4.87e-4 inside its domain
 _SMALL = 0.05  # what the series of one step may be given
