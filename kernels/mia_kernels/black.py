@@ -628,7 +628,7 @@ def _run(group: I64, first: int) -> int:
     others = 0
     for j in range(most):  # counted first: that goes by whole vectors, and most blocks lie inside an expiry
         others += 0 if group[np.uint64(first + j)] == g else 1
-    n = most - others
+    n: int = most - others
     others = 0
     for j in range(n):
         others += 0 if group[np.uint64(first + j)] == g else 1
