@@ -6,6 +6,7 @@ so the instruction set is printed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import statistics
 import subprocess
@@ -94,8 +95,8 @@ def book() -> Arrays:
     return _book()
 
 
-def _volatilities(book: Arrays) -> tuple[float, float]:
-    """Nanoseconds for each volatility, ours and iv-engine's, after both were held against the truth."""
+def _volatilities(book: Arrays) -> tuple[float, float, str]:
+    """Nanoseconds for each volatility, ours and iv-engine's, after both met the truth; a digest of our bits."""
     import iv_engine
 
     n = book["price"].size
@@ -111,12 +112,12 @@ def _volatilities(book: Arrays) -> tuple[float, float]:
     assert np.abs(sigma / book["sigma"] - 1).max() < 1e-9  # the price's own bits limit the cheapest of them
     assert np.abs(np.asarray(theirs()) / book["sigma"] - 1).max() < 1e-6
     mine, peer = _interleaved(ours, theirs)
-    return mine / n * 1e9, peer / n * 1e9
+    return mine / n * 1e9, peer / n * 1e9, hashlib.sha256(sigma.tobytes()).hexdigest()
 
 
 def test_implied_volatility_against_iv_engine(book: Arrays, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("iv_engine")
-    mine, peer = _volatilities(book)
+    mine, peer, _ = _volatilities(book)
     _say(
         capsys,
         f"implied volatility, {book['price'].size:,} contracts: mia-fast {mine:.1f}, iv-engine {peer:.1f} ns each; "
@@ -124,8 +125,8 @@ def test_implied_volatility_against_iv_engine(book: Arrays, capsys: pytest.Captu
     )
 
 
-def test_implied_volatility_on_avx2(capsys: pytest.CaptureFixture[str]) -> None:
-    """The same kernel compiled for a Haswell (AVX2, FMA) in a process of its own; iv-engine as it was built."""
+def test_implied_volatility_on_avx2(book: Arrays, capsys: pytest.CaptureFixture[str]) -> None:
+    """The kernel for a Haswell (AVX2, FMA) in a process of its own: the same bits. iv-engine is as it was built."""
     pytest.importorskip("iv_engine")
     said = subprocess.run(
         [sys.executable, "-m", "benchmarks.test_options"],
@@ -135,7 +136,9 @@ def test_implied_volatility_on_avx2(capsys: pytest.CaptureFixture[str]) -> None:
         capture_output=True,
         text=True,
     ).stdout
-    mine, peer = (float(word) for word in said.split())
+    first, second, bits = said.split()
+    mine, peer = float(first), float(second)
+    assert bits == _volatilities(book)[2]
     with capsys.disabled():
         print(
             f"\nimplied volatility, kernels for haswell (AVX2): mia-fast {mine:.1f}, iv-engine {peer:.1f} ns each; "

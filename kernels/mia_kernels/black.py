@@ -731,7 +731,7 @@ def smile(
     price
         [n] price of the out-of-the-money contract: the put for K < F, the call for K >= F.
     strike, group
-        [n] K, and the column of ``terms`` that the strike belongs to.
+        [n] K, and the column of ``terms`` that the strike belongs to; an expiry's strikes best one after the other.
     terms
         [N_TERMS, expiries] as :func:`expiry_terms` fills it.
     spot
