@@ -35,7 +35,6 @@ from mia_fast.options import (
     prepare,
     recalculate_levels,
     save,
-    write_snapshot,
 )
 from mia_fast.options.chain import early_close, open_interest_date, settlement_ns
 from mia_fast.options.levels import PRICE_LEVELS
@@ -884,7 +883,7 @@ def test_two_snapshots_of_one_instant_both_stay(workspace):
         "dealer_position_bias": None,
     }
     assert second.timestamp_ns == first.timestamp_ns + 1000
-    assert write_snapshot(one, workspace) not in (first.path, second.path)
+    assert save(one, workspace).path not in (first.path, second.path)
     assert len(list(first.path.parent.iterdir())) == 3  # no claim is left behind
 
 
@@ -987,6 +986,9 @@ def test_the_convenience_call_leaves_a_row_in_the_journal(workspace):
     rows = journal.of(workspace).query("SELECT * FROM levels")
     assert rows["status"].to_list() == ["NO_CHAIN"]
     assert rows["iv_atm"].to_list() == [0.25]
+    detail = json.loads(rows["detail"][0])
+    assert detail["schema_version"] == 1
+    assert detail["option_skew"] == 0.05
     journal.of(workspace).close()
 
 

@@ -7,6 +7,7 @@ import struct
 import polars as pl
 import pytest
 from test_options_levels import CONFIG, simulated
+from test_options_readers import cboe_csv, cboe_json
 from typer.testing import CliRunner
 
 from mia_fast.cli.commands import app
@@ -66,6 +67,18 @@ def test_the_command_draws(workspace, tmp_path):
     assert struct.unpack(">II", head[16:24]) == (2210, 1365)
     assert "By expiry" in done.output
     assert "> 0: puts dearer" in done.output
+
+
+def test_the_command_reads_what_people_have_and_names_the_file(workspace, tmp_path):
+    chain = simulated(2)
+    (tmp_path / "quotes.json").write_text(cboe_json(chain, stamp="2024-05-15 16:15:00"))
+    (tmp_path / "quotes.csv").write_text(cboe_csv(chain))
+    for name in ("quotes.json", "quotes.csv"):
+        done = CliRunner().invoke(app, ["levels", str(tmp_path / name)])
+        assert done.exit_code == 0, done.output
+        assert "Dealer levels  OK" in done.output
+        assert f"{name}:" in "".join(done.output.split("\n"))
+        assert "DataFrame" not in done.output
 
 
 @pytest.mark.parametrize(

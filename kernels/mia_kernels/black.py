@@ -9,7 +9,7 @@ Notation. F forward, K strike, T years to settlement, D discount factor, S under
 ``b = E/2 (erfcx(u) - erfcx(w))``, ``u = (h - s/2)/sqrt 2``, ``w = (h + s/2)/sqrt 2``, free of
 cancellation between tails. The inverse is a fitted first guess (relative error at most 5e-4) and
 one Householder step of third order on ``ln b``; a contract whose step is larger than the fit allows
-(outside its domain), or whose s is tiny, is finished by a bracketed iteration. Blocks of 256 contracts lie in one flat
+(outside its domain), or whose s is tiny, is finished by a bracketed iteration. Blocks of 128 contracts lie in one flat
 scratch array with a constant stride: separate arrays defeat the compiler's alias checks.
 
 Where the constants come from. ``erfcx``: Chebyshev interpolation of degree 24, in 40 digits
@@ -46,17 +46,6 @@ EXPIRED = 5  # settled at or before the market time
 STALE = 6  # quoted long before the rest of the chain
 NOT_LISTED = 7  # the other type exists at this strike, this one does not
 INVALID = 8  # an argument is not finite, or not positive where it must be
-STATUS_NAMES = (
-    "OK",
-    "NO_BID",
-    "CROSSED",
-    "BELOW_INTRINSIC",
-    "ABOVE_MAX",
-    "EXPIRED",
-    "STALE",
-    "NOT_LISTED",
-    "INVALID",
-)
 
 # Rows of the expiry table ``terms``.
 FORWARD = 0
@@ -92,69 +81,80 @@ VANNA_SLOPE = N_GREEKS  # S d vanna / d ln S, volatilities and F/S held
 STRUCK = N_GREEKS + 1  # K
 N_SUMS = N_GREEKS + 2
 
-BLOCK = 256
+BLOCK = 128
+_ROW = BLOCK + 8  # an odd number of cache lines: a power of two would put all rows into the same few places of a cache
 _GUESS_TOLERANCE = 6e-4  # of s; the fit's own error is at most 4.87e-4 inside its domain
+_SMALL = 0.05  # what the series of one step may be given
 _BENIGN = 1e-3  # a normalised price that solves cleanly: stands in where there is none
 _INV_SQRT_2 = 0.7071067811865476
 _INV_SQRT_2PI = 0.3989422804014327
 _SQRT_HALF_PI = 1.2533141373155003
 _1_3 = 0.3333333333333333
+_1_5 = 0.2
+_1_6 = 0.16666666666666666
 _1_7 = 0.14285714285714285
+_1_24 = 0.041666666666666664
+_1_120 = 0.008333333333333333
+_1_720 = 0.001388888888888889
+_1_5040 = 0.0001984126984126984
 _UNDERFLOW = 1400.0  # beyond this h^2 the exponential is clamped, and a price made of it is noise
 _NARROW = 2e-3  # below this s the price is summed differently
 
-# Rows of the scratch array.
+# Rows of the scratch array, after those of the sums.
 _LOG_MONEYNESS = N_SUMS  # x
 _PRICE = N_SUMS + 1  # b
-_MAXIMUM = N_SUMS + 2  # e^{-|x|/2}, the limit of b for s to infinity
-_WIDTH = N_SUMS + 3  # s
-_DOUBT = N_SUMS + 4
-_STRIKE = N_SUMS + 5
-_DISCOUNT = N_SUMS + 6
-_CARRY = N_SUMS + 7
-_YEARS = N_SUMS + 8
-_ROOT_YEARS = N_SUMS + 9
-_RATE = N_SUMS + 10
-_YIELD = N_SUMS + 11
-_FORWARD = N_SUMS + 12
-_TIME_VALUE = N_SUMS + 13
-_CODE = N_SUMS + 14  # OK or what the price is instead
-_VOID = N_SUMS + 15  # 0 where there is a volatility, else NaN
-_INVERSE_MAXIMUM = N_SUMS + 16
-_INVERSE_ROOT = N_SUMS + 17  # 1 / sqrt(T)
-_ROWS = N_SUMS + 18
-_LANES = 64
+_FALL = N_SUMS + 2  # e^{-x/2}
+_RISE = N_SUMS + 3  # e^{x/2}
+_WIDTH = N_SUMS + 4  # s
+_INVERSE_WIDTH = N_SUMS + 5
+_BELL = N_SUMS + 6  # E
+_NEAR = N_SUMS + 7  # N(-(h - s/2)) e^{-|x|/2}
+_FAR = N_SUMS + 8  # N(-(h + s/2)) e^{|x|/2}
+_VOID = N_SUMS + 9  # 0 where there is a volatility, else NaN
+_CODE = N_SUMS + 10  # OK or what the price is instead
+_DOUBT = N_SUMS + 11  # 1 where the step does not stand
+_ROWS = N_SUMS + 12
+# what is needed at another time stands in the same place, so that a block stays in the first cache
+_VALUE = _NEAR  # b at the first guess
+_MILLS = _FAR  # erfcx((h + s/2)/sqrt 2)/2 there
+_CALLS = _CODE
+_PUTS = _DOUBT
+_FORWARD = SIGMA
+_YEARS = DELTA
+_LANES = 16
+_CHUNK = 64  # strikes that are added up together
 
 
 @inlined
 def _erfcx_series(t: float) -> float:
-    """(1 + 2z) erfcx(z) in t = (z - 3.75)/(z + 3.75)."""
-    p = 2.5509998540467027e-09
-    p = fma(t, p, 2.217672157727024e-09)
-    p = fma(t, p, -1.673127773802075e-08)
-    p = fma(t, p, -1.409958880562584e-08)
-    p = fma(t, p, 6.581922031718876e-08)
-    p = fma(t, p, 4.7556402183313595e-08)
-    p = fma(t, p, -2.9475507303992553e-07)
-    p = fma(t, p, -8.946672487067617e-08)
-    p = fma(t, p, 1.781537123521192e-06)
-    p = fma(t, p, -9.468921362308667e-07)
-    p = fma(t, p, -1.1460170658339811e-05)
-    p = fma(t, p, 2.236998384443198e-05)
-    p = fma(t, p, 5.1654682272511576e-05)
-    p = fma(t, p, -0.0002901491314631766)
-    p = fma(t, p, 0.0002937124265623389)
-    p = fma(t, p, 0.001755624760371748)
-    p = fma(t, p, -0.009746579391355585)
-    p = fma(t, p, 0.028362277564732412)
-    p = fma(t, p, -0.058693398602020865)
-    p = fma(t, p, 0.09230432114969557)
-    p = fma(t, p, -0.10880393014132352)
-    p = fma(t, p, 0.08227673849050193)
-    p = fma(t, p, 0.003585415485459938)
-    p = fma(t, p, -0.14024059858555044)
-    p = fma(t, p, 1.2375126308378275)
-    return float(p)
+    """(1 + 2z) erfcx(z) in t = (z - 3.75)/(z + 3.75); even and odd powers apart, two chains half as long."""
+    z = t * t
+    even = 2.5509998540467027e-09
+    odd = 2.217672157727024e-09
+    even = fma(z, even, -1.673127773802075e-08)
+    odd = fma(z, odd, -1.409958880562584e-08)
+    even = fma(z, even, 6.581922031718876e-08)
+    odd = fma(z, odd, 4.7556402183313595e-08)
+    even = fma(z, even, -2.9475507303992553e-07)
+    odd = fma(z, odd, -8.946672487067617e-08)
+    even = fma(z, even, 1.781537123521192e-06)
+    odd = fma(z, odd, -9.468921362308667e-07)
+    even = fma(z, even, -1.1460170658339811e-05)
+    odd = fma(z, odd, 2.236998384443198e-05)
+    even = fma(z, even, 5.1654682272511576e-05)
+    odd = fma(z, odd, -0.0002901491314631766)
+    even = fma(z, even, 0.0002937124265623389)
+    odd = fma(z, odd, 0.001755624760371748)
+    even = fma(z, even, -0.009746579391355585)
+    odd = fma(z, odd, 0.028362277564732412)
+    even = fma(z, even, -0.058693398602020865)
+    odd = fma(z, odd, 0.09230432114969557)
+    even = fma(z, even, -0.10880393014132352)
+    odd = fma(z, odd, 0.08227673849050193)
+    even = fma(z, even, 0.003585415485459938)
+    odd = fma(z, odd, -0.14024059858555044)
+    even = fma(z, even, 1.2375126308378275)
+    return float(fma(t, odd, even))
 
 
 @inlined
@@ -167,20 +167,31 @@ def erfcx(z: float) -> float:
 
 
 @inlined
-def _erfcx_pair(y: float, z: float) -> tuple[float, float]:
-    """:func:`erfcx` of two arguments, with one division for both."""
-    ay = y + 3.75
-    cy = 1.0 + 2.0 * y
-    az = z + 3.75
-    cz = 1.0 + 2.0 * z
-    py = ay * cy
-    pz = az * cz
-    q = 1.0 / (py * pz)
-    qy = q * pz
-    qz = q * py
-    first = _erfcx_series((y - 3.75) * (qy * cy)) * (qy * ay)
-    second = _erfcx_series((z - 3.75) * (qz * cz)) * (qz * az)
-    return first, second
+def _tails(ax: float, s: float) -> tuple[float, float, float, float]:
+    """1/s, E, and erfcx of |h - s/2| and of h + s/2 over sqrt 2, with one division for all.
+
+    Both arguments are taken times s, so that no quotient waits for another: ``y = s z``, and erfcx(z) is a series in
+    ``(y - 3.75 s)/(y + 3.75 s)`` times ``s/(s + 2y)``.
+    """
+    half = 0.5 * s
+    near = abs(fma(-half, s, ax)) * _INV_SQRT_2
+    far = fma(half, s, ax) * _INV_SQRT_2
+    a_near = fma(3.75, s, near)
+    a_far = fma(3.75, s, far)
+    c_near = fma(2.0, near, s)
+    c_far = fma(2.0, far, s)
+    p_near = a_near * c_near
+    p_far = a_far * c_far
+    both = p_near * p_far
+    q = 1.0 / (both * s)
+    rs = q * both
+    q_near = q * s * p_far
+    q_far = q * s * p_near
+    h = ax * rs
+    e = exp(-0.5 * fma(h, h, half * half))
+    e_near = _erfcx_series(fma(-3.75, s, near) * (q_near * c_near)) * (q_near * a_near * s)
+    e_far = _erfcx_series(fma(-3.75, s, far) * (q_far * c_far)) * (q_far * a_far * s)
+    return rs, e, e_near, e_far
 
 
 @inlined
@@ -264,16 +275,16 @@ def _guess(ax: float, b: float) -> float:
 
 
 @inlined
-def _normalise(scratch: F64, n: int) -> None:
-    """Fill the rows of x, b, the maximum and the code from those of F, K, T and the time value.
+def _normalise(scratch: F64, m: int) -> None:
+    """Fill the rows of x, b, e^{x/2} and the code from those of F, K, T and the time value.
 
-    Without a branch: what has no volatility gets a price that solves cleanly.
+    Without a branch: what has no volatility gets a price that solves cleanly, and finite greeks.
     """
-    for j in range(n):
-        f = scratch[_FORWARD * BLOCK + j]
-        k = scratch[_STRIKE * BLOCK + j]
-        years = scratch[_YEARS * BLOCK + j]
-        value = scratch[_TIME_VALUE * BLOCK + j]
+    for j in range(m):
+        f = scratch[_FORWARD * _ROW + j]
+        k = scratch[STRUCK * _ROW + j]
+        years = scratch[_YEARS * _ROW + j]
+        value = scratch[_PRICE * _ROW + j]
         square = f * k  # of the middle price: neither overflows nor loses bits between these bounds
         good = (f > 0.0) & (square > 1e-280) & (square < 1e280) & (abs(value) < np.inf) & (years < np.inf)
         least = min(f, k)
@@ -284,12 +295,12 @@ def _normalise(scratch: F64, n: int) -> None:
         f = f if code == 0.0 else 1.0
         k = k if code == 0.0 else 1.0
         up = inverse_root(f * k)
-        scratch[_CODE * BLOCK + j] = code
-        scratch[_VOID * BLOCK + j] = 0.0 if code == 0.0 else np.nan
-        scratch[_PRICE * BLOCK + j] = value * up if code == 0.0 else _BENIGN
-        scratch[_LOG_MONEYNESS * BLOCK + j] = log_quotient(f, k)
-        scratch[_MAXIMUM * BLOCK + j] = min(f, k) * up
-        scratch[_INVERSE_MAXIMUM * BLOCK + j] = max(f, k) * up
+        scratch[_CODE * _ROW + j] = code
+        scratch[_PRICE * _ROW + j] = value * up if code == 0.0 else _BENIGN
+        scratch[_LOG_MONEYNESS * _ROW + j] = log_quotient(f, k)
+        scratch[_FALL * _ROW + j] = k * up
+        scratch[_RISE * _ROW + j] = f * up
+        scratch[STRUCK * _ROW + j] = k
 
 
 @inlined
@@ -300,23 +311,13 @@ def _bell(h: float, s: float) -> float:
 
 
 @inlined
-def _value(h: float, s: float, e: float, maximum: float) -> float:
-    """The normalised price b(x, s); ``h`` = |x|/s, ``e`` = E."""
-    t = 0.5 * s
-    u = (h - t) * _INV_SQRT_2
-    w = (h + t) * _INV_SQRT_2
-    eu, ew = _erfcx_pair(abs(u), w)
-    return 0.5 * e * (eu - ew) if u >= 0.0 else maximum - 0.5 * e * (eu + ew)
-
-
-@inlined
 def _householder(h: float, rs: float, s: float, y: float, nu: float) -> float:
     """The step of third order towards the root of g = ln b(x, s) - ln b; ``y`` = g', ``nu`` = the Newton step."""
     h2 = h * h
     curve = h2 * rs - 0.25 * s - y  # g'' / g'
     slope = -3.0 * h2 * rs * rs - 0.25 - y * curve
     third = curve * curve + slope  # the third derivative of g over g'
-    return nu * (1.0 + 0.5 * curve * nu) / (1.0 + nu * (curve + third * nu * 0.16666666666666666))
+    return nu * (1.0 + 0.5 * curve * nu) / (1.0 + nu * (curve + third * nu * _1_6))
 
 
 @kernel
@@ -342,7 +343,8 @@ def _bracketed(ax: float, b: float, maximum: float, start: float) -> float:
             j2 = (s * s * s * s * s * n - ax * ax * j1) * 0.2
             value = j0 - 0.125 * j1 + 0.0078125 * j2
         else:
-            value = _value(h, s, e, maximum)
+            _, _, near, far = _tails(ax, s)
+            value = 0.5 * e * (near - far) if ax >= 0.5 * s * s else maximum - 0.5 * e * (near + far)
         if value == b:
             return s
         if value < b:
@@ -364,39 +366,152 @@ def _bracketed(ax: float, b: float, maximum: float, start: float) -> float:
 
 
 @inlined
-def _solve(scratch: F64, n: int) -> None:
-    """Fill the row of s from the rows of x, b and the maximum."""
-    for j in range(n):
-        ax = abs(scratch[_LOG_MONEYNESS * BLOCK + j])
-        b = scratch[_PRICE * BLOCK + j]
-        scratch[_WIDTH * BLOCK + j] = _guess(ax, b)
-    for j in range(n):
-        ax = abs(scratch[_LOG_MONEYNESS * BLOCK + j])
-        b = scratch[_PRICE * BLOCK + j]
-        s = scratch[_WIDTH * BLOCK + j]
-        rs = 1.0 / s
-        h = ax * rs
-        e = _bell(h, s)
-        value = _value(h, s, e, scratch[_MAXIMUM * BLOCK + j])
-        # one division for y = g', 1/y and d; where the product underflows it yields NaN, and the bracket takes over
-        n0 = _INV_SQRT_2PI * e
-        total = b + value
-        q = 1.0 / (value * n0 * total)
-        y = n0 * n0 * total * q
-        d = (b - value) * (value * n0 * q)
-        d2 = d * d
-        nu = 2.0 * d * (1.0 + d2 * (_1_3 + d2 * (0.2 + d2 * _1_7))) * (value * value * total * q)
-        scratch[_WIDTH * BLOCK + j] = s + _householder(h, rs, s, y, nu)
-        # the Newton step measures the guess: larger than the fit allows means outside its domain
-        scratch[_DOUBT * BLOCK + j] = max(abs(nu) - _GUESS_TOLERANCE * s, _NARROW - s)
-    for j in range(n):
-        if not scratch[_DOUBT * BLOCK + j] <= 0.0:
-            scratch[_WIDTH * BLOCK + j] = _bracketed(
-                abs(scratch[_LOG_MONEYNESS * BLOCK + j]),
-                scratch[_PRICE * BLOCK + j],
-                scratch[_MAXIMUM * BLOCK + j],
-                scratch[_WIDTH * BLOCK + j],
-            )
+def _step(h: float, rs: float, s: float, e: float, b: float, value: float) -> tuple[float, bool]:
+    """:func:`_householder`'s step from the first guess, with one division, and whether it stands.
+
+    The Newton step measures the guess: larger than the fit allows means outside its domain.
+    """
+    n0 = _INV_SQRT_2PI * e
+    total = b + value
+    part = value * n0
+    q = 1.0 / (part * total)  # for y = g', 1/y and d; where the product underflows it yields NaN, which does not stand
+    part *= q
+    n0 *= total
+    y = n0 * (_INV_SQRT_2PI * e) * q
+    d = (b - value) * part
+    d2 = d * d
+    nu = 2.0 * d * fma(d2, fma(d2, fma(d2, _1_7, _1_5), _1_3), 1.0) * (value * value * total * q)
+    h2 = h * h
+    curve = fma(h2, rs, -fma(0.25, s, y))
+    slope = fma(-3.0 * h2 * rs, rs, fma(-y, curve, -0.25))
+    third = fma(curve, curve, slope)
+    small = nu * fma(third * nu, _1_6, curve)
+    step = nu * fma(0.5 * curve, nu, 1.0)
+    square = small * small
+    step = fma(-small, step, step)  # over 1 + small: (1 - small)(1 + small^2)(1 + small^4)
+    step = fma(square, step, step)
+    step = fma(square * square, step, step)
+    return step, (abs(nu) <= _GUESS_TOLERANCE * s) & (s >= _NARROW) & (abs(small) <= _SMALL)
+
+
+@inlined
+def _first_price(scratch: F64, m: int) -> None:
+    """The first guess of s and the price there, from the rows of x and b.
+
+    In loops of their own, as is the step: the processor overlaps short iterations.
+    """
+    for j in range(m):
+        ax = abs(scratch[_LOG_MONEYNESS * _ROW + j])
+        b = scratch[_PRICE * _ROW + j]
+        scratch[_WIDTH * _ROW + j] = _guess(ax, b)
+    for j in range(m):
+        ax = abs(scratch[_LOG_MONEYNESS * _ROW + j])
+        s = scratch[_WIDTH * _ROW + j]
+        maximum = min(scratch[_FALL * _ROW + j], scratch[_RISE * _ROW + j])
+        rs, e, near, far = _tails(ax, s)
+        scratch[_INVERSE_WIDTH * _ROW + j] = rs
+        scratch[_BELL * _ROW + j] = e
+        scratch[_VALUE * _ROW + j] = 0.5 * e * (near - far) if ax >= 0.5 * s * s else maximum - 0.5 * e * (near + far)
+        scratch[_MILLS * _ROW + j] = 0.5 * far
+
+
+@inlined
+def _finish(scratch: F64, j: int) -> float:
+    """s at j where the step does not stand."""
+    return float(
+        _bracketed(
+            abs(scratch[_LOG_MONEYNESS * _ROW + j]),
+            scratch[_PRICE * _ROW + j],
+            min(scratch[_FALL * _ROW + j], scratch[_RISE * _ROW + j]),
+            scratch[_WIDTH * _ROW + j],
+        )
+    )
+
+
+@inlined
+def _solve(scratch: F64, m: int) -> None:
+    """Fill the row of s from the rows of x and b."""
+    _first_price(scratch, m)
+    doubts = 0
+    for j in range(m):
+        s = scratch[_WIDTH * _ROW + j]
+        rs = scratch[_INVERSE_WIDTH * _ROW + j]
+        h = abs(scratch[_LOG_MONEYNESS * _ROW + j]) * rs
+        step, stands = _step(
+            h, rs, s, scratch[_BELL * _ROW + j], scratch[_PRICE * _ROW + j], scratch[_VALUE * _ROW + j]
+        )
+        scratch[_WIDTH * _ROW + j] = s + step
+        scratch[_DOUBT * _ROW + j] = 0.0 if stands else 1.0
+        doubts += 0 if stands else 1
+    if doubts > 0:
+        for j in range(m):
+            if scratch[_DOUBT * _ROW + j] != 0.0:
+                scratch[_WIDTH * _ROW + j] = _finish(scratch, j)
+
+
+@inlined
+def _solve_and_follow(scratch: F64, m: int) -> None:
+    """Fill the rows of s, 1/s, E and the two tails, from the rows of x and b.
+
+    The step is small, so what the greeks need at its end follows from the guess by short series, without a division or
+    an exponential: E from the change of its exponent, the further tail from that of Mills' ratio M = N(-d)/n(d) (times
+    a constant; M' = d M - c), and the nearer one from the price itself, which is their difference.
+    """
+    _first_price(scratch, m)
+    doubts = 0
+    for j in range(m):
+        s = scratch[_WIDTH * _ROW + j]
+        rs = scratch[_INVERSE_WIDTH * _ROW + j]
+        b = scratch[_PRICE * _ROW + j]
+        e = scratch[_BELL * _ROW + j]
+        mills = scratch[_MILLS * _ROW + j]
+        h = abs(scratch[_LOG_MONEYNESS * _ROW + j]) * rs
+        step, stands = _step(h, rs, s, e, b, scratch[_VALUE * _ROW + j])
+        scratch[_WIDTH * _ROW + j] = s + step
+        r = step * rs
+        change = -r * fma(r, fma(r, fma(r, fma(r, 1.0, -1.0), 1.0), -1.0), 1.0)  # of 1/s, relative
+        scratch[_INVERSE_WIDTH * _ROW + j] = fma(rs, change, rs)
+        dh = h * change
+        dt = 0.5 * step
+        fall = 0.5 * fma(dh, fma(2.0, h, dh), dt * (s + dt))  # of ln E
+        p = fma(fall, -_1_5040, _1_720)
+        p = fma(fall, p, -_1_120)
+        p = fma(fall, p, _1_24)
+        p = fma(fall, p, -_1_6)
+        p = fma(fall, p, 0.5)
+        p = fma(fall, p, -1.0)
+        e = fma(e * fall, p, e)
+        d = fma(0.5, s, h)
+        dd = dh + dt
+        m1 = fma(d, mills, -_INV_SQRT_2PI)
+        m2 = fma(d, m1, mills)
+        m3 = fma(d, m2, m1 + m1)
+        m4 = fma(d, m3, 3.0 * m2)
+        far = e * fma(dd, fma(dd, fma(dd, fma(dd, m4 * _1_24, m3 * _1_6), 0.5 * m2), m1), mills)
+        scratch[_BELL * _ROW + j] = e
+        scratch[_FAR * _ROW + j] = far
+        scratch[_NEAR * _ROW + j] = b + far
+        stands = stands & (abs(fall) <= _SMALL)
+        scratch[_DOUBT * _ROW + j] = 0.0 if stands else 1.0
+        doubts += 0 if stands else 1
+    if doubts > 0:
+        for j in range(m):
+            if scratch[_DOUBT * _ROW + j] != 0.0:
+                s = _finish(scratch, j)
+                rs, e, _, far = _tails(abs(scratch[_LOG_MONEYNESS * _ROW + j]), s)
+                scratch[_WIDTH * _ROW + j] = s
+                scratch[_INVERSE_WIDTH * _ROW + j] = rs
+                scratch[_BELL * _ROW + j] = e
+                scratch[_FAR * _ROW + j] = 0.5 * e * far
+                scratch[_NEAR * _ROW + j] = scratch[_PRICE * _ROW + j] + 0.5 * e * far
+
+
+@inlined
+def _scratch(size: int) -> F64:
+    """Zeros on a boundary of 64 bytes, so that no vector straddles two cache lines."""
+    room = np.zeros(size + 8)
+    skip = -(room.ctypes.data >> 3) & 7
+    return room[skip : skip + size]
 
 
 @kernel
@@ -420,170 +535,181 @@ def implied_volatility(
     of the price after the intrinsic value, and no method can know it better than those bits.
     """
     wide()
-    scratch = np.empty(_ROWS * BLOCK)
+    scratch = _scratch(_ROWS * _ROW)
     for first in range(0, price.shape[0], BLOCK):
         n = min(BLOCK, price.shape[0] - first)
         for j in range(n):
-            scratch[_FORWARD * BLOCK + j] = forward[first + j]
+            scratch[_FORWARD * _ROW + j] = forward[np.uint64(first + j)]
         for j in range(n):
-            scratch[_STRIKE * BLOCK + j] = strike[first + j]
+            scratch[STRUCK * _ROW + j] = strike[np.uint64(first + j)]
         for j in range(n):
-            scratch[_YEARS * BLOCK + j] = years[first + j]
+            scratch[_YEARS * _ROW + j] = years[np.uint64(first + j)]
         for j in range(n):
-            scratch[_DISCOUNT * BLOCK + j] = discount[first + j]
+            scratch[_DOUBT * _ROW + j] = discount[np.uint64(first + j)]
         for j in range(n):
-            scratch[_TIME_VALUE * BLOCK + j] = price[first + j]
+            scratch[_PRICE * _ROW + j] = price[np.uint64(first + j)]
         for j in range(n):
-            scratch[_DOUBT * BLOCK + j] = right[first + j]
+            scratch[_CODE * _ROW + j] = right[np.uint64(first + j)]
         for j in range(n):
-            d = scratch[_DISCOUNT * BLOCK + j]
-            moneyness = scratch[_DOUBT * BLOCK + j] * (scratch[_FORWARD * BLOCK + j] - scratch[_STRIKE * BLOCK + j])
-            value = scratch[_TIME_VALUE * BLOCK + j] / d - max(moneyness, 0.0)
-            scratch[_TIME_VALUE * BLOCK + j] = value if d > 0.0 else np.nan
+            d = scratch[_DOUBT * _ROW + j]
+            f = scratch[_FORWARD * _ROW + j]
+            k = scratch[STRUCK * _ROW + j]
+            value = scratch[_PRICE * _ROW + j] / d - max(scratch[_CODE * _ROW + j] * (f - k), 0.0)
+            scratch[_PRICE * _ROW + j] = value if d > 0.0 else np.nan
         _normalise(scratch, n)
+        for j in range(n):
+            code = scratch[_CODE * _ROW + j]
+            scratch[_VOID * _ROW + j] = 0.0 if code == 0.0 else np.nan
+        for j in range(n):
+            status[np.uint64(first + j)] = np.int8(scratch[_CODE * _ROW + j])
         _solve(scratch, n)
         for j in range(n):
-            sigma[first + j] = (
-                scratch[_WIDTH * BLOCK + j] * inverse_root(scratch[_YEARS * BLOCK + j]) + (scratch[_VOID * BLOCK + j])
+            sigma[np.uint64(first + j)] = (
+                scratch[_WIDTH * _ROW + j] * inverse_root(scratch[_YEARS * _ROW + j]) + scratch[_VOID * _ROW + j]
             )
-        for j in range(n):
-            status[first + j] = np.int8(scratch[_CODE * BLOCK + j])
 
 
 @inlined
-def _greeks(scratch: F64, n: int, spot: float) -> None:
-    """Fill the greeks' rows from the rows of x, s and the terms."""
+def _greeks(
+    scratch: F64, m: int, spot: float, discount: float, carry: float, years: float, root: float, r: float, q: float
+) -> None:
+    """Fill the greeks' rows of one expiry's strikes from the rows of x, K, s, 1/s, E and the tails."""
     inverse_spot = 1.0 / spot
-    for j in range(n):
-        x = scratch[_LOG_MONEYNESS * BLOCK + j]
-        s = scratch[_WIDTH * BLOCK + j]
-        maximum = scratch[_MAXIMUM * BLOCK + j]
-        up = scratch[_INVERSE_MAXIMUM * BLOCK + j]
-        k = scratch[_STRIKE * BLOCK + j]
-        discount = scratch[_DISCOUNT * BLOCK + j]
-        carry = scratch[_CARRY * BLOCK + j]
-        years = scratch[_YEARS * BLOCK + j]
-        root = scratch[_ROOT_YEARS * BLOCK + j]
-        inverse_root_years = scratch[_INVERSE_ROOT * BLOCK + j]
-        r = scratch[_RATE * BLOCK + j]
-        q = scratch[_YIELD * BLOCK + j]
-        rs = 1.0 / s
-        a = abs(x) * rs
+    inverse_root_years = 1.0 / root
+    inverse_years = inverse_root_years * inverse_root_years
+    decay = 0.5 * inverse_years
+    unit = carry * _INV_SQRT_2PI
+    per_volatility = spot * root
+    for j in range(m):
+        x = scratch[_LOG_MONEYNESS * _ROW + j]
+        k = scratch[STRUCK * _ROW + j]
+        s = scratch[_WIDTH * _ROW + j]
+        rs = scratch[_INVERSE_WIDTH * _ROW + j]
+        fall = scratch[_FALL * _ROW + j]
+        rise = scratch[_RISE * _ROW + j]
+        near = scratch[_NEAR * _ROW + j]
+        far = scratch[_FAR * _ROW + j]
+        z = x * rs
         t = 0.5 * s
-        e = exp(-0.5 * (a * a + t * t))
-        u = (a - t) * _INV_SQRT_2
-        w = (a + t) * _INV_SQRT_2
-        eu, ew = _erfcx_pair(abs(u), w)
-        near = 0.5 * e * up * eu  # N(-|a - t|)
-        far = 0.5 * e * maximum * ew  # N(-(a + t))
-        inside = near if u < 0.0 else 1.0 - near  # N(a - t)
-        outside = 1.0 - near if u < 0.0 else near  # N(-(a - t))
+        d1 = z + t
+        d2 = z - t
         itm = x >= 0.0
-        d1 = a + t if itm else t - a
-        d2 = a - t if itm else -(a + t)
-        n1 = 1.0 - far if itm else outside
-        n2 = inside if itm else far
-        density = carry * _INV_SQRT_2PI * e * (maximum if itm else up)
+        n1 = 1.0 - fall * far if itm else fall * near
+        n2 = 1.0 - rise * near if itm else rise * far
+        density = unit * scratch[_BELL * _ROW + j] * fall
         sigma = s * inverse_root_years
         inverse_sigma = root * rs
-        inverse_years = inverse_root_years * inverse_root_years
         gamma = density * rs * inverse_spot
-        vega = spot * density * root
+        vega = per_volatility * density
         dd = d1 * d2
-        scratch[SIGMA * BLOCK + j] = sigma
-        scratch[DELTA * BLOCK + j] = carry * n1
-        scratch[GAMMA * BLOCK + j] = gamma
-        scratch[VEGA * BLOCK + j] = vega
-        scratch[THETA * BLOCK + j] = q * spot * carry * n1 - r * k * discount * n2 - 0.5 * vega * sigma * inverse_years
-        scratch[RHO * BLOCK + j] = k * years * discount * n2
-        scratch[VANNA * BLOCK + j] = -density * d2 * inverse_sigma
-        scratch[CHARM * BLOCK + j] = q * carry * n1 - density * ((r - q) * rs - 0.5 * d2 * inverse_years)
-        scratch[VOMMA * BLOCK + j] = vega * dd * inverse_sigma
-        scratch[VANNA_SLOPE * BLOCK + j] = vega * (dd - 1.0) * inverse_sigma * inverse_sigma * inverse_years
-        scratch[SPEED * BLOCK + j] = -gamma * inverse_spot * (d1 * rs + 1.0)
-        scratch[ULTIMA * BLOCK + j] = -vega * inverse_sigma * inverse_sigma * (dd * (1.0 - dd) + d1 * d1 + d2 * d2)
+        delta = carry * n1
+        paid = discount * k * n2
+        bent = vega * inverse_sigma
+        twice = bent * inverse_sigma
+        scratch[SIGMA * _ROW + j] = sigma
+        scratch[DELTA * _ROW + j] = delta
+        scratch[GAMMA * _ROW + j] = gamma
+        scratch[VEGA * _ROW + j] = vega
+        scratch[THETA * _ROW + j] = q * spot * delta - r * paid - decay * vega * sigma
+        scratch[RHO * _ROW + j] = years * paid
+        scratch[VANNA * _ROW + j] = -density * d2 * inverse_sigma
+        scratch[CHARM * _ROW + j] = q * delta - density * ((r - q) * rs - decay * d2)
+        scratch[VOMMA * _ROW + j] = bent * dd
+        scratch[VANNA_SLOPE * _ROW + j] = twice * inverse_years * (dd - 1.0)
+        scratch[SPEED * _ROW + j] = -gamma * inverse_spot * (d1 * rs + 1.0)
+        scratch[ULTIMA * _ROW + j] = -twice * (dd * (1.0 - dd) + d1 * d1 + d2 * d2)
 
 
 @inlined
-def _gather(scratch: F64, n: int, first: int, strike: F64, group: I64, terms: F64) -> None:
-    """The strikes and the terms of their expiries, into the scratch array: one expiry's run after the other."""
+def _run(group: I64, first: int) -> int:
+    """How many rows from ``first`` on belong to its expiry, a block at most."""
+    most = min(BLOCK, group.shape[0] - first)
+    g = group[first]
+    others = 0
+    for j in range(most):  # counted first: that goes by whole vectors, and most blocks lie inside an expiry
+        others += 0 if group[np.uint64(first + j)] == g else 1
+    n: int = most - others
+    others = 0
     for j in range(n):
-        scratch[_STRIKE * BLOCK + j] = strike[first + j]
-    begin = 0
-    while begin < n:
-        g = group[first + begin]
-        end = begin + 1
-        while end < n and group[first + end] == g:
-            end += 1
-        scratch[_FORWARD * BLOCK + begin : _FORWARD * BLOCK + end] = terms[FORWARD, g]
-        scratch[_DISCOUNT * BLOCK + begin : _DISCOUNT * BLOCK + end] = terms[DISCOUNT, g]
-        scratch[_CARRY * BLOCK + begin : _CARRY * BLOCK + end] = terms[CARRY, g]
-        scratch[_YEARS * BLOCK + begin : _YEARS * BLOCK + end] = terms[YEARS, g]
-        scratch[_ROOT_YEARS * BLOCK + begin : _ROOT_YEARS * BLOCK + end] = terms[ROOT_YEARS, g]
-        scratch[_INVERSE_ROOT * BLOCK + begin : _INVERSE_ROOT * BLOCK + end] = 1.0 / terms[ROOT_YEARS, g]
-        scratch[_RATE * BLOCK + begin : _RATE * BLOCK + end] = terms[RATE, g]
-        scratch[_YIELD * BLOCK + begin : _YIELD * BLOCK + end] = terms[YIELD, g]
-        begin = end
+        others += 0 if group[np.uint64(first + j)] == g else 1
+    if others > 0:  # not one after the other
+        n = 1
+        while group[first + n] == g:
+            n += 1
+    return n
 
 
 @inlined
-def _sum(scratch: F64, held: F64, lanes: F64, n: int, first: int, group: I64, interest: F64, sums: F64) -> None:
-    """Add a block's greeks times open interest to the sums of its expiries, 64 lanes side by side.
+def _alive(terms: F64, g: int) -> bool:
+    """Whether an expiry has a forward and a time: an expired one has not, and its greeks are NaN without a sum."""
+    total = terms[FORWARD, g] + terms[CARRY, g] + terms[ROOT_YEARS, g] + terms[RATE, g] + terms[YIELD, g]
+    return bool((terms[YEARS, g] > 0.0) & (terms[DISCOUNT, g] > 0.0) & (abs(total) < np.inf))
 
-    ``held`` [3 BLOCK]: of one run of an expiry the calls, the puts, one greek, then zeros; ``lanes`` [128].
-    """
-    begin = 0
-    while begin < n:
-        g = group[first + begin]
-        end = begin + 1
-        while end < n and group[first + end] == g:
-            end += 1
-        size = end - begin
-        full = -(-size // _LANES) * _LANES
-        void = scratch[_VOID * BLOCK + begin : _VOID * BLOCK + end]
-        calls = interest[0, first + begin : first + end]
-        puts = interest[1, first + begin : first + end]
-        for j in range(size, full):
-            held[j] = 0.0
-            held[BLOCK + j] = 0.0
-            held[2 * BLOCK + j] = 0.0
-        for j in range(size):
-            held[j] = calls[j] if void[j] == 0.0 else 0.0
-        for j in range(size):
-            held[BLOCK + j] = puts[j] if void[j] == 0.0 else 0.0
-        for row in range(N_SUMS):
-            source = (_STRIKE if row == STRUCK else row) * BLOCK + begin
-            values = scratch[source : source + size]
-            for j in range(size):
-                held[2 * BLOCK + j] = values[j] if void[j] == 0.0 else 0.0
-            if row == SIGMA:
-                for j in range(size):
-                    held[2 * BLOCK + j] = 1.0
+
+@inlined
+def _weigh(scratch: F64, interest: F64, first: int, n: int, readable: int) -> None:
+    """The open interest of a block where there is a volatility, then zeros to the end of the chunk."""
+    calls = interest[0]
+    puts = interest[1]
+    for j in range(readable):
+        scratch[_CALLS * _ROW + j] = calls[np.uint64(first + j)] if scratch[_VOID * _ROW + j] == 0.0 else 0.0
+    for j in range(readable):
+        scratch[_PUTS * _ROW + j] = puts[np.uint64(first + j)] if scratch[_VOID * _ROW + j] == 0.0 else 0.0
+    end = -(-n // _CHUNK) * _CHUNK
+    for j in range(n, end):
+        scratch[np.uint64(_CALLS * _ROW + j)] = 0.0
+        scratch[np.uint64(_PUTS * _ROW + j)] = 0.0
+    for row in range(DELTA, N_SUMS):  # an infinite greek of an earlier block, times 0, would be NaN
+        for j in range(n, end):
+            scratch[np.uint64(row * _ROW + j)] = 0.0
+
+
+@inlined
+def _add(scratch: F64, lanes: F64, n: int) -> None:
+    """Add a block's greeks times open interest to the lanes: of each row 16 of the calls, 16 of the puts."""
+    for at in range(0, n, _CHUNK):
+        for side in range(2):
+            weight = (_CALLS if side == 0 else _PUTS) * _ROW + at
+            to = side * _LANES
             for j in range(_LANES):
-                lanes[j] = held[j] * held[2 * BLOCK + j]
-                lanes[_LANES + j] = held[BLOCK + j] * held[2 * BLOCK + j]
-            for at in range(_LANES, full, _LANES):
-                part = held[at : at + 2 * BLOCK + _LANES]
-                for j in range(_LANES):
-                    lanes[j] += part[j] * part[2 * BLOCK + j]
-                    lanes[_LANES + j] += part[BLOCK + j] * part[2 * BLOCK + j]
-            for j in range(32):
-                lanes[j] += lanes[32 + j]
-                lanes[_LANES + j] += lanes[_LANES + 32 + j]
-            for j in range(16):
-                lanes[j] += lanes[16 + j]
-                lanes[_LANES + j] += lanes[_LANES + 16 + j]
+                first = scratch[np.uint64(weight + j)] + scratch[np.uint64(weight + 16 + j)]
+                second = scratch[np.uint64(weight + 32 + j)] + scratch[np.uint64(weight + 48 + j)]
+                lanes[np.uint64(to + j)] += first + second
+        for row in range(DELTA, N_SUMS):
+            v = row * _ROW + at
+            c = _CALLS * _ROW + at
+            p = _PUTS * _ROW + at
+            to = row * 2 * _LANES
+            for j in range(_LANES):
+                v0 = scratch[np.uint64(v + j)]
+                v1 = scratch[np.uint64(v + 16 + j)]
+                v2 = scratch[np.uint64(v + 32 + j)]
+                v3 = scratch[np.uint64(v + 48 + j)]
+                of_calls = lanes[np.uint64(to + j)]
+                of_calls = fma(v0, scratch[np.uint64(c + j)], of_calls)
+                of_calls = fma(v1, scratch[np.uint64(c + 16 + j)], of_calls)
+                of_calls = fma(v2, scratch[np.uint64(c + 32 + j)], of_calls)
+                lanes[np.uint64(to + j)] = fma(v3, scratch[np.uint64(c + 48 + j)], of_calls)
+                of_puts = lanes[np.uint64(to + 16 + j)]
+                of_puts = fma(v0, scratch[np.uint64(p + j)], of_puts)
+                of_puts = fma(v1, scratch[np.uint64(p + 16 + j)], of_puts)
+                of_puts = fma(v2, scratch[np.uint64(p + 32 + j)], of_puts)
+                lanes[np.uint64(to + 16 + j)] = fma(v3, scratch[np.uint64(p + 48 + j)], of_puts)
+
+
+@inlined
+def _close(lanes: F64, g: int, sums: F64) -> None:
+    """The lanes into the sums of an expiry, and back to zero."""
+    for row in range(N_SUMS):
+        for side in range(2):
+            at = (2 * row + side) * _LANES
             for j in range(8):
-                lanes[j] += lanes[8 + j]
-                lanes[_LANES + j] += lanes[_LANES + 8 + j]
-            call_sum = 0.0
-            put_sum = 0.0
-            for j in range(8):
-                call_sum += lanes[j]
-                put_sum += lanes[_LANES + j]
-            sums[g, 0, row] += call_sum
-            sums[g, 1, row] += put_sum
-        begin = end
+                lanes[np.uint64(at + j)] += lanes[np.uint64(at + 8 + j)]
+            for j in range(4):
+                lanes[np.uint64(at + j)] += lanes[np.uint64(at + 4 + j)]
+            sums[g, side, row] += (lanes[at] + lanes[at + 2]) + (lanes[at + 1] + lanes[at + 3])
+    for j in range(2 * _LANES * N_SUMS):
+        lanes[j] = 0.0
 
 
 @kernel
@@ -605,7 +731,7 @@ def smile(
     price
         [n] price of the out-of-the-money contract: the put for K < F, the call for K >= F.
     strike, group
-        [n] K, and the column of ``terms`` that the strike belongs to.
+        [n] K, and the column of ``terms`` that the strike belongs to; an expiry's strikes best one after the other.
     terms
         [N_TERMS, expiries] as :func:`expiry_terms` fills it.
     spot
@@ -629,28 +755,65 @@ def smile(
     the cost of carry of each expiry.
     """
     wide()
-    scratch = np.empty(_ROWS * BLOCK)
-    held = np.zeros(3 * BLOCK)
-    lanes = np.empty(2 * _LANES)
+    scratch = _scratch(_ROWS * _ROW)
+    lanes = _scratch(2 * _LANES * N_SUMS)
     sums[:] = 0.0
-    for first in range(0, price.shape[0], BLOCK):
-        n = min(BLOCK, price.shape[0] - first)
-        _gather(scratch, n, first, strike, group, terms)
-        for j in range(n):
-            scratch[_TIME_VALUE * BLOCK + j] = price[first + j] / scratch[_DISCOUNT * BLOCK + j]
-        _normalise(scratch, n)
-        for j in range(n):
-            code = np.int8(scratch[_CODE * BLOCK + j])
-            status[first + j] = code if status[first + j] == OK else status[first + j]
-        for j in range(n):
-            scratch[_VOID * BLOCK + j] = 0.0 if status[first + j] == OK else np.nan
-        _solve(scratch, n)
-        _greeks(scratch, n, spot)
-        if interest.shape[1] > 0:
-            _sum(scratch, held, lanes, n, first, group, interest, sums)
-        for row in range(N_GREEKS):
+    total = price.shape[0]
+    first = 0
+    while first < total:
+        g = group[first]
+        n = _run(group, first)
+        m = (n + 7) // 8 * 8  # whole vectors
+        readable = min(m, total - first)  # the next expiry's rows fill the last one: not used, or written again
+        for j in range(readable):
+            scratch[STRUCK * _ROW + j] = strike[np.uint64(first + j)]
+        for j in range(readable):
+            scratch[_PRICE * _ROW + j] = price[np.uint64(first + j)]
+        f = terms[FORWARD, g]
+        years = terms[YEARS, g]
+        growth = 1.0 / terms[DISCOUNT, g]
+        alive = _alive(terms, g)
+        for j in range(n, m):
+            scratch[np.uint64(STRUCK * _ROW + j)] = f
+            scratch[np.uint64(_PRICE * _ROW + j)] = 0.0
+        for j in range(m):
+            scratch[_FORWARD * _ROW + j] = f
+            scratch[_YEARS * _ROW + j] = years
+            scratch[_PRICE * _ROW + j] *= growth
+        _normalise(scratch, m)
+        void = 0
+        for j in range(readable):
+            good = alive & (scratch[_CODE * _ROW + j] == 0.0) & (status[np.uint64(first + j)] == OK)
+            scratch[_VOID * _ROW + j] = 0.0 if good else np.nan
+            void += 0 if good else 1
+        if void > 0:
             for j in range(n):
-                out[row, first + j] = scratch[row * BLOCK + j] + scratch[_VOID * BLOCK + j]
+                code = np.int8(scratch[_CODE * _ROW + j])
+                if status[first + j] == OK:
+                    status[first + j] = code if alive or code != OK else INVALID
+        if alive:
+            _solve_and_follow(scratch, m)
+            _greeks(
+                scratch,
+                m,
+                spot,
+                terms[DISCOUNT, g],
+                terms[CARRY, g],
+                years,
+                terms[ROOT_YEARS, g],
+                terms[RATE, g],
+                terms[YIELD, g],
+            )
+            if interest.shape[1] > 0:
+                _weigh(scratch, interest, first, n, readable)
+                _add(scratch, lanes, n)
+        for row in range(N_GREEKS):
+            values = out[row]
+            for j in range(readable):
+                values[np.uint64(first + j)] = scratch[np.uint64(row * _ROW + j)] + scratch[_VOID * _ROW + j]
+        first += n
+        if interest.shape[1] > 0 and (first == total or group[first] != g):
+            _close(lanes, g, sums)
 
 
 @kernel
@@ -662,33 +825,68 @@ def reprice(sigma: F64, strike: F64, group: I64, terms: F64, spot: float, out: F
     the sums are of all of them.
     """
     wide()
-    scratch = np.empty(_ROWS * BLOCK)
-    held = np.zeros(3 * BLOCK)
-    lanes = np.empty(2 * _LANES)
+    scratch = _scratch(_ROWS * _ROW)
+    lanes = _scratch(2 * _LANES * N_SUMS)
     sums[:] = 0.0
-    for first in range(0, strike.shape[0], BLOCK):
-        n = min(BLOCK, strike.shape[0] - first)
-        _gather(scratch, n, first, strike, group, terms)
-        for j in range(n):
-            value = sigma[first + j]
-            scratch[_VOID * BLOCK + j] = 0.0 if value > 0.0 else np.nan
-            scratch[_WIDTH * BLOCK + j] = value * scratch[_ROOT_YEARS * BLOCK + j] if value > 0.0 else 1.0
-        for j in range(n):
-            f = scratch[_FORWARD * BLOCK + j]
-            k = scratch[_STRIKE * BLOCK + j]
-            f = f if scratch[_VOID * BLOCK + j] == 0.0 else k
-            scratch[_LOG_MONEYNESS * BLOCK + j] = log_quotient(f, k)
-            up = inverse_root(f * k)
-            scratch[_MAXIMUM * BLOCK + j] = min(f, k) * up
-            scratch[_INVERSE_MAXIMUM * BLOCK + j] = max(f, k) * up
-        _greeks(scratch, n, spot)
-        if interest.shape[1] > 0:
-            _sum(scratch, held, lanes, n, first, group, interest, sums)
+    total = strike.shape[0]
+    first = 0
+    while first < total:
+        g = group[first]
+        n = _run(group, first)
+        m = (n + 7) // 8 * 8
+        readable = min(m, total - first)
+        f = terms[FORWARD, g]
+        root = terms[ROOT_YEARS, g]
+        alive = _alive(terms, g)
+        for j in range(readable):
+            value = sigma[np.uint64(first + j)]
+            good = alive & (value > 0.0)
+            scratch[_VOID * _ROW + j] = 0.0 if good else np.nan
+            scratch[_WIDTH * _ROW + j] = value * root if good else 1.0
+        for j in range(readable):
+            scratch[STRUCK * _ROW + j] = strike[np.uint64(first + j)] if scratch[_VOID * _ROW + j] == 0.0 else f
+        for j in range(n, m):
+            scratch[np.uint64(STRUCK * _ROW + j)] = f
+            scratch[np.uint64(_WIDTH * _ROW + j)] = 1.0
+        if alive:
+            for j in range(m):
+                k = scratch[STRUCK * _ROW + j]
+                s = scratch[_WIDTH * _ROW + j]
+                x = log_quotient(f, k)
+                up = inverse_root(f * k)
+                rs, e, near, far = _tails(abs(x), s)
+                least = min(f, k) * up
+                scratch[_LOG_MONEYNESS * _ROW + j] = x
+                scratch[_FALL * _ROW + j] = k * up
+                scratch[_RISE * _ROW + j] = f * up
+                scratch[_INVERSE_WIDTH * _ROW + j] = rs
+                scratch[_BELL * _ROW + j] = e
+                scratch[_NEAR * _ROW + j] = 0.5 * e * near if abs(x) >= 0.5 * s * s else least - 0.5 * e * near
+                scratch[_FAR * _ROW + j] = 0.5 * e * far
+            _greeks(
+                scratch,
+                m,
+                spot,
+                terms[DISCOUNT, g],
+                terms[CARRY, g],
+                terms[YEARS, g],
+                root,
+                terms[RATE, g],
+                terms[YIELD, g],
+            )
+            if interest.shape[1] > 0:
+                _weigh(scratch, interest, first, n, readable)
+                _add(scratch, lanes, n)
         for row in range(DELTA, out.shape[0]):
-            for j in range(n):
-                out[row, first + j] = scratch[row * BLOCK + j] + scratch[_VOID * BLOCK + j]
-        for j in range(n):
-            out[SIGMA, first + j] = sigma[first + j]
+            values = out[row]
+            for j in range(readable):
+                values[np.uint64(first + j)] = scratch[np.uint64(row * _ROW + j)] + scratch[_VOID * _ROW + j]
+        values = out[SIGMA]
+        for j in range(readable):
+            values[np.uint64(first + j)] = sigma[np.uint64(first + j)]
+        first += n
+        if interest.shape[1] > 0 and (first == total or group[first] != g):
+            _close(lanes, g, sums)
 
 
 @kernel

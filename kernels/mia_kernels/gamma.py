@@ -99,16 +99,22 @@ def exposure_by_strike(
         [b, 2, strikes] out, USD per 1 % move.
     """
     out[:] = 0.0
+    of_calls = interest[0]
+    of_puts = interest[1]
     first = 0
     for bucket in range(buckets.shape[0]):
         if bucket > 0:
             out[bucket] = out[bucket - 1]
+        calls = out[bucket, 0]
+        puts = out[bucket, 1]
         for g in range(first, buckets[bucket]):
-            for i in range(start[g], start[g + 1]):
+            for row in range(start[g], start[g + 1]):
+                i = np.uint64(row)  # unsigned: no place is counted from behind
                 if status[i] == OK:
+                    at = np.uint64(level[i])
                     unit = gamma[i] * scale[g]
-                    out[bucket, 0, level[i]] += unit * interest[0, i]
-                    out[bucket, 1, level[i]] += unit * interest[1, i]
+                    calls[at] += unit * of_calls[i]
+                    puts[at] += unit * of_puts[i]
         first = buckets[bucket]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from pathlib import Path
 from typing import Annotated
@@ -529,7 +530,7 @@ def levels(
     table = read_table("chain", read_chain(chain, workspace=place) if known else chain, workspace=place)
     latest = table.frame.filter(table.frame["quote_time"] == table.frame["quote_time"].max())
     at = int(latest["quote_time"].dt.epoch("ns")[0])
-    show.table_report(table)
+    show.table_report(dataclasses.replace(table, source=str(chain)))
     found = recalculate_levels(latest, workspace=place, now_ns=at)
     show.levels(found, place)
     if plot is not None:

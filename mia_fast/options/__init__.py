@@ -6,7 +6,7 @@ from mia_fast.options.chain import Chain, prepare
 from mia_fast.options.config import OptionsConfig, options_config
 from mia_fast.options.levels import BucketLevels, FutureLevels, Levels, LevelsEngine, Surface, no_chain, on_future
 from mia_fast.options.readers import read_chain
-from mia_fast.options.snapshot import recalculate_levels, save, write_snapshot
+from mia_fast.options.snapshot import recalculate_levels, save
 
 __all__ = [
     "BucketLevels",
@@ -23,5 +23,4 @@ __all__ = [
     "read_chain",
     "recalculate_levels",
     "save",
-    "write_snapshot",
 ]

@@ -22,6 +22,8 @@ from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 
 SNAPSHOT_KEYS = ("timestamp", "gamma_wall", "iv_atm", "dealer_position_bias")
+RECORD_SCHEMA = 1
+"""Of the full record in the journal: raised when a field goes or changes its meaning or unit; a new field leaves it."""
 _ATTEMPTS = 10_000
 
 
@@ -82,13 +84,6 @@ def save(levels: Levels, workspace: Workspace) -> Levels:
     )
 
 
-def write_snapshot(levels: Levels, workspace: Workspace) -> Path:
-    """:func:`save`, returning the path of the file."""
-    path = save(levels, workspace).path
-    assert path is not None
-    return path
-
-
 @operation("spotgamma_recalculator", "recalculate_levels")
 def recalculate_levels(
     data: Any, *, workspace: Workspace | str | os.PathLike[str] | None = None, now_ns: int | None = None
@@ -146,7 +141,10 @@ def recalculate_levels(
 
 
 def journal_row(levels: Levels, workspace: Workspace) -> dict[str, Any]:
-    """The row of the journal's table ``levels`` for a saved snapshot: the full record goes into ``detail``."""
+    """The row of the journal's table ``levels`` for a saved snapshot.
+
+    The full record goes into ``detail`` with its ``schema_version``; the snapshot file has exactly the contract's keys.
+    """
     record = levels.record()
     assert levels.path is not None
     assert levels.timestamp_ns is not None
@@ -155,7 +153,10 @@ def journal_row(levels: Levels, workspace: Workspace) -> dict[str, Any]:
         "timestamp": levels.timestamp_ns,
         **{name: record[name] for name in named},
         "path": levels.path.relative_to(workspace.root).as_posix(),
-        "detail": {name: value for name, value in record.items() if name != "path"},
+        "detail": {
+            "schema_version": RECORD_SCHEMA,
+            **{name: value for name, value in record.items() if name != "path"},
+        },
     }
 
 
