@@ -247,7 +247,9 @@ rows = st.fixed_dictionaries(
 def test_a_frame_gives_back_what_went_in(row: dict[str, Any]) -> None:
     table = TABLES["decisions"]
     values = table.values(row)
-    decoded = segments.decode(b"", segments.encode("decisions", values), {"decisions": list(table.names)})
+    content = segments.encode("decisions", values)
+    decoded = segments.decode(b"", content, {"decisions": list(table.names)})
+    assert repr(segments.decode_rows(7, [content] * 2)) == repr([(n, *decoded) for n in (7, 8)] if decoded else None)
     assert decoded is not None
     assert decoded[0] == "decisions"
     assert repr(decoded[1]) == repr(values)  # repr: NaN is not equal to itself, -0.0 is equal to 0.0
@@ -573,18 +575,18 @@ def test_durable_waits_for_the_disk_and_believes_its_refusal(
 def test_a_short_write_is_taken_back(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     one = Journal.open(workspace, settings=Settings(interval=3600))
     size = one._segment.size
-    real = os.write
+    real = os.pwrite
     calls = iter([10, 0])
 
-    def write(handle: int, data: bytes) -> int:
+    def write(handle: int, data: bytes, at: int) -> int:
         for count in calls:
             if count:
-                return real(handle, data[:count])
+                return real(handle, data[:count], at)
             raise OSError(28, "No space left on device")
-        return real(handle, data)
+        return real(handle, data, at)
 
     with monkeypatch.context() as full:
-        full.setattr(os, "write", write)
+        full.setattr(os, "pwrite", write)
         with pytest.raises(JournalError, match="No space left"):
             one.append("decisions", decision("refused"))
         assert one._segment.path.stat().st_size == size
@@ -599,15 +601,15 @@ def test_an_interrupted_append_leaves_no_row_that_could_hide_the_next(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, written: bool
 ) -> None:
     one = Journal.open(workspace, settings=Settings(interval=3600))
-    real = os.write
+    real = os.pwrite
 
-    def write(handle: int, data: bytes) -> int:
+    def write(handle: int, data: bytes, at: int) -> int:
         if written:
-            real(handle, data)
+            real(handle, data, at)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(os, "write", write)
+        interrupted.setattr(os, "pwrite", write)
         with pytest.raises(KeyboardInterrupt):
             one.append("decisions", decision("interrupted"))
     assert one.append("decisions", decision("accepted")) == 1

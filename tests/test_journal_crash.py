@@ -141,15 +141,20 @@ def test_a_torn_tail_is_cut_at_every_offset(workspace: Workspace) -> None:
     journal.append("decisions", decision("first"))
     whole = journal._segment.size
     journal.append("decisions", decision("second", context=[1.0]))
-    path = journal._segment.path
+    path, size = journal._segment.path, journal._segment.size
     crash(journal)
     data = path.read_bytes()
-    for end in range(whole, len(data)):
-        content = read_bytes(path, data[:end])
-        assert [row[0] for row in content.rows] == [1]
-        assert content.torn == end - whole
-        assert not content.damage
-    path.write_bytes(data[:-5])
+    assert not any(data[size:])
+    assert len(data) > size, "the reserve"
+    data = data[:size]
+    for end in range(whole, size):
+        for reserve in (b"", bytes(5), bytes(4000)):
+            content = read_bytes(path, data[:end] + reserve)
+            assert [row[0] for row in content.rows] == [1]
+            assert content.torn == len(data[:end].rstrip(b"\0")) - whole
+            assert not content.damage
+    assert [row[0] for row in read_bytes(path, data + bytes(4000)).rows] == [1, 2]
+    path.write_bytes(data[:-5] + bytes(4000))
     with Journal.open(workspace, settings=QUICK) as journal:
         assert names(journal) == ["first"]
         assert journal.health() == "ok"
@@ -175,8 +180,10 @@ def test_no_flipped_bit_yields_a_wrong_row_or_passes_unnoticed(tmp_path: Path) -
         values = [START, True, number / 3, None, "é", None, None]
         segment.append(number, segments.encode("penalties", values))
     segment.close()
-    data = segment.path.read_bytes()
-    sound = segments.read(segment.path)
+    data = segment.path.read_bytes() + bytes(100)
+    sound = read_bytes(segment.path, data)
+    assert not sound.damage
+    assert not sound.torn
     assert [row[0] for row in sound.rows] == [1, 2, 3]
     for offset in range(len(data)):
         damaged = bytearray(data)
@@ -217,10 +224,10 @@ def test_a_damaged_last_row_is_an_incident_too(workspace: Workspace) -> None:
     journal = stalled(workspace)
     for name in "ab":
         journal.append("decisions", decision(name))
-    path = journal._segment.path
+    path, size = journal._segment.path, journal._segment.size
     crash(journal)
     data = bytearray(path.read_bytes())
-    data[-3] ^= 1
+    data[size - 3] ^= 1
     path.write_bytes(data)
     with Journal.open(workspace, settings=QUICK) as journal:
         assert names(journal) == ["a"]

@@ -53,12 +53,15 @@ class Kind:
         Turns an acceptable value into the stored one; raises TypeError or ValueError otherwise.
     csv
         How the export writes it.
+    accepted
+        The types of what :attr:`convert` gives.
     """
 
     duckdb: str
     exact: type | None
     convert: Callable[[Any], Any]
     csv: str
+    accepted: tuple[type, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +117,23 @@ class Table:
         object.__setattr__(self, "_needed", needed)
         texts = tuple(k for k, c in enumerate(self.columns) if c.kind is JSON)
         object.__setattr__(self, "_texts", texts)
+        seen = [k for k, c in enumerate(self.columns) if c.kind is FEATURES]
+        hashes = tuple((k, seen[0]) for k, c in enumerate(self.columns) if c.kind is HASH)
+        object.__setattr__(self, "_hashes", hashes)
+        object.__setattr__(self, "_sound", set())
 
     names: tuple[str, ...] = field(init=False)
     _texts: tuple[int, ...] = field(init=False, repr=False)
+    _hashes: tuple[tuple[int, int], ...] = field(init=False, repr=False)
+    _sound: set[tuple[type, ...]] = field(init=False, repr=False)
     _plan: dict[str, tuple[int, type | None, Callable[[Any], Any]]] = field(init=False, repr=False)
     _needed: tuple[tuple[int, str], ...] = field(init=False, repr=False)
 
     def values(self, row: Mapping[str, Any]) -> list[Any]:
         """The row's values in the order of the columns, checked and converted; absent ones are None.
 
-        A dictionary of numbers in a JSON column stays one until :meth:`settled`: its text costs more than all the rest.
+        A dictionary of numbers in a JSON column stays one, and the bytes of a hash stay bytes, until :meth:`settled`:
+        text and hash cost more than all the rest.
 
         Raises
         ------
@@ -165,11 +175,51 @@ class Table:
                 )
         return out
 
+    def check(self, values: list[Any]) -> None:
+        """See that each value of a row in the order of the columns has its column's type, for a caller in a hurry.
+
+        What a type does not say (an instant between 1970 and 2262, a decision that is one) is the caller's to know.
+        Rows of the same types are looked at once.
+
+        Raises
+        ------
+        JournalError
+            It does not fit; :meth:`values` takes more and says more.
+        """
+        types = tuple(map(type, values))
+        if types not in self._sound:
+            self._check(types)
+        for place in self._texts:
+            if values[place] is not None:
+                values[place] = _json(values[place])
+
+    def _check(self, types: tuple[type, ...]) -> None:
+        fits = len(types) == len(self.columns) and all(
+            kind in column.kind.accepted or (kind is type(None) and not column.required)
+            for column, kind in zip(self.columns, types, strict=True)
+        )
+        if not fits:
+            raise JournalError(
+                f"values of the types {', '.join(kind.__name__ for kind in types)} do not fit",
+                where=f"a row for {self.name}",
+                hint=f"give one value for each of {', '.join(self.names)}",
+                then="the row was not accepted",
+            )
+        self._sound.add(types)
+
     def settled(self, values: list[Any]) -> list[Any]:
-        """The values with the text of each JSON column that :meth:`values` left as it was."""
+        """The values with what :meth:`values` left to do: the text of JSON columns, and the hashes.
+
+        A hash is over the features seen and then the bytes given for it; where those are text already, it was made
+        by the caller.
+        """
         for place in self._texts:
             if type(values[place]) is dict:
                 values = [*values[:place], to_json(values[place]), *values[place + 1 :]]
+        for place, seen in self._hashes:
+            if type(values[place]) is bytes:
+                digest = hashlib.sha256((values[seen] or b"") + values[place]).hexdigest()
+                values = [*values[:place], digest, *values[place + 1 :]]
         return values
 
 
@@ -189,12 +239,12 @@ def to_json(value: Any) -> str:
 
 
 def _json(value: Any) -> Any:
-    """A copy of a flat dictionary of floats, which JSON can hold whatever they are; else the text."""
+    """A flat dictionary of floats as it is, for JSON can hold it whatever they are; else the text."""
     if type(value) is dict:
         for key, item in value.items():
             if type(item) is not float or type(key) is not str:
                 return to_json(value)
-        return value.copy()
+        return value
     return to_json(value)
 
 
@@ -257,6 +307,14 @@ def _identifier(value: Any) -> str:
     raise ValueError("a name of letters, digits and underscores is wanted (it becomes part of a file name)")
 
 
+def _hash(value: Any) -> str | bytes:
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bytes):
+        return value
+    raise TypeError("a digest is wanted, or the bytes to be hashed")
+
+
 def _features(value: Any) -> bytes:
     """float64, little-endian, in the order given: the order of the manifest when the engine calls."""
     if isinstance(value, bytes):
@@ -275,19 +333,20 @@ def _one_of(*choices: str) -> Kind:
             raise ValueError(f"one of {', '.join(choices)} is wanted")
         return str(value)
 
-    return Kind("VARCHAR", None, convert, "text")
+    return Kind("VARCHAR", None, convert, "text", (str,))
 
 
-INSTANT: Final = Kind("TIMESTAMP_NS", None, _instant, "ISO-8601 UTC with microseconds, rounded down")
-TEXT: Final = Kind("VARCHAR", str, _text, "text, quoted where needed")
-NAME: Final = Kind("VARCHAR", None, _identifier, "text")
+INSTANT: Final = Kind("TIMESTAMP_NS", None, _instant, "ISO-8601 UTC with microseconds, rounded down", (int,))
+TEXT: Final = Kind("VARCHAR", str, _text, "text, quoted where needed", (str,))
+NAME: Final = Kind("VARCHAR", None, _identifier, "text", (str,))
 DOUBLE: Final = Kind(
-    "DOUBLE", float, _double, "shortest text that reads back as the same number, as Python's repr; nan, inf"
+    "DOUBLE", float, _double, "shortest text that reads back as the same number, as Python's repr; nan, inf", (float,)
 )
-BIGINT: Final = Kind("BIGINT", None, _integer, "digits")
-BOOLEAN: Final = Kind("BOOLEAN", bool, _boolean, "true or false")
-JSON: Final = Kind("VARCHAR", None, _json, "JSON text, quoted")
-FEATURES: Final = Kind("BLOB", None, _features, "not exported")
+BIGINT: Final = Kind("BIGINT", None, _integer, "digits", (int,))
+BOOLEAN: Final = Kind("BOOLEAN", bool, _boolean, "true or false", (bool,))
+JSON: Final = Kind("VARCHAR", None, _json, "JSON text, quoted", (str, dict))
+HASH: Final = Kind("VARCHAR", str, _hash, "text", (str, bytes))
+FEATURES: Final = Kind("BLOB", None, _features, "not exported", (bytes,))
 
 DECISIONS: Final = ("buy", "sell", "exit", "hold")
 """What a policy can decide; anything else in the audit trail would be a slip of the caller."""
@@ -312,7 +371,7 @@ _TABLES: Final = (
             Column("verdict", _one_of("allow", "deny")),
             Column("code", TEXT),
             Column("detail", TEXT),
-            Column("input_hash", TEXT),
+            Column("input_hash", HASH),
             Column("model_sha256", TEXT),
             Column("config_digest", TEXT),
             Column("context", FEATURES),
