@@ -243,6 +243,7 @@ def test_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
         spent.clear()
         with monkeypatch.context() as off:
             if not on:
+                off.setattr(Engine, "_journalled", lambda _, decision, *__: decision)
                 off.setattr(replays._RunJournal, "append", lambda *_: 0)
                 off.setattr(replays, "RECORDER", telemetry.Recorder())
             summary = replays.replay(place, inputs)

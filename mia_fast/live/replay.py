@@ -75,6 +75,7 @@ _COMPONENTS: Final = (
     ("policy", "decide"),
     ("risk", "check"),
     ("decision_log", "append"),
+    ("market_memory", "observe"),
 )
 
 MARKS: Final = {
@@ -762,6 +763,7 @@ class _RunJournal:
     def __init__(self, journal: journals.Journal, run_id: str) -> None:
         self._journal, self._run_id = journal, run_id
         self.health = journal.health
+        self.append_values = journal.append_values  # the engine's decisions have the run's name
 
     def append(self, table: str, row: Any, /) -> int:
         """Add the run's name, and an event's name where the row has none."""
