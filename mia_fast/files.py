@@ -47,6 +47,18 @@ def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = False)
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n", durable=durable)
 
 
+Stamp = tuple[int, int, int]
+
+
+def stamp(path: Path) -> Stamp | None:
+    """Changes when any process writes the file or puts another in its place; None while there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - 1 us
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

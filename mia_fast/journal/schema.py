@@ -190,24 +190,28 @@ class Table:
                 self._sound.add(types)
             return values
         for place in self._texts:
-            if values[place] is not None:
-                values[place] = _json(values[place])
+            value = values[place]
+            if value is not None:
+                try:
+                    values[place] = _json(value)
+                except (TypeError, ValueError):
+                    return self.values(dict(zip(self.names, values, strict=True)))  # which says what is wrong
         return values
 
-    def settled(self, values: list[Any]) -> list[Any]:
-        """The values with what :meth:`values` left to do: the text of JSON columns, and the hashes.
+    def settled(self, columns: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+        """The columns of some rows with what :meth:`values` left to do: the text of dictionaries, and the hashes.
 
-        A hash is over the features seen and then the bytes given for it; where those are text already, it was made
-        by the caller.
+        A hash is SHA-256 over the features seen and then the bytes given for it; text is a hash that the caller made.
         """
+        out = list(columns)
         for place in self._texts:
-            if type(values[place]) is dict:
-                values = [*values[:place], to_json(values[place]), *values[place + 1 :]]
+            out[place] = [_flat(value) if type(value) is dict else value for value in out[place]]
         for place, seen in self._hashes:
-            if type(values[place]) is bytes:
-                digest = hashlib.sha256((values[seen] or b"") + values[place]).hexdigest()
-                values = [*values[:place], digest, *values[place + 1 :]]
-        return values
+            out[place] = [
+                hashlib.sha256((features or b"") + given).hexdigest() if type(given) is bytes else given
+                for given, features in zip(out[place], out[seen], strict=True)
+            ]
+        return out
 
 
 def to_json(value: Any) -> str:
@@ -233,6 +237,25 @@ def _json(value: Any) -> Any:
                 return to_json(value)
         return value
     return to_json(value)
+
+
+_FLAT: Final[dict[tuple[str, ...], tuple[str, Callable[[Any], tuple[float, ...]]]]] = {}
+"""By the keys of a dictionary: its text with places for the numbers, and what takes them out in that order."""
+
+
+def _flat(value: dict[str, float]) -> str:
+    """:func:`to_json` of a dictionary that :func:`_json` left, whose keys most often are those of the one before."""
+    keys = tuple(value)
+    made = _FLAT.get(keys)
+    if made is None:
+        if len(keys) < 2 or len(_FLAT) >= 64:
+            return to_json(value)
+        names = sorted(keys)
+        text = ",".join(_TO_JSON(name).replace("%", "%%") + ":%r" for name in names)
+        made = _FLAT[keys] = ("{" + text + "}", operator.itemgetter(*names))
+    numbers = made[1](value)
+    total = sum(numbers)
+    return made[0] % numbers if total - total == 0.0 else to_json(value)  # NaN and infinities are null
 
 
 def _plain(value: Any) -> Any:

@@ -57,7 +57,7 @@ _RESERVES: Final = 3
 _ROOM: Final = 8
 """A reserve is made only where the disk has this many times its size left."""
 _TEXT: Final = json_writer(sort_keys=False, allow_nan=True)
-_PACK: Final = msgspec.msgpack.Encoder().encode
+PACK: Final = msgspec.msgpack.Encoder().encode
 _UNPACK: Final = msgspec.msgpack.Decoder().decode
 
 Row = tuple[int, str, list[Any]]
@@ -72,7 +72,7 @@ def encode(table: str, values: Sequence[Any]) -> bytes:
     UnicodeEncodeError
         A text holds half a surrogate pair, which no file can hold.
     """
-    return _PACK([table, *values, True])
+    return PACK([table, *values, True])
 
 
 def decode_rows(first: int, contents: Sequence[bytes]) -> list[Row]:
@@ -154,7 +154,9 @@ class Segment:
         begun = path if spare is None else spare.path
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644) if spare is None else spare.fd
         try:
-            self._write(frame(HEADER, first, text, len(text)))
+            header = frame(HEADER, first, text, len(text))
+            self._complete(header, 0)
+            self.size = len(header)
             if spare is not None:
                 spare.path.rename(path)
                 self.reserved = spare.size
@@ -175,8 +177,18 @@ class Segment:
             The row is not in the file: what was written of it has been cut off again. If even that
             failed, the error's ``filename`` is the segment and it must not be written any more.
         """
+        # frame() and _write(), in one: a row's frame is most often whole at the first try.
         head = _HEAD.pack(ROW, len(content), 0, sequence)
-        self._write(head + _CRC.pack(zlib.crc32(content, zlib.crc32(head))) + content)
+        data = head + _CRC.pack(zlib.crc32(content, zlib.crc32(head))) + content
+        size = len(data)
+        try:
+            written = os.pwrite(self._fd, data, self.size)
+            if written != size:
+                self._complete(data, written)
+        except OSError:
+            self._undo()
+            raise
+        self.size += size
         self.last = sequence
 
     def cut(self, sequence: int, size: int) -> None:
@@ -185,21 +197,18 @@ class Segment:
         self.size = self.reserved = size
         self.last = sequence - 1
 
-    def _write(self, data: bytes) -> None:
-        size = self.size
+    def _complete(self, data: bytes, written: int) -> None:
+        while written < len(data):  # a full disk takes a part first and refuses the rest
+            written += os.pwrite(self._fd, data[written:], self.size + written)
+
+    def _undo(self) -> None:
+        """Cut off what was written of a row."""
         try:
-            written = os.pwrite(self._fd, data, size)
-            while written < len(data):  # a full disk takes a part first and refuses the rest
-                written += os.pwrite(self._fd, data[written:], size + written)
-        except OSError:
-            try:
-                os.ftruncate(self._fd, size)
-                self.reserved = size
-            except OSError as error:
-                error.filename = str(self.path)
-                raise
+            os.ftruncate(self._fd, self.size)
+        except OSError as error:
+            error.filename = str(self.path)
             raise
-        self.size = size + len(data)
+        self.reserved = self.size
 
     def handle(self) -> int:
         """A descriptor of its own for :func:`sync`, so that the wait happens outside the lock."""

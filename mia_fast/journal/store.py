@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mia_fast.journal.metrics import Metrics
 
 _LOG: Final = logging.getLogger(__name__)
+_PACK: Final = segments.PACK
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class Settings:
     segment_bytes
         Size at which a segment is sealed. Each sealed segment costs one checkpoint.
     reserve_bytes
-        Of the first segment, written ahead as zeros when the journal opens; the writer makes the later ones ready whole.
+        Of the first segment, written ahead as zeros when the journal opens; later ones are made ready whole, by the
+        writer.
     retention_days
         Days a table keeps a row; tables that are not named keep theirs for ever.
     compact_share, compact_bytes
@@ -382,7 +384,7 @@ class Journal:
 
     def _accept(self, table: Table, values: list[Any], durable: bool, wait: bool) -> int:
         try:
-            content = segments.encode(table.name, values)
+            content = _PACK([table.name, *values, True])  # segments.encode
         except (UnicodeEncodeError, OverflowError) as error:
             raise JournalError(
                 f"a value cannot be written as UTF-8 or as a 64-bit number ({error})",

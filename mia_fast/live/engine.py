@@ -199,6 +199,7 @@ class Engine:
         self._daily = next((steps for steps in sources if steps.table == "daily"), None)
         self._closes: deque[tuple[int, float]] = deque(maxlen=CLOSES_KEPT)
         self._rolls, self._shift = rolls, 0.0
+        self._shift_until = -math.inf  # the next roll: until then the shift stands
         self._moved_closes = deque(self._closes, CLOSES_KEPT) if rolls else self._closes
         self._last_levels: tuple[Levels, float] | None = None
         self._feature_list = feature_list_digest(plan.features)
@@ -355,7 +356,10 @@ class Engine:
 
     def _moved(self, bar: Bar) -> tuple[float, float, float, float, float]:
         """The bar as the features see it; at a roll the levels go over to the new contract's prices."""
-        shift = adjustment(self._rolls, bar.known_at - self._interval)
+        shift, start = self._shift, bar.known_at - self._interval
+        if start >= self._shift_until:
+            shift = adjustment(self._rolls, start)
+            self._shift_until = min((roll.at for roll in self._rolls if roll.at > start), default=math.inf)
         self._moved_closes.append((bar.known_at, bar.close + shift))
         if shift != self._shift:
             self._shift = shift
@@ -387,6 +391,7 @@ class Engine:
         """Set the last closes, which the basis of a chain is taken from."""
         self._closes.clear()
         self._closes.extend((int(at), close) for at, close in closes)
+        self._shift_until = -math.inf
         if self._rolls:
             self._moved_closes.clear()
             for at, close in self._closes:
@@ -452,7 +457,8 @@ class Engine:
     def _journalled(self, decision: Decision, bar: Bar, context: Floats | None) -> Decision:
         """Write the decision, safe from kill -9, and hand it back.
 
-        Its input hash is SHA-256 over the context and then the bar (float64, little-endian); the journal's writer makes it.
+        Its input hash, which the journal's writer makes, is SHA-256 over the context and then the bar (float64,
+        little-endian).
         """
         order = decision.order
         if context is None:  # a bad bar: whatever it holds
