@@ -292,7 +292,7 @@ def test_values_in_order_are_taken_as_a_row_is(opened: Journal) -> None:
     opened.append("decisions", row)
     for numbers in (float, np.float64, int):  # as they are, and converted
         named = row | {"signal_score": numbers(1), "price": numbers(5000)}
-        opened.append_values(table, [named.get(name) for name in table.names])
+        opened.append_values(table, table.in_order([named.get(name) for name in table.names]))
     for change, says in (
         ({"signal_score": "0.5"}, "a number is wanted"),
         ({"trade_id": None}, "trade_id is missing"),
@@ -302,7 +302,7 @@ def test_values_in_order_are_taken_as_a_row_is(opened: Journal) -> None:
     ):
         bad = row | change
         with pytest.raises(JournalError, match=says):
-            opened.append_values(table, [bad.get(name) for name in table.names])
+            opened.append_values(table, table.in_order([bad.get(name) for name in table.names]))
     frame = opened.query("SELECT * FROM decisions ORDER BY sequence")
     assert frame["price"].to_list() == [None, 5000.0, 5000.0, 5000.0]
     assert frame["regime_probs"].unique().to_list() == ['{"range":null,"trend":0.5}']

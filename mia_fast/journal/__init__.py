@@ -23,7 +23,7 @@ import numpy as np
 
 from mia_fast.journal.guard import JournalInUseError
 from mia_fast.journal.reader import Reader
-from mia_fast.journal.schema import DECISIONS, LATEST_NS, TABLES
+from mia_fast.journal.schema import DECISIONS, LATEST_NS, TABLES, is_flat
 from mia_fast.journal.store import _OPEN, Journal, Settings, is_open, of
 from mia_fast.telemetry import RECORDER
 from mia_fast.workspace import Workspace
@@ -114,7 +114,17 @@ def log_decision(
         # In the order of the columns; between the probabilities and the hash is what only an engine knows.
         values = [instant, trade_id, decision, signal_score, regime_probs]
         values += (*_UNKNOWN, inputs, None, None, seen, names, None)
-        if type(decision) is str and decision in DECISIONS and type(instant) is int and 0 <= instant <= LATEST_NS:
+        if (  # sound as it is: most calls are
+            type(instant) is int
+            and 0 <= instant <= LATEST_NS
+            and type(decision) is str
+            and decision in DECISIONS
+            and type(trade_id) is str
+            and type(signal_score) is float
+            and (regime_probs is None or is_flat(regime_probs))
+            and names is None
+            and (seen is None or type(seen) is bytes)
+        ):
             sequence = journal.append_values(_DECISIONS, values, durable)
         else:
             sequence = journal.append("decisions", dict(zip(_DECISIONS.names, values, strict=True)), durable=durable)

@@ -231,12 +231,17 @@ def to_json(value: Any) -> str:
 
 def _json(value: Any) -> Any:
     """A flat dictionary of floats as it is, for JSON can hold it whatever they are; else the text."""
-    if type(value) is dict:
-        for key, item in value.items():
-            if type(item) is not float or type(key) is not str:
-                return to_json(value)
-        return value
-    return to_json(value)
+    return value if is_flat(value) else to_json(value)
+
+
+def is_flat(value: Any) -> bool:
+    """Is it a dictionary of floats by names?"""
+    if type(value) is not dict:
+        return False
+    for key, item in value.items():  # noqa: SIM110 - a generator would cost twice as much
+        if type(item) is not float or type(key) is not str:
+            return False
+    return True
 
 
 _FLAT: Final[dict[tuple[str, ...], tuple[str, Callable[[Any], tuple[float, ...]]]]] = {}

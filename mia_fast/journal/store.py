@@ -370,19 +370,25 @@ class Journal:
             was not accepted.
         """
         declared = TABLES.get(table) or table_named(table)
-        return self._accept(declared, declared.values(row), durable, True)
+        return self.append_values(declared, declared.values(row), durable)
 
-    def append_values(self, table: Table, values: list[Any], durable: bool = False) -> int:
-        """As :meth:`append`, for the hot path: the values of all columns in their order (:meth:`Table.in_order`).
+    def append_values(self, table: Table, values: list[Any], durable: bool = False, *, wait: bool = True) -> int:
+        """As :meth:`append`, for the hot path: values as :meth:`Table.in_order` gives them.
+
+        Parameters
+        ----------
+        table, values
+            What :meth:`Table.in_order` of that table gave.
+        durable
+            As for :meth:`append`.
+        wait
+            Hold the caller while the queue is full. The journal's own threads must not wait for themselves.
 
         Raises
         ------
         JournalError
             As :meth:`append`.
         """
-        return self._accept(table, table.in_order(values), durable, True)
-
-    def _accept(self, table: Table, values: list[Any], durable: bool, wait: bool) -> int:
         try:
             content = _PACK([table.name, *values, True])  # segments.encode
         except (UnicodeEncodeError, OverflowError) as error:
@@ -526,7 +532,7 @@ class Journal:
         table = TABLES["alerts"]
         row = {"timestamp": self._now(), "priority": priority, "code": code, "message": message, "source": "journal"}
         try:
-            self._accept(table, table.values(row), False, False)
+            self.append_values(table, table.values(row), wait=False)
         except JournalError:
             _LOG.warning(message)
             if self._fault is not None:
@@ -605,7 +611,7 @@ class Journal:
         for count, (_, component, name, start, latency, success) in enumerate(measured):
             try:
                 values = [start, component, name, latency / 1e9, success, memory, cpu]
-                self._accept(table, values, False, False)
+                self.append_values(table, values, wait=False)
             except JournalError:
                 if self._fault is not None:
                     raise

@@ -73,7 +73,7 @@ class Journal(Protocol):
         """Take one row; it survives the end of the process when this returns."""
 
     def append_values(self, table: Table, values: list[Any], /) -> int:
-        """The same, of the values of all columns in their order."""
+        """The same, of values as :meth:`Table.in_order` gives them."""
 
     def health(self) -> str:
         """``"ok"`` or why rows cannot be taken."""
@@ -465,9 +465,8 @@ class Engine:
             inputs, seen = np.array(bar[1:6] + bar.extra, dtype=np.float64).tobytes(), None
         else:
             inputs, seen = self._pack_bar(*bar[1:6], *bar.extra), context.tobytes()
-        self.journal.append_values(
-            _DECISIONS,
-            [  # in the order of the table's columns
+        values = _DECISIONS.in_order(
+            [
                 decision.known_at,
                 decision.trade_id,
                 decision.action,
@@ -487,8 +486,9 @@ class Engine:
                 seen,
                 None,
                 self._feature_list,
-            ],
+            ]
         )
+        self.journal.append_values(_DECISIONS, values)
         return decision
 
 
