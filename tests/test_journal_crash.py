@@ -422,3 +422,59 @@ def test_a_damaged_incident_file_is_refused(workspace: Workspace) -> None:
         Journal.open(workspace)
     (workspace.data / "journal" / "incidents.json").write_text(json.dumps({"open": []}))
     Journal.open(workspace, settings=QUICK).close()
+
+
+def test_a_segment_is_made_of_the_spare_and_read_after_a_crash(workspace: Workspace) -> None:
+    journal = stalled(workspace, segment_bytes=8192, reserve_bytes=8192)
+    spare = workspace.data / "journal" / "segment.spare"
+    count = 0
+    while journal._segment.size < 5000:
+        count = journal.append("decisions", decision(f"{count:0100}"))
+    assert not spare.exists()
+    journal.flush()
+    assert spare.stat().st_size == 8192
+    first = journal._segment.path
+    while journal._segment.path == first:
+        count = journal.append("decisions", decision(f"{count:0100}"))
+    second = journal._segment.path
+    assert first.stat().st_size > 8000
+    assert second.stat().st_size == 8192, "rows, and zeros for the rows to come"
+    assert not spare.exists()
+    journal.append("decisions", decision("last", context=[1.0] * 2000))  # beyond the reserve
+    assert second.stat().st_size > 16_000
+    spare.write_bytes(b"what the end of a process left")
+    crash(journal)
+    with Journal.open(workspace, settings=QUICK) as journal:
+        assert names(journal) == [f"{number:0100}" for number in range(count)] + ["last"]
+        assert journal.health() == "ok"
+        assert not quarantined(workspace)
+        assert not spare.exists()
+
+
+def test_the_reserve_is_given_back_at_the_end(workspace: Workspace) -> None:
+    with Journal.open(workspace, settings=Settings(interval=3600, reserve_bytes=1 << 20, segment_bytes=1 << 21)) as one:
+        assert one._segment.path.stat().st_size == 1 << 20
+        while one._segment.size < 600_000:
+            one.append("decisions", decision("T", context=[1.0] * 5000))
+        one.flush()
+        assert (workspace.data / "journal" / "segment.spare").stat().st_size == 1 << 21
+    sizes = {path.name: path.stat().st_size for path in (workspace.data / "journal").glob("segment*")}
+    assert len(sizes) == 1
+    assert max(sizes.values()) < 10_000
+
+
+def test_without_room_for_a_reserve_rows_are_written_all_the_same(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = segments.shutil.disk_usage(workspace.root.parent)
+    monkeypatch.setattr(segments.shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
+    journal = stalled(workspace)
+    size = journal._segment.size
+    assert journal._segment.path.stat().st_size == size
+    journal.append("decisions", decision("a"))
+    journal.flush()
+    assert not (workspace.data / "journal" / "segment.spare").exists()
+    crash(journal)
+    with Journal.open(workspace, settings=QUICK) as journal:
+        assert names(journal) == ["a"]
+        assert not quarantined(workspace)
