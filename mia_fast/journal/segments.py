@@ -341,7 +341,7 @@ def read(path: Path) -> Content:
             header = json.loads(data[start:end])
             columns = header["columns"]
             last = max(last, sequence - 1)
-            if header["format"] >= _RESERVES:
+            if header.get("format", 1) >= _RESERVES:
                 data = data.rstrip(b"\0")
         else:
             rows.append((sequence, data[start : start + text], data[start + text : end]))
