@@ -206,6 +206,39 @@ def test_export(opened: Journal, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_log_decision_in_the_loop(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``log_decision`` where it is called: right after each bar of a replay, with the caches as a bar leaves them."""
+    import datetime as dt
+
+    from mia_fast.live import replay as replays
+    from mia_fast.live.engine import Engine
+    from mia_fast.simulate import simulate
+
+    files = simulate(tmp_path / "market", seed=7, start=dt.date(2025, 5, 13), sessions=2, tables=["bars", "events"])
+    place = Workspace(tmp_path / "run")
+    inputs = replays.read_inputs(place, bars=files["bars"], events=files["events"])
+    times: dict[str, list[float]] = {"log_decision": [], "... with 150 features": []}
+    on_bar = Engine.on_bar
+    clock_ns = time.perf_counter_ns
+
+    def followed(engine: Engine, bar: Any, *arguments: Any) -> Any:
+        decision = on_bar(engine, bar, *arguments)
+        which = bar.known_at // 60_000_000_000 % 2
+        context = engine.values[:150] if which else None
+        began = clock_ns()
+        log_decision("after", "hold", 0.75, PROBS, context, workspace=place, now_ns=bar.known_at)
+        times[list(times)[which]].append((clock_ns() - began) / 1e3)
+        return decision
+
+    monkeypatch.setattr(Engine, "on_bar", followed)
+    summary = replays.replay(place, inputs)
+    _say(capsys, f"log_decision after each of {summary.bars:,} bars, us (p50 / p99)", times, "")
+    with Journal.open(place) as journal:
+        assert journal.query("SELECT count(*) FROM decisions WHERE trade_id = 'after'").item() == summary.bars
+
+
 def test_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop's p50 and p99 per bar with the journal and without, five runs of each in turns.
 
@@ -243,6 +276,7 @@ def test_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
         spent.clear()
         with monkeypatch.context() as off:
             if not on:
+                off.setattr(Engine, "_journalled", lambda _, decision, *__: decision)
                 off.setattr(replays._RunJournal, "append", lambda *_: 0)
                 off.setattr(replays, "RECORDER", telemetry.Recorder())
             summary = replays.replay(place, inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -247,8 +248,10 @@ rows = st.fixed_dictionaries(
 def test_a_frame_gives_back_what_went_in(row: dict[str, Any]) -> None:
     table = TABLES["decisions"]
     values = table.values(row)
-    decoded = segments.decode(b"", segments.encode("decisions", values), {"decisions": list(table.names)})
+    content = segments.encode("decisions", values)
+    decoded = segments.decode(b"", content, {"decisions": list(table.names)})
     assert decoded is not None
+    assert repr(segments.decode_rows(7, [content] * 2)) == repr([(7, *decoded), (8, *decoded)]), "both ways"
     assert decoded[0] == "decisions"
     assert repr(decoded[1]) == repr(values)  # repr: NaN is not equal to itself, -0.0 is equal to 0.0
 
@@ -259,16 +262,51 @@ def test_arrow_and_duckdb_keep_every_value(batch: list[dict[str, Any]]) -> None:
     import duckdb
 
     table = TABLES["decisions"]
-    given_rows = [(number, "decisions", table.settled(table.values(row))) for number, row in enumerate(batch)]
-    if not given_rows:
+    if not batch:
         return
+    given = table.settled(list(zip(*(table.values(row) for row in batch), strict=True)))
     with duckdb.connect() as connection:
-        connection.register("batch", database._frame(table, given_rows))
+        connection.register("batch", database._frame(table, range(len(batch)), given))
         columns = ", ".join(
             f'epoch_ns("{c.name}")' if c.kind.duckdb == "TIMESTAMP_NS" else f'"{c.name}"' for c in table.columns
         )
         back = connection.execute(f"SELECT {columns} FROM batch").fetchall()
-    assert [repr(list(row)) for row in back] == [repr(values) for _, _, values in given_rows]
+    assert [repr(row) for row in back] == [repr(row) for row in zip(*given, strict=True)]
+
+
+@settings(deadline=None)
+@given(st.lists(st.dictionaries(st.text('ab%r"é', max_size=3), st.floats(), max_size=4), max_size=5))
+def test_the_writer_s_text_of_a_dictionary_is_the_canonical_one(given_: list[dict[str, float]]) -> None:
+    table = TABLES["decisions"]
+    bare = [None] * len(table.names)
+    place = table.names.index("regime_probs")
+    columns = list(zip(*([*bare[:place], one, *bare[place + 1 :]] for one in given_), strict=True))
+    if columns:
+        assert table.settled(columns)[place] == [schema.to_json(one) for one in given_]
+
+
+def test_values_in_order_are_taken_as_a_row_is(opened: Journal) -> None:
+    table = TABLES["decisions"]
+    context = np.array([1.5, np.nan, -0.0])
+    row = decision("T", regime_probs={"trend": 0.5, "range": math.nan}, context=context.tobytes(), input_hash=b"bar")
+    opened.append("decisions", row)
+    for numbers in (float, np.float64, int):  # as they are, and converted
+        named = row | {"signal_score": numbers(1), "price": numbers(5000)}
+        opened.append_values(table, table.in_order([named.get(name) for name in table.names]))
+    for change, says in (
+        ({"signal_score": "0.5"}, "a number is wanted"),
+        ({"trade_id": None}, "trade_id is missing"),
+        ({"regime_probs": ""}, "does not fit"),
+        ({"regime_probs": {"a": object()}}, "no JSON form"),
+        ({"detail": "\ud800"}, "UTF-8"),
+    ):
+        bad = row | change
+        with pytest.raises(JournalError, match=says):
+            opened.append_values(table, table.in_order([bad.get(name) for name in table.names]))
+    frame = opened.query("SELECT * FROM decisions ORDER BY sequence")
+    assert frame["price"].to_list() == [None, 5000.0, 5000.0, 5000.0]
+    assert frame["regime_probs"].unique().to_list() == ['{"range":null,"trend":0.5}']
+    assert frame["input_hash"].unique().to_list() == [hashlib.sha256(context.tobytes() + b"bar").hexdigest()]
 
 
 # ---------------------------------------------------------------- keys
@@ -573,18 +611,18 @@ def test_durable_waits_for_the_disk_and_believes_its_refusal(
 def test_a_short_write_is_taken_back(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     one = Journal.open(workspace, settings=Settings(interval=3600))
     size = one._segment.size
-    real = os.write
+    real = os.pwrite
     calls = iter([10, 0])
 
-    def write(handle: int, data: bytes) -> int:
+    def write(handle: int, data: bytes, at: int) -> int:
         for count in calls:
             if count:
-                return real(handle, data[:count])
+                return real(handle, data[:count], at)
             raise OSError(28, "No space left on device")
-        return real(handle, data)
+        return real(handle, data, at)
 
     with monkeypatch.context() as full:
-        full.setattr(os, "write", write)
+        full.setattr(os, "pwrite", write)
         with pytest.raises(JournalError, match="No space left"):
             one.append("decisions", decision("refused"))
         assert one._segment.path.stat().st_size == size
@@ -599,15 +637,15 @@ def test_an_interrupted_append_leaves_no_row_that_could_hide_the_next(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, written: bool
 ) -> None:
     one = Journal.open(workspace, settings=Settings(interval=3600))
-    real = os.write
+    real = os.pwrite
 
-    def write(handle: int, data: bytes) -> int:
+    def write(handle: int, data: bytes, at: int) -> int:
         if written:
-            real(handle, data)
+            real(handle, data, at)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(os, "write", write)
+        interrupted.setattr(os, "pwrite", write)
         with pytest.raises(KeyboardInterrupt):
             one.append("decisions", decision("interrupted"))
     assert one.append("decisions", decision("accepted")) == 1

@@ -141,15 +141,20 @@ def test_a_torn_tail_is_cut_at_every_offset(workspace: Workspace) -> None:
     journal.append("decisions", decision("first"))
     whole = journal._segment.size
     journal.append("decisions", decision("second", context=[1.0]))
-    path = journal._segment.path
+    path, size = journal._segment.path, journal._segment.size
     crash(journal)
     data = path.read_bytes()
-    for end in range(whole, len(data)):
-        content = read_bytes(path, data[:end])
-        assert [row[0] for row in content.rows] == [1]
-        assert content.torn == end - whole
-        assert not content.damage
-    path.write_bytes(data[:-5])
+    assert not any(data[size:])
+    assert len(data) > size, "the reserve"
+    data = data[:size]
+    for end in range(whole, size):
+        for reserve in (b"", bytes(5), bytes(4000)):
+            content = read_bytes(path, data[:end] + reserve)
+            assert [row[0] for row in content.rows] == [1]
+            assert content.torn == len(data[:end].rstrip(b"\0")) - whole
+            assert not content.damage
+    assert [row[0] for row in read_bytes(path, data + bytes(4000)).rows] == [1, 2]
+    path.write_bytes(data[:-5] + bytes(4000))
     with Journal.open(workspace, settings=QUICK) as journal:
         assert names(journal) == ["first"]
         assert journal.health() == "ok"
@@ -175,8 +180,10 @@ def test_no_flipped_bit_yields_a_wrong_row_or_passes_unnoticed(tmp_path: Path) -
         values = [START, True, number / 3, None, "é", None, None]
         segment.append(number, segments.encode("penalties", values))
     segment.close()
-    data = segment.path.read_bytes()
-    sound = segments.read(segment.path)
+    data = segment.path.read_bytes() + bytes(100)
+    sound = read_bytes(segment.path, data)
+    assert not sound.damage
+    assert not sound.torn
     assert [row[0] for row in sound.rows] == [1, 2, 3]
     for offset in range(len(data)):
         damaged = bytearray(data)
@@ -217,10 +224,10 @@ def test_a_damaged_last_row_is_an_incident_too(workspace: Workspace) -> None:
     journal = stalled(workspace)
     for name in "ab":
         journal.append("decisions", decision(name))
-    path = journal._segment.path
+    path, size = journal._segment.path, journal._segment.size
     crash(journal)
     data = bytearray(path.read_bytes())
-    data[-3] ^= 1
+    data[size - 3] ^= 1
     path.write_bytes(data)
     with Journal.open(workspace, settings=QUICK) as journal:
         assert names(journal) == ["a"]
@@ -415,3 +422,59 @@ def test_a_damaged_incident_file_is_refused(workspace: Workspace) -> None:
         Journal.open(workspace)
     (workspace.data / "journal" / "incidents.json").write_text(json.dumps({"open": []}))
     Journal.open(workspace, settings=QUICK).close()
+
+
+def test_a_segment_is_made_of_the_spare_and_read_after_a_crash(workspace: Workspace) -> None:
+    journal = stalled(workspace, segment_bytes=8192, reserve_bytes=8192)
+    spare = workspace.data / "journal" / "segment.spare"
+    count = 0
+    while journal._segment.size < 5000:
+        count = journal.append("decisions", decision(f"{count:0100}"))
+    assert not spare.exists()
+    journal.flush()
+    assert spare.stat().st_size == 8192
+    first = journal._segment.path
+    while journal._segment.path == first:
+        count = journal.append("decisions", decision(f"{count:0100}"))
+    second = journal._segment.path
+    assert first.stat().st_size > 8000
+    assert second.stat().st_size == 8192, "rows, and zeros for the rows to come"
+    assert not spare.exists()
+    journal.append("decisions", decision("last", context=[1.0] * 2000))  # beyond the reserve
+    assert second.stat().st_size > 16_000
+    spare.write_bytes(b"what the end of a process left")
+    crash(journal)
+    with Journal.open(workspace, settings=QUICK) as journal:
+        assert names(journal) == [f"{number:0100}" for number in range(count)] + ["last"]
+        assert journal.health() == "ok"
+        assert not quarantined(workspace)
+        assert not spare.exists()
+
+
+def test_the_reserve_is_given_back_at_the_end(workspace: Workspace) -> None:
+    with Journal.open(workspace, settings=Settings(interval=3600, reserve_bytes=1 << 20, segment_bytes=1 << 21)) as one:
+        assert one._segment.path.stat().st_size == 1 << 20
+        while one._segment.size < 600_000:
+            one.append("decisions", decision("T", context=[1.0] * 5000))
+        one.flush()
+        assert (workspace.data / "journal" / "segment.spare").stat().st_size == 1 << 21
+    sizes = {path.name: path.stat().st_size for path in (workspace.data / "journal").glob("segment*")}
+    assert len(sizes) == 1
+    assert max(sizes.values()) < 10_000
+
+
+def test_without_room_for_a_reserve_rows_are_written_all_the_same(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = segments.shutil.disk_usage(workspace.root.parent)
+    monkeypatch.setattr(segments.shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
+    journal = stalled(workspace)
+    size = journal._segment.size
+    assert journal._segment.path.stat().st_size == size
+    journal.append("decisions", decision("a"))
+    journal.flush()
+    assert not (workspace.data / "journal" / "segment.spare").exists()
+    crash(journal)
+    with Journal.open(workspace, settings=QUICK) as journal:
+        assert names(journal) == ["a"]
+        assert not quarantined(workspace)

@@ -13,20 +13,19 @@ See ``docs/decisions/0003-journal.md`` for why it is built so.
 
 from __future__ import annotations
 
-import hashlib
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from mia_fast import clock
 from mia_fast.journal.guard import JournalInUseError
 from mia_fast.journal.reader import Reader
-from mia_fast.journal.schema import TABLES
-from mia_fast.journal.store import Journal, Settings, is_open, of
-from mia_fast.telemetry import operation
+from mia_fast.journal.schema import DECISIONS, LATEST_NS, TABLES, is_flat
+from mia_fast.journal.store import _OPEN, Journal, Settings, is_open, of
+from mia_fast.telemetry import RECORDER
 from mia_fast.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -47,9 +46,11 @@ __all__ = [
 ]
 
 _WORKSPACES: Final[dict[tuple[str | None, str], Workspace]] = {}
+_DECISIONS: Final = TABLES["decisions"]
+_record: Final = RECORDER.record
+_UNKNOWN: Final = (None,) * (_DECISIONS.names.index("input_hash") - 5)
 
 
-@operation("decision_log", "log_decision")
 def log_decision(
     trade_id: str,
     decision: str,
@@ -97,22 +98,40 @@ def log_decision(
     JournalError
         The line was not accepted.
     """
-    journal = of(workspace or _current())
-    row: dict[str, Any] = {
-        "timestamp": clock.now_ns() if now_ns is None else now_ns,
-        "trade_id": trade_id,
-        "decision": decision,
-        "signal_score": signal_score,
-        "regime_probs": regime_probs,
-    }
-    if context is not None:
-        if isinstance(context, Mapping):
-            row["context_names"] = list(context)
-            context = list(context.values())
-        features = np.ascontiguousarray(context, dtype="<f8")
-        row["context"] = features
-        row["input_hash"] = hashlib.sha256(features.data).hexdigest()
-    return journal.append("decisions", row, durable=durable)
+    # What @operation does, without a second call: this one is measured in microseconds.
+    start, ticks, success = time.time_ns(), time.perf_counter_ns(), False
+    try:
+        place = workspace or _current()
+        journal = _OPEN.get(place.root) or of(place)
+        instant = start if now_ns is None else now_ns
+        names, seen, inputs = None, None, None
+        if context is not None:
+            if isinstance(context, Mapping):
+                names, context = list(context), list(context.values())
+            features = np.asarray(context, dtype="<f8")
+            seen = features.tobytes() if features.ndim == 1 else features  # which is refused
+            inputs = b""  # nothing is hashed but the features
+        # In the order of the columns; between the probabilities and the hash is what only an engine knows.
+        values = [instant, trade_id, decision, signal_score, regime_probs]
+        values += (*_UNKNOWN, inputs, None, None, seen, names, None)
+        if (  # sound as it is: most calls are
+            type(instant) is int
+            and 0 <= instant <= LATEST_NS
+            and type(decision) is str
+            and decision in DECISIONS
+            and type(trade_id) is str
+            and type(signal_score) is float
+            and (regime_probs is None or is_flat(regime_probs))
+            and names is None
+            and (seen is None or type(seen) is bytes)
+        ):
+            sequence = journal.append_values(_DECISIONS, values, durable)
+        else:
+            sequence = journal.append("decisions", dict(zip(_DECISIONS.names, values, strict=True)), durable=durable)
+        success = True
+        return sequence
+    finally:
+        _record("decision_log", "log_decision", start, time.perf_counter_ns() - ticks, success)
 
 
 def flush(workspace: Workspace | None = None) -> list[Path]:

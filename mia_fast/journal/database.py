@@ -190,9 +190,10 @@ class Database:
 
     def _insert(self, table: Table, rows: list[Row], result: Inserted) -> list[Row]:
         """Insert rows of one table; the alerts for those it refused."""
-        rows = [(sequence, name, table.settled(values)) for sequence, name, values in rows]
+        sequences = [row[0] for row in rows]
+        columns = table.settled(list(zip(*(row[2] for row in rows), strict=True)))
         names = ", ".join(f'"{name}"' for name in ("sequence", *table.names))
-        self._writer.register("batch", _frame(table, rows))
+        self._writer.register("batch", _frame(table, sequences, columns))
         try:
             inserted = self._insert_batch(table, names)
             result.rows += inserted
@@ -209,7 +210,7 @@ class Database:
             self._writer.unregister("batch")
         if table.name == "alerts":
             return []  # an alert about an alert would never end; the first one stands
-        given = {sequence: values for sequence, _, values in rows}
+        given = dict(zip(sequences, zip(*columns, strict=True), strict=True))
         result.repeated -= len(conflicts)
         alerts = [self._conflict(table, sequence, kept, given[sequence]) for sequence, kept in conflicts]
         result.refused += [str(values[TABLES["alerts"].names.index("message")]) for _, _, values in alerts]
@@ -231,7 +232,7 @@ class Database:
         return int(free) + int(keyed)
 
     @staticmethod
-    def _conflict(table: Table, sequence: int, kept: int, values: list[Any]) -> Row:
+    def _conflict(table: Table, sequence: int, kept: int, values: Sequence[Any]) -> Row:
         row = dict(zip(table.names, values, strict=True))
         refused = {key: value.hex() if isinstance(value, bytes) else value for key, value in row.items()}
         key = " ".join(f"{name}={row[name]}" for name in table.key)
@@ -366,8 +367,8 @@ def _create_sql(table: Table) -> str:
     return f'CREATE TABLE "{table.name}" (sequence BIGINT NOT NULL, {columns}{unique})'
 
 
-def _frame(table: Table, rows: Sequence[Row]) -> pl.DataFrame:
-    """The rows as columns. Polars rather than ``pyarrow.array``, which imports pandas where it is installed."""
+def _frame(table: Table, sequences: Sequence[int], given: Sequence[Sequence[Any]]) -> pl.DataFrame:
+    """The columns as a frame. Polars rather than ``pyarrow.array``, which imports pandas where it is installed."""
     import polars as pl
 
     kinds: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -378,8 +379,8 @@ def _frame(table: Table, rows: Sequence[Row]) -> pl.DataFrame:
         "BOOLEAN": pl.Boolean,
         "BLOB": pl.Binary,
     }
-    columns = [pl.Series("sequence", [row[0] for row in rows], dtype=pl.Int64)]
-    for column, values in zip(table.columns, zip(*(row[2] for row in rows), strict=True), strict=True):
+    columns = [pl.Series("sequence", sequences, dtype=pl.Int64)]
+    for column, values in zip(table.columns, given, strict=True):
         columns.append(pl.Series(column.name, values, dtype=kinds[column.kind.duckdb]))
     return pl.DataFrame(columns)
 

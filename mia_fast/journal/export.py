@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import bisect
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -168,13 +167,8 @@ class _Notes:
         note = self._held.get(key)
         if not isinstance(note, dict) or note.get("purged") != self.purged or not note.get("upto", -1) <= self.drained:
             return None
-        if path is not None:
-            try:
-                status = path.stat()
-            except OSError:
-                return None
-            if [status.st_size, status.st_mtime_ns] != note.get("file"):
-                return None
+        if path is not None and _stamp(path) != note.get("file"):
+            return None
         return note
 
     def put(self, key: str, note: dict[str, Any]) -> None:
@@ -210,7 +204,7 @@ def _write(
             return path
         place = bisect.bisect_left(note["days"], earliest, key=lambda item: item[0])
         days = note["days"][:place]
-        keep = note["days"][place][1] if place < len(note["days"]) else note["file"][0]
+        keep = note["days"][place][1] if place < len(note["days"]) else note["file"][-1]
         where.append("t.timestamp >= CAST(? AS TIMESTAMP_NS)")
         values.append(earliest)
     query = (
@@ -224,12 +218,14 @@ def _write(
             else:
                 file.write(header)
             _render(cursor.sql(query, params=values), file, days)
-        status = temporary.stat()
-    notes.put(
-        key,
-        {"file": [status.st_size, status.st_mtime_ns], "upto": notes.drained, "purged": notes.purged, "days": days},
-    )
+        state = _stamp(temporary)
+    notes.put(key, {"file": state, "upto": notes.drained, "purged": notes.purged, "days": days})
     return path
+
+
+def _stamp(path: Path) -> list[int]:
+    """The file's state as the notes keep it, its size last; empty while there is none."""
+    return list(files.stamp(path) or ())
 
 
 def _render(relation: duckdb.DuckDBPyRelation, file: IO[bytes], days: list[list[Any]]) -> None:
@@ -254,8 +250,7 @@ def _render(relation: duckdb.DuckDBPyRelation, file: IO[bytes], days: list[list[
 def _copy(path: Path, file: IO[bytes], count: int, *, notes_file: list[int] | None) -> None:
     """The first ``count`` bytes of the file that was noted."""
     with path.open("rb") as source:
-        status = os.fstat(source.fileno())
-        if [status.st_size, status.st_mtime_ns] != notes_file:
+        if _stamp(path) != notes_file:
             raise JournalError(
                 "was written by another program during the export",
                 where=str(path),

@@ -190,7 +190,7 @@ class Recovery:
                 else:
                     rows.append((sequence, *decoded))
             for begin, end, last in content.damage:
-                if path == found[-1][1] and end == path.stat().st_size:  # no later row shows what is missing
+                if path == found[-1][1] and end == content.size:  # no later row shows what is missing
                     known = max(last, self.next - 1)
                     self._lose(f"{path.name} is damaged from byte {begin} to its end: rows after {known} may be lost")
                 else:

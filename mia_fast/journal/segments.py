@@ -10,18 +10,27 @@ A segment is a file of frames. The first frame is a header, the others are rows:
     crc         uint32    CRC-32 (IEEE 802.3) of the head up to here and of all that follows
 
 all little-endian. A header is JSON and lists the columns of each table, so that a later version with
-more columns reads the rows of an earlier one. A row is ``[table, value, ...]``, numbers to the bit. (In format 1,
-written until a row's JSON proved a third of its cost, the value of a binary column was its length.)
+more columns reads the rows of an earlier one. A row is ``[table, value, ..., true]``, numbers to the bit.
 
-One ``write`` brings one frame into the page cache: it survives the end of the process however that
-comes. It survives a power cut after :meth:`Segment.sync`.
+Zeros may follow the last frame: the file's **reserve**, written before there are rows for it, so that a row meets no
+new page and no new block. A row's last byte (``true``) is not zero: what is left without the zeros at the end is
+what was written, and a row that was cut off is short.
+
+Earlier formats are read: 2 had neither the reserve nor the ``true``; in 1 rows were JSON and the value of a
+binary column was its length.
+
+One ``pwrite`` brings one frame into the page cache: it survives the end of the process however that
+comes. It survives a power cut after :func:`sync`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
+import shutil
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -35,13 +44,20 @@ from mia_fast.journal.schema import TABLES, json_writer
 
 HEADER: Final = b"MIAs"
 ROW: Final = b"MIAr"
-FORMAT: Final = 2
+FORMAT: Final = 3
 _HEAD: Final = struct.Struct("<4sIIQ")
 _CRC: Final = struct.Struct("<I")
 HEAD_BYTES: Final = _HEAD.size + _CRC.size
 _NAME: Final = re.compile(r"segment-(\d{8})\.journal")
+_SPARE: Final = "segment.spare"
+_ZEROS: Final = bytes(1 << 14)
+"""Written piece by piece: one large write makes large pages, and a row then walks over all the blocks of its page."""
+_RESERVES: Final = 3
+"""The format from which on a file may end in zeros."""
+_ROOM: Final = 8
+"""A reserve is made only where the disk has this many times its size left."""
 _TEXT: Final = json_writer(sort_keys=False, allow_nan=True)
-_PACK: Final = msgspec.msgpack.Encoder().encode
+PACK: Final = msgspec.msgpack.Encoder().encode
 _UNPACK: Final = msgspec.msgpack.Decoder().decode
 
 Row = tuple[int, str, list[Any]]
@@ -56,7 +72,13 @@ def encode(table: str, values: Sequence[Any]) -> bytes:
     UnicodeEncodeError
         A text holds half a surrogate pair, which no file can hold.
     """
-    return _PACK([table, *values])
+    return PACK([table, *values, True])
+
+
+def decode_rows(first: int, contents: Sequence[bytes]) -> list[Row]:
+    """Rows that :func:`encode` made, by one call; the first one's sequence number is ``first``."""
+    rows = _UNPACK(b"\xdd" + len(contents).to_bytes(4) + b"".join(contents))  # an array of their arrays
+    return [(sequence, row[0], row[1:-1]) for sequence, row in enumerate(rows, first)]
 
 
 def frame(marker: bytes, sequence: int, content: bytes, text: int) -> bytes:
@@ -65,23 +87,86 @@ def frame(marker: bytes, sequence: int, content: bytes, text: int) -> bytes:
     return head + _CRC.pack(zlib.crc32(content, zlib.crc32(head))) + content
 
 
-class Segment:
-    """The segment that is being written. Not thread-safe: the journal's lock guards it."""
+class Spare:
+    """A file of zeros that the next segment is made of."""
 
-    def __init__(self, path: Path, first: int, columns: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, folder: Path, size: int) -> None:
+        """Write the zeros.
+
+        Raises
+        ------
+        OSError
+            The disk has not room enough, and nothing was left of it.
+        """
+        self.path = folder / _SPARE
+        self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            self.size = _reserve(self.fd, 0, size, folder)
+        except OSError:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Remove it."""
+        os.close(self.fd)
+        self.path.unlink(missing_ok=True)
+
+    @staticmethod
+    def forget(folder: Path) -> None:
+        """Remove what the end of another process left."""
+        (folder / _SPARE).unlink(missing_ok=True)
+
+
+class Segment:
+    """The segment that is being written. Not thread-safe: the journal's lock guards it.
+
+    Parameters
+    ----------
+    path
+        A new file.
+    first
+        Sequence number of its first row.
+    columns
+        Names of the columns of each table.
+    reserve
+        Bytes of zeros to write ahead, where the disk has room.
+    spare
+        The file to make it of; it is used up, whatever happens.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        first: int,
+        columns: Mapping[str, Sequence[str]],
+        *,
+        reserve: int = 0,
+        spare: Spare | None = None,
+    ) -> None:
         self.path = path
         self.first = first
         self.last = first - 1
         self.size = 0
+        self.reserved = 0
+        """Bytes that the file has already: rows and zeros."""
         self._named = False
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         text = _TEXT({"format": FORMAT, "columns": {name: list(columns[name]) for name in columns}}).encode()
+        begun = path if spare is None else spare.path
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644) if spare is None else spare.fd
         try:
-            self._write(frame(HEADER, first, text, len(text)))
+            header = frame(HEADER, first, text, len(text))
+            self._complete(header, 0)
+            self.size = len(header)
+            if spare is not None:
+                spare.path.rename(path)
+                self.reserved = spare.size
         except OSError:
             self.close()
-            path.unlink()  # nothing but a part of its header was in it
+            begun.unlink()  # nothing but a part of its header was in it
             raise
+        if reserve:
+            with contextlib.suppress(OSError):
+                self.reserved = _reserve(self._fd, self.size, reserve, path.parent)
 
     def append(self, sequence: int, content: bytes) -> None:
         """Write one row.
@@ -92,28 +177,38 @@ class Segment:
             The row is not in the file: what was written of it has been cut off again. If even that
             failed, the error's ``filename`` is the segment and it must not be written any more.
         """
-        self._write(frame(ROW, sequence, content, 0))
+        # frame() and _write(), in one: a row's frame is most often whole at the first try.
+        head = _HEAD.pack(ROW, len(content), 0, sequence)
+        data = head + _CRC.pack(zlib.crc32(content, zlib.crc32(head))) + content
+        size = len(data)
+        try:
+            written = os.pwrite(self._fd, data, self.size)
+            if written != size:
+                self._complete(data, written)
+        except OSError:
+            self._undo()
+            raise
+        self.size += size
         self.last = sequence
 
     def cut(self, sequence: int, size: int) -> None:
         """Go back to the state before the row ``sequence``, when the file had ``size`` bytes."""
         os.ftruncate(self._fd, size)
-        self.size = size
+        self.size = self.reserved = size
         self.last = sequence - 1
 
-    def _write(self, data: bytes) -> None:
+    def _complete(self, data: bytes, written: int) -> None:
+        while written < len(data):  # a full disk takes a part first and refuses the rest
+            written += os.pwrite(self._fd, data[written:], self.size + written)
+
+    def _undo(self) -> None:
+        """Cut off what was written of a row."""
         try:
-            written = os.write(self._fd, data)
-            while written < len(data):  # a full disk takes a part first and refuses the rest
-                written += os.write(self._fd, data[written:])
-        except OSError:
-            try:
-                os.ftruncate(self._fd, self.size)
-            except OSError as error:
-                error.filename = str(self.path)
-                raise
+            os.ftruncate(self._fd, self.size)
+        except OSError as error:
+            error.filename = str(self.path)
             raise
-        self.size += len(data)
+        self.reserved = self.size
 
     def handle(self) -> int:
         """A descriptor of its own for :func:`sync`, so that the wait happens outside the lock."""
@@ -125,8 +220,35 @@ class Segment:
             sync_folder(self.path.parent)
             self._named = True
 
+    def finish(self) -> None:
+        """Give the reserve back and close."""
+        if self.reserved > self.size:
+            with contextlib.suppress(OSError):  # zeros at the end are as good
+                os.ftruncate(self._fd, self.size)
+        self.close()
+
     def close(self) -> None:
         os.close(self._fd)
+
+
+def _reserve(fd: int, begin: int, size: int, folder: Path) -> int:
+    """Write zeros from ``begin`` up to ``size`` bytes; the file's size then.
+
+    Raises
+    ------
+    OSError
+        The disk has not room enough: the file is as it was.
+    """
+    if shutil.disk_usage(folder).free < _ROOM * size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    at = begin
+    try:
+        while at < size:
+            at += os.pwrite(fd, _ZEROS[: size - at], at)
+    except OSError:
+        os.ftruncate(fd, begin)
+        raise
+    return at
 
 
 def sync(handle: int) -> None:
@@ -177,6 +299,8 @@ class Content:
         sequence number before it.
     torn
         Bytes of an unfinished last frame: a write the end of the process or a power cut stopped.
+    size
+        Bytes that were written, without the reserve.
     """
 
     first: int | None
@@ -184,6 +308,7 @@ class Content:
     rows: list[tuple[int, bytes, bytes]]
     damage: list[tuple[int, int, int]]
     torn: int
+    size: int
 
 
 def read(path: Path) -> Content:
@@ -213,13 +338,16 @@ def read(path: Path) -> Content:
         start = offset + HEAD_BYTES
         if marker == HEADER:
             first = sequence
-            columns = json.loads(data[start:end])["columns"]
+            header = json.loads(data[start:end])
+            columns = header["columns"]
             last = max(last, sequence - 1)
+            if header.get("format", 1) >= _RESERVES:
+                data = data.rstrip(b"\0")
         else:
             rows.append((sequence, data[start : start + text], data[start + text : end]))
             last = sequence
         offset = end
-    return Content(first, columns, rows, damage, torn)
+    return Content(first, columns, rows, damage, torn, len(data))
 
 
 def decode(text: bytes, blobs: bytes, columns: Mapping[str, Sequence[str]]) -> tuple[str, list[Any]] | None:
@@ -231,7 +359,11 @@ def decode(text: bytes, blobs: bytes, columns: Mapping[str, Sequence[str]]) -> t
     name, *stored = json.loads(text) if text else _UNPACK(blobs)
     table = TABLES.get(name)
     names = columns.get(name)
-    if table is None or names is None or len(names) != len(stored):
+    if table is None or names is None:
+        return None
+    if len(stored) == len(names) + 1:  # the true of format 3
+        stored.pop()
+    if len(stored) != len(names):
         return None
     row = dict(zip(names, stored, strict=True))
     if not text:

@@ -1,13 +1,14 @@
 """The live engine: it owns the long-lived objects, and a bar runs through all of them.
 
 ``engine.on_bar(bar, account)`` returns a decision with its reason, journalled before it is returned.
-Nothing on that path opens a file, sleeps, retries or makes a frame.
+Nothing on that path opens a file, sleeps, retries or makes a frame; with a memory that answers in the background,
+that is: one that answers in place, as a replay's does, looks at its own file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
+import struct
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from mia_fast.features.catalogue import InputColumn
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.levels import CLOSES_KEPT, LevelsFeed
 from mia_fast.features.plan import Plan
-from mia_fast.journal.schema import feature_list_digest
+from mia_fast.journal.schema import TABLES, Table, feature_list_digest
 from mia_fast.live.broker import Position
 from mia_fast.live.policy import FEATURES, Policy
 from mia_fast.memory.recall import FEATURES as RECALLED
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-STAGES: Final = ("features", "prediction", "decision", "risk", "journal", "whole bar")
+STAGES: Final = ("features", "prediction", "decision", "risk", "journal", "memory", "whole bar")
+_DECISIONS: Final = TABLES["decisions"]
 BAR_COLUMNS: Final = ("open", "high", "low", "close", "volume")
 PREDICTED_VIX: Final = "predicted_vix"
 """The feature that the engine's own model makes: written into a bar's row once the model has read that row."""
@@ -69,6 +71,9 @@ class Journal(Protocol):
 
     def append(self, table: str, row: dict[str, Any], /) -> int:
         """Take one row; it survives the end of the process when this returns."""
+
+    def append_values(self, table: Table, values: list[Any], /) -> int:
+        """The same, of values as :meth:`Table.in_order` gives them."""
 
     def health(self) -> str:
         """``"ok"`` or why rows cannot be taken."""
@@ -194,10 +199,11 @@ class Engine:
         self._daily = next((steps for steps in sources if steps.table == "daily"), None)
         self._closes: deque[tuple[int, float]] = deque(maxlen=CLOSES_KEPT)
         self._rolls, self._shift = rolls, 0.0
+        self._shift_until = -math.inf  # the next roll: until then the shift stands
         self._moved_closes = deque(self._closes, CLOSES_KEPT) if rolls else self._closes
         self._last_levels: tuple[Levels, float] | None = None
-        self._row_hash = hashlib.sha256
         self._feature_list = feature_list_digest(plan.features)
+        self._pack_bar = struct.Struct(f"<{5 + len(self.extra)}d").pack
 
     def on_bar(self, bar: Bar, account: Account, position: Position | None) -> Decision:
         """Take one closed bar; decide, ask the gate, journal, return.
@@ -288,19 +294,21 @@ class Engine:
                 )
         checked = clock()
         self._journalled(decision, bar, row[: self._context_size])
+        journalled = clock()
+        if self.memory is not None:
+            if decision.order is not None and not decision.order.reduce_only:
+                self.memory.entered(trade_id, now, row)
+            self.memory.observe(now, row)
         done = clock()
         self.latency_ns = [
             computed - started,
             forecast - computed,
             decided - forecast,
             checked - decided,
-            done - checked,
+            journalled - checked,
+            done - journalled,
             done - started,
         ]
-        if self.memory is not None:
-            if decision.order is not None and not decision.order.reduce_only:
-                self.memory.entered(trade_id, now, row)
-            self.memory.observe(now, row)
         return decision
 
     def on_chain(self, chain: pl.DataFrame, now: int, *, known_at: int | None = None, settled: bool = False) -> Levels:
@@ -348,7 +356,10 @@ class Engine:
 
     def _moved(self, bar: Bar) -> tuple[float, float, float, float, float]:
         """The bar as the features see it; at a roll the levels go over to the new contract's prices."""
-        shift = adjustment(self._rolls, bar.known_at - self._interval)
+        shift, start = self._shift, bar.known_at - self._interval
+        if start >= self._shift_until:
+            shift = adjustment(self._rolls, start)
+            self._shift_until = min((roll.at for roll in self._rolls if roll.at > start), default=math.inf)
         self._moved_closes.append((bar.known_at, bar.close + shift))
         if shift != self._shift:
             self._shift = shift
@@ -380,6 +391,7 @@ class Engine:
         """Set the last closes, which the basis of a chain is taken from."""
         self._closes.clear()
         self._closes.extend((int(at), close) for at, close in closes)
+        self._shift_until = -math.inf
         if self._rolls:
             self._moved_closes.clear()
             for at, close in self._closes:
@@ -443,31 +455,40 @@ class Engine:
         return (whole - ticks if side is Side.BUY else whole + ticks) * self._tick
 
     def _journalled(self, decision: Decision, bar: Bar, context: Floats | None) -> Decision:
-        """Write the decision, safe from kill -9, and hand it back."""
-        seen = b"" if context is None else context.tobytes()
-        self.journal.append(
-            "decisions",
-            {
-                "timestamp": decision.known_at,
-                "trade_id": decision.trade_id,
-                "decision": decision.action,
-                "signal_score": decision.score,
-                "regime_probs": decision.regime_probs,
-                "run_id": self._run_id,
-                "symbol": self._symbol,
-                "price": bar.close,
-                "quantity": None if decision.order is None else int(decision.order.quantity),
-                "side": None if decision.order is None else decision.order.side.value,
-                "verdict": "allow" if decision.allowed else "deny",
-                "code": decision.code,
-                "detail": decision.detail,
-                "input_hash": self._row_hash(seen + np.array(bar[1:6] + bar.extra).tobytes()).hexdigest(),
-                "model_sha256": self._model_sha,
-                "config_digest": self._config_digest,
-                "context": seen or None,
-                "feature_list": self._feature_list,
-            },
+        """Write the decision, safe from kill -9, and hand it back.
+
+        Its input hash, which the journal's writer makes, is SHA-256 over the context and then the bar (float64,
+        little-endian).
+        """
+        order = decision.order
+        if context is None:  # a bad bar: whatever it holds
+            inputs, seen = np.array(bar[1:6] + bar.extra, dtype=np.float64).tobytes(), None
+        else:
+            inputs, seen = self._pack_bar(*bar[1:6], *bar.extra), context.tobytes()
+        values = _DECISIONS.in_order(
+            [
+                decision.known_at,
+                decision.trade_id,
+                decision.action,
+                decision.score,
+                decision.regime_probs,
+                self._run_id,
+                self._symbol,
+                None if order is None else order.side.value,
+                bar.close,
+                None if order is None else int(order.quantity),
+                "allow" if decision.allowed else "deny",
+                decision.code,
+                decision.detail,
+                inputs,
+                self._model_sha,
+                self._config_digest,
+                seen,
+                None,
+                self._feature_list,
+            ]
         )
+        self.journal.append_values(_DECISIONS, values)
         return decision
 
 

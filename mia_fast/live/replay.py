@@ -75,6 +75,7 @@ _COMPONENTS: Final = (
     ("policy", "decide"),
     ("risk", "check"),
     ("decision_log", "append"),
+    ("market_memory", "observe"),
 )
 
 MARKS: Final = {
@@ -284,7 +285,8 @@ def replay(
         mine, other = _two_cores()
         # Rows are safe in the segments at once. They go on into DuckDB at the checkpoints: a writer that works beside
         # bars at full speed takes the interpreter from them (docs/decisions/0080-alerts-and-readers.md).
-        spread = replace(journals.Settings.of(workspace), interval=60.0)
+        spread = journals.Settings.of(workspace)
+        spread = replace(spread, interval=60.0, reserve_bytes=spread.segment_bytes)
         journal = stack.enter_context(journals.Journal.open(workspace, pin_core=other, settings=spread))
         stack.enter_context(_pinned(mine))
         run = _Run(workspace, inputs, bars, model, run_id, folder, parts, journal, first, known_at, base)
@@ -761,6 +763,7 @@ class _RunJournal:
     def __init__(self, journal: journals.Journal, run_id: str) -> None:
         self._journal, self._run_id = journal, run_id
         self.health = journal.health
+        self.append_values = journal.append_values  # the engine's decisions have the run's name
 
     def append(self, table: str, row: Any, /) -> int:
         """Add the run's name, and an event's name where the row has none."""
