@@ -19,6 +19,7 @@ from mia_fast.files import replacing
 from mia_fast.loading import load_model
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
+from mia_models.drift import FORECASTS, Drift
 from mia_models.session import OnnxModel, Reason, missing_features
 
 MODEL = "predicted_vix"
@@ -34,11 +35,11 @@ Missing = Literal["error", "impute"]
 class NeuralPipeline:
     """The served models of a workspace, each loaded once.
 
-    ``predicted_vix`` is what a live engine steps; ``networks`` gives every other output of a frame in one call, and is
-    loaded when a frame first asks for it. A version under ``data/models`` of the workspace is taken in place of the
-    shipped one (:mod:`mia_fast.registry`). Any other ``NAME.onnx`` there, with its ``NAME.manifest.json``, is a model
+    ``networks`` gives every output in one call. The model ``predicted_vix`` is called besides only where the desk
+    serves a version of its own of it (:mod:`mia_fast.registry`), whose forecast then counts: the shipped one stands in
+    the networks' graph as well. Any other ``NAME.onnx`` under ``data/models``, with its ``NAME.manifest.json``, is a model
     of the desk's own: its outputs are added, or take the place of those of the same name. If the files of a model are
-    damaged, that is an error, not a reason to fall back.
+    damaged, that is an error, not a reason to fall back. Frames and the live engine use the same models.
 
     Parameters
     ----------
@@ -54,7 +55,7 @@ class NeuralPipeline:
     Attributes
     ----------
     model
-        ``predicted_vix``; a live engine calls its ``step`` for each bar.
+        ``predicted_vix`` by itself.
     refusals
         How many rows of the last call lacked a prediction, by the first reason.
     """
@@ -62,6 +63,7 @@ class NeuralPipeline:
     def __init__(self, workspace: Workspace | None = None) -> None:
         self._workspace = workspace or Workspace.current()
         self.model = load_model(self._workspace, MODEL, registry.folder(self._workspace, MODEL))
+        self._is_shipped = registry.served(self._workspace, MODEL) == registry.SHIPPED
         self.refusals: dict[str, int] = {}
 
     @cached_property
@@ -83,13 +85,20 @@ class NeuralPipeline:
         ``generate_features`` and ``make_plan`` give them when they are asked for by their argument ``auxiliary``.
         """
         known = catalogues.read(self._workspace).names
-        needed = dict.fromkeys(name for model in self._all for name in model.features)
+        needed = dict.fromkeys(name for model in (self.model, *self.served) for name in model.features)
         return tuple(name for name in needed if name not in known)
 
-    @property
-    def _all(self) -> tuple[OnnxModel, ...]:
-        """Later outputs take the place of earlier ones: a frame's ``predicted_vix`` is that of the live engine."""
-        return (self.networks, self.model, *self.own)
+    @cached_property
+    def served(self) -> tuple[OnnxModel, ...]:
+        """The models that give the outputs; later outputs take the place of earlier ones of the same name."""
+        inside = self._is_shipped and MODEL in self.networks.outputs
+        return (self.networks, *(() if inside else (self.model,)), *self.own)
+
+    def drift(self) -> Drift | None:
+        """A new judge of the forecasts, by the errors that the models' manifests state; None where they state none."""
+        judged = [model.manifest for model in self.served]
+        stated = {metric.output for manifest in judged for metric in manifest.metrics if metric.view == "all bars"}
+        return Drift.of(*judged) if stated.issuperset(FORECASTS) else None
 
     @operation("neural_pipeline", "generate_predictions")
     def generate_predictions(self, data: Any, *, missing: Missing = "error") -> pl.DataFrame:
@@ -121,7 +130,7 @@ class NeuralPipeline:
         DataError
             ``data`` is no table, or a feature is not numeric.
         """
-        frame, outputs, imputed = self._outputs(data, missing, self._all, "generate_predictions")
+        frame, outputs, imputed = self._outputs(data, missing, self.served, "generate_predictions")
         return frame.with_columns(*outputs.values(), imputed)
 
     def encode(self, data: Any, *, missing: Missing = "error") -> pl.DataFrame:

@@ -796,7 +796,7 @@ def test_a_spot_move_updates_the_levels_live(workspace: Workspace) -> None:
             inputs=catalogue.inputs,
             sources=sources,
             brought=brought_columns(table.frame),
-            model=None,
+            models=(),
             policy=Policy.open(workspace),
             desk=desk,
             gate=desk.gate(account="SIM", model_sha256=None),

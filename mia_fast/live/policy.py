@@ -4,7 +4,7 @@ It is a baseline that can be read in a minute, not an edge:
 
 * trend score   ``trend_slope * (trend_strength_score - trend_centre)`` (efficiency ratio, Kaufman 1995)
 * defensive     ``defensive_slope * (predicted_vix / vix_term_1m - defensive_centre)``; range scores 0
-* probabilities softmax of the three
+* probabilities softmax of the three; where the networks serve, theirs of the next hour's regime in its place
 * signal        ``p_trend * m - p_range * z``: follow momentum in a trend, fade the distance from VWAP in a
   range, nothing when defensive; m = 2 market_momentum_score - 1, z = d / (1 + |d|) with
   d = (close - vwap) / (4 atr_14). It lies in -1..1.
@@ -89,8 +89,21 @@ class Policy:
         """The policy of a workspace's configuration."""
         return cls(load(PolicyConfig, workspace.config("policy.yaml")))
 
-    def signal(self, features: Sequence[float], predicted_vix: float) -> Signal:
-        """The signal of a bar; ``features`` in the order of :data:`FEATURES`."""
+    def signal(
+        self, features: Sequence[float], predicted_vix: float, forecast: Sequence[float] | None = None
+    ) -> Signal:
+        """The signal of a bar.
+
+        Parameters
+        ----------
+        features
+            In the order of :data:`FEATURES`.
+        predicted_vix
+            Index points.
+        forecast
+            Probabilities of :data:`REGIMES` that a model gives, NaN where refused; None: no model gives them, and the
+            rule's are taken.
+        """
         close, vwap, atr, momentum, efficiency, vix = features
         if not math.isfinite(close + vwap + atr + momentum + efficiency + vix):
             name = next(n for n, x in zip(FEATURES, features, strict=True) if not math.isfinite(x))
@@ -99,16 +112,25 @@ class Policy:
             return Signal(0.0, None, "PREDICTION_MISSING: output=predicted_vix")
         if atr <= 0.0 or vix <= 0.0:
             return Signal(0.0, None, f"FEATURE_INVALID: atr_14={atr!r} vix_term_1m={vix!r}")
-        regime = self.config.regime
-        trend = regime.trend_slope * (efficiency - regime.trend_centre)
-        defensive = regime.defensive_slope * (predicted_vix / vix - regime.defensive_centre)
-        top = max(trend, 0.0, defensive)
-        weights = (math.exp(trend - top), math.exp(-top), math.exp(defensive - top))
-        total = weights[0] + weights[1] + weights[2]
-        p_trend, p_range, p_defensive = weights[0] / total, weights[1] / total, weights[2] / total
+        if forecast is None:
+            p_trend, p_range, p_defensive = self._probabilities(efficiency, predicted_vix / vix)
+        elif math.isfinite(math.fsum(forecast)):
+            p_trend, p_range, p_defensive = forecast
+        else:
+            return Signal(0.0, None, "PREDICTION_MISSING: output=regime_probs")
         distance = (close - vwap) / (4.0 * atr)
         score = p_trend * (2.0 * momentum - 1.0) - p_range * distance / (1.0 + abs(distance))
         return Signal(score, {"trend": p_trend, "range": p_range, "defensive": p_defensive})
+
+    def _probabilities(self, efficiency: float, ratio: float) -> tuple[float, float, float]:
+        """The rule's: by the efficiency ratio, and the forecast of the VIX over its last close."""
+        regime = self.config.regime
+        trend = regime.trend_slope * (efficiency - regime.trend_centre)
+        defensive = regime.defensive_slope * (ratio - regime.defensive_centre)
+        top = max(trend, 0.0, defensive)
+        weights = (math.exp(trend - top), math.exp(-top), math.exp(defensive - top))
+        total = weights[0] + weights[1] + weights[2]
+        return weights[0] / total, weights[1] / total, weights[2] / total
 
     def entries_open(self, minute: float) -> bool:
         """Entries are allowed at this minute of the New York day."""

@@ -172,6 +172,11 @@ class OnnxModel:
             raise missing_features(self.manifest, missing, offered)
         return np.array([place[name] for name in self.features], dtype=np.intp)
 
+    def required(self, output: str) -> tuple[str, ...]:
+        """The features without which an output has no value."""
+        needs = self._needs[self.outputs.index(output)]
+        return tuple(name for name, needed in zip(self.features, needs, strict=True) if needed)
+
     def step(self, row: Floats) -> Floats:
         """Predict one row, and carry the state on.
 
