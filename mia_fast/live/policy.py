@@ -4,10 +4,14 @@ It is a baseline that can be read in a minute, not an edge:
 
 * trend score   ``trend_slope * (trend_strength_score - trend_centre)`` (efficiency ratio, Kaufman 1995)
 * defensive     ``defensive_slope * (predicted_vix / vix_term_1m - defensive_centre)``; range scores 0
-* probabilities softmax of the three; where the networks serve, theirs of the next hour's regime in its place
+* probabilities softmax of the three
 * signal        ``p_trend * m - p_range * z``: follow momentum in a trend, fade the distance from VWAP in a
   range, nothing when defensive; m = 2 market_momentum_score - 1, z = d / (1 + |d|) with
   d = (close - vwap) / (4 atr_14). It lies in -1..1.
+
+Where the networks serve, their probabilities of the next hour's regime are the decision's ``regime_probs``. The signal
+keeps the rule's own, which are of the bars just seen: a trend in the sense of the networks is so rare that with their
+probabilities the rule would fade and nothing else.
 
 A missing feature or forecast gives no signal: unknown is never a reason to trade.
 """
@@ -101,8 +105,8 @@ class Policy:
         predicted_vix
             Index points.
         forecast
-            Probabilities of :data:`REGIMES` that a model gives, NaN where refused; None: no model gives them, and the
-            rule's are taken.
+            Probabilities of :data:`REGIMES` that a model gives, NaN where refused: no signal. None: no model gives
+            them, and the decision names the rule's.
         """
         close, vwap, atr, momentum, efficiency, vix = features
         if not math.isfinite(close + vwap + atr + momentum + efficiency + vix):
@@ -112,15 +116,17 @@ class Policy:
             return Signal(0.0, None, "PREDICTION_MISSING: output=predicted_vix")
         if atr <= 0.0 or vix <= 0.0:
             return Signal(0.0, None, f"FEATURE_INVALID: atr_14={atr!r} vix_term_1m={vix!r}")
+        rule = self._probabilities(efficiency, predicted_vix / vix)
         if forecast is None:
-            p_trend, p_range, p_defensive = self._probabilities(efficiency, predicted_vix / vix)
-        elif math.isfinite(math.fsum(forecast)):
-            p_trend, p_range, p_defensive = forecast
+            told = rule
+        elif math.isfinite(sum(forecast)):
+            told = (forecast[0], forecast[1], forecast[2])
         else:
             return Signal(0.0, None, "PREDICTION_MISSING: output=regime_probs")
+        p_trend, p_range, _ = rule
         distance = (close - vwap) / (4.0 * atr)
         score = p_trend * (2.0 * momentum - 1.0) - p_range * distance / (1.0 + abs(distance))
-        return Signal(score, {"trend": p_trend, "range": p_range, "defensive": p_defensive})
+        return Signal(score, dict(zip(REGIMES, told, strict=True)))
 
     def _probabilities(self, efficiency: float, ratio: float) -> tuple[float, float, float]:
         """The rule's: by the efficiency ratio, and the forecast of the VIX over its last close."""
