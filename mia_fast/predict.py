@@ -17,8 +17,7 @@ from mia_fast.config import market
 from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.engine import FeatureEngine
-from mia_fast.features.expression import parse
-from mia_fast.features.plan import make_plan
+from mia_fast.features.plan import make_plan, rests_on
 from mia_fast.files import replacing
 from mia_fast.loading import load_model
 from mia_fast.telemetry import operation
@@ -267,17 +266,8 @@ def _pipeline(workspace: Workspace) -> NeuralPipeline:
 
 def _over(catalogue: catalogues.Catalogue, names: Collection[str]) -> catalogues.Catalogue:
     """The catalogue without the features that need more than these inputs, and without those that are these inputs."""
-    columns = {column.name: column for column in (*catalogue.auxiliary, *catalogue.features)}
     inputs = {column.name for column in catalogue.inputs}
-
-    def rests(name: str) -> set[str]:
-        column = columns.get(name)
-        if column is None or name in inputs:
-            return {name}
-        read = parse(column.expression, name).columns if column.expression is not None else column.inputs
-        return set().union(*map(rests, read))
-
-    kept = {name for name in columns if name not in inputs and rests(name) <= set(names)}
+    kept = {name for name, origins in rests_on(catalogue).items() if name not in inputs and origins <= set(names)}
     auxiliary = tuple(column for column in catalogue.auxiliary if column.name in kept)
     features = tuple(feature for feature in catalogue.features if feature.name in kept)
     return catalogue.model_copy(update={"auxiliary": auxiliary, "features": features}).with_kernels(catalogue.own)

@@ -169,8 +169,11 @@ class Forecasts:
         found = None if self._vix_model is None else self._vix_model.refusal
         return None if found is None else str(found)
 
-    def lacking(self, plan: Plan) -> dict[str, tuple[str, ...]]:
-        """The features among the outputs that stay null, with the input columns that they lack."""
+    def lacking(self, plan: Plan, origins: Mapping[str, frozenset[str]]) -> dict[str, tuple[str, ...]]:
+        """The features that stay null for want of a forecast, with the input columns that it lacks.
+
+        ``origins`` says what the catalogue's columns rest on (:func:`mia_fast.features.plan.rests_on`).
+        """
         lacks: dict[str, tuple[str, ...]] = {}
         for model in self.models:
             for name in model.outputs:
@@ -180,6 +183,11 @@ class Forecasts:
         for name, forecast in zip(OUTPUTS, (FORECASTS[0], FORECASTS[0], FORECASTS[1]), strict=True):
             if name in self.judged and lacks.get(forecast):
                 lost[name] = lacks[forecast]
+        late = [name for name in OUTPUTS if name in lost]
+        for name in plan.features:
+            wants = [judged for judged in late if judged in origins[name]]
+            if wants and name not in lost:
+                lost[name] = tuple(dict.fromkeys(lack for judged in wants for lack in lost[judged]))
         return lost
 
     def save(self) -> dict[str, Any]:

@@ -48,6 +48,7 @@ from mia_fast.features.frame import (
     write_latest,
 )
 from mia_fast.features.levels import CLOSES_KEPT, level_inputs, snapshots
+from mia_fast.features.plan import rests_on
 from mia_fast.files import replacing, write_json
 from mia_fast.live.account import HELD as ACCOUNT_HELD
 from mia_fast.live.account import TABLE as ACCOUNT_TABLE
@@ -476,7 +477,7 @@ class _Run:
         # What the engine itself writes into its rows is null only for want of what it is made from.
         forecasts, written = self.engine.forecasts, self.engine.written
         null = {name: lacks for name, lacks in self.plan.null_features.items() if name not in written}
-        null |= forecasts.lacking(self.plan)
+        null |= forecasts.lacking(self.plan, rests_on(self.catalogue))
         summary = Summary(
             run_id=self.run_id,
             bars=len(self.known_at) - self.first,
