@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -21,9 +22,13 @@ from mia_fast.features import catalogue as catalogues
 from mia_fast.features.asof import Steps
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.frame import plan_for
+from mia_fast.journal import Journal
+from mia_fast.live.account import EXPOSURE, HELD, AccountState
+from mia_fast.live.broker import Position
 from mia_fast.live.checkpoint import Checkpoint
 from mia_fast.live.forecast import Forecasts, models_digest
 from mia_fast.live.replay import Inputs, Summary, read_inputs, replay
+from mia_fast.risk import Account, Desk
 from mia_fast.simulate import simulate
 from mia_fast.tables import read_table
 from mia_fast.workspace import Workspace
@@ -247,6 +252,91 @@ def test_columns_that_the_bars_bring_stand(market: dict[str, Path], tmp_path: Pa
     none.see(4000.0)
     with pytest.raises(ModelError, match="features of 'networks' are missing"):
         Forecasts(pipeline.served, None, FeatureEngine(plan_for(table, workspace=place)))
+
+
+def test_the_drift_of_a_block_is_that_of_its_bars_one_by_one() -> None:
+    g = np.random.default_rng(4)
+    count = 4000
+    close = 4000 * np.exp(np.cumsum(g.normal(0, 2e-4, count)))
+    vix_known_at = (np.arange(count) // 130).astype(float)
+    vix = 20 + g.normal(0, 1, int(vix_known_at[-1]) + 1)[vix_known_at.astype(int)]
+    forecast, volatility = vix + g.normal(size=count), 0.12 * np.exp(g.normal(0, 0.3, count))
+    columns = np.stack([close, vix, vix_known_at, forecast, volatility])
+    columns[:, g.random(count) < 0.002] = np.nan
+    columns[g.integers(0, 5, 200), g.integers(0, count, 200)] = np.nan
+    one, stepped = Drift(1.4, 0.2), Drift(1.4, 0.2)
+    whole = one.walk(*columns)
+    rows = np.array([stepped.update(*bar).copy() for bar in columns.T]).T
+    same_bits(rows.copy(), whole)
+    assert stepped.save() == one.save()
+    assert np.isfinite(whole[:, -1]).all()
+    assert len(np.unique(whole[0])) > 10
+    cut = Drift(1.4, 0.2)
+    places = [0, 1, 29, 30, 31, 1500, 1501, 3999, count]
+    parts = []
+    for first, end in itertools.pairwise(places):
+        parts.append(cut.walk(*columns[:, first:end]))
+        again = Drift(1.4, 0.2)
+        again.restore(cut.save())
+        same_bits(again.values, cut.values)
+        cut = again
+    same_bits(np.concatenate(parts, axis=1), whole)
+
+
+def test_the_account_where_little_is_known(market: dict[str, Path], tmp_path: Path) -> None:
+    """Shorts, no stop, an equity that is none, an entry that is not known; and a restart in the middle of a trade."""
+    place = Workspace(tmp_path)
+    table = read_table("bars", pl.read_parquet(market["bars"]).head(50), workspace=place)
+    plan = plan_for(table, workspace=place, sources=(Steps.nothing("account", HELD),))
+    engine = FeatureEngine(plan)
+    with Journal.open(place) as journal:
+        desk = Desk(place, journal=journal, clock=lambda: 1, state_folder=tmp_path)
+        state = AccountState(desk, engine)
+
+        def told(high: float, low: float, close: float, equity: float, held: float, position: Position | None):
+            told.now += 60 * 10**9
+            desk.controller.update_equity(equity, told.now)
+            state.see(high, low, close, Account(told.now, equity, held), position)
+            assert np.array_equal(
+                engine.held("account"), state.values[[HELD.index(n) for n in plan.held["account"]]], True
+            )
+            row = np.full(len(plan.outputs), 2.0)
+            state.step(row)
+            return dict(zip(HELD, state.values.tolist(), strict=True)) | {EXPOSURE: row[plan.outputs.index(EXPOSURE)]}
+
+        told.now = 1_700_000_040 * 10**9
+        flat = told(101.0, 99.0, 100.0, 250_000.0, 0.0, None)
+        assert [flat[name] for name in ("mae", "mfe", "position_size_ratio", "margin_risk_score", EXPOSURE)] == [
+            0.0
+        ] * 5
+        assert np.isnan(flat["last_3_trades_success_rate"])
+        short = Position("T1", -2, 100.0, told.now, 1, None, 104.0)
+        now = told(103.0, 98.0, 99.0, 240_000.0, -2.0, short)
+        assert now["mae"] == -3.0 * 2 * 50
+        assert now["mfe"] == 2.0 * 2 * 50
+        assert now["drawdown_ratio"] == 10_000 / 250_000
+        assert now["drawdown_risk_score"] == pytest.approx(0.04 / 0.05)
+        assert now["margin_risk_score"] == 2 * 15_000 / 240_000
+        assert now["position_risk_score"] == pytest.approx(5.0 * 2 * 50 / 2400)
+        assert now["portfolio_risk_score"] == now["drawdown_risk_score"]
+        assert now[EXPOSURE] == pytest.approx(2 * 50 * 2.0 / 240_000)
+        later = AccountState(desk, engine)
+        later.restore(json.loads(json.dumps(state.save())))
+        state = later
+        now = told(100.0, 99.5, 100.0, 240_000.0, -2.0, short)
+        assert (now["mae"], now["mfe"]) == (-300.0, 200.0), "the extremes outlive a restart"
+        bare = Position("T2", 1, 100.0, told.now, 1, None, None)
+        now = told(102.0, 100.0, 101.0, 240_000.0, 1.0, bare)
+        assert (now["mae"], now["mfe"], now["position_risk_score"]) == (0.0, 100.0, 1.0)
+        now = told(102.0, 100.0, 101.0, 240_000.0, 1.0, None)
+        assert np.isnan([now["mae"], now["mfe"]]).all()
+        assert now["position_risk_score"] == 1.0
+        for profit in (1.0, -1.0, 0.0, 5.0):
+            state.closed(profit)
+        now = told(102.0, 100.0, 101.0, float("nan"), 1.0, bare)
+        assert now["last_3_trades_success_rate"] == 1 / 3
+        unknown = ("drawdown_ratio", "margin_risk_score", "position_risk_score", "drawdown_risk_score", EXPOSURE)
+        assert np.isnan([now[name] for name in (*unknown, "portfolio_risk_score")]).all()
 
 
 def test_a_saved_state_of_other_models_is_refused(market: dict[str, Path], tmp_path: Path) -> None:

@@ -239,8 +239,9 @@ class Engine:
                 then="the bar was not taken",
             )
         # The account is marked before its row is computed: the row is of this bar's close.
+        begun = clock()
         self.desk.controller.update_equity(account.equity, now)
-        marked = clock()
+        marking = clock() - begun
         self._closes.append((now, bar.close))
         prices = self._moved(bar) if self._rolls else bar[1:6]
         for feed in self._feeds:
@@ -294,10 +295,10 @@ class Engine:
         self._journalled(decision, bar, row[: self._context_size])
         done = clock()
         self.latency_ns = [
-            computed - marked,
+            computed - started - marking,
             forecast - computed,
             decided - forecast,
-            checked - decided + marked - started,
+            checked - decided + marking,
             done - checked,
             done - started,
         ]

@@ -126,7 +126,7 @@ class Policy:
         p_trend, p_range, _ = rule
         distance = (close - vwap) / (4.0 * atr)
         score = p_trend * (2.0 * momentum - 1.0) - p_range * distance / (1.0 + abs(distance))
-        return Signal(score, dict(zip(REGIMES, told, strict=True)))
+        return Signal(score, {"trend": told[0], "range": told[1], "defensive": told[2]})
 
     def _probabilities(self, efficiency: float, ratio: float) -> tuple[float, float, float]:
         """The rule's: by the efficiency ratio, and the forecast of the VIX over its last close."""
