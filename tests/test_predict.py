@@ -162,12 +162,10 @@ def test_old_call_with_two_features(pipeline):
     assert result.columns == ["rsi_14", "ofi_score", *pipeline.networks.outputs, *judged, "imputed"]
     assert result.select(judged).null_count().sum_horizontal()[0] == 4 * result.height  # without bars, no errors
     assert result["imputed"].to_list() == [True]
-    for model in (pipeline.networks, pipeline.model):
-        row = np.array([50.0 if p.name == "rsi_14" else p.median for p in model.manifest.inputs])
-        wanted = dict(zip(model.outputs, model.predict(row[None])[0].tolist(), strict=True))
-        if model is pipeline.networks:
-            del wanted["predicted_vix"]
-        assert result.select(list(wanted)).row(0, named=True) == wanted
+    model = pipeline.networks
+    row = np.array([50.0 if p.name == "rsi_14" else p.median for p in model.manifest.inputs])
+    wanted = dict(zip(model.outputs, model.predict(row[None])[0].tolist(), strict=True))
+    assert result.select(list(wanted)).row(0, named=True) == wanted
 
 
 def test_imputation_fills_nulls_and_nan_but_not_infinities(pipeline):
