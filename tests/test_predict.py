@@ -446,6 +446,34 @@ def test_no_input_is_known_too_early(real_data, workspace):
     assert not next(after).equals(next(after))
 
 
+@pytest.mark.real
+def test_ten_thousand_real_rows_of_the_shipped_networks(real_data, workspace, pipeline):
+    """One by one they have the bits of the block; and the reference evaluator of ONNX, plain NumPy, agrees."""
+    from mia_fast.features.frame import generate_features
+
+    vix = pl.read_parquet(real_data / "vol" / "vix_family_daily_to_202206.parquet").filter(pl.col("symbol") == "VIX")
+    frame = generate_features(
+        real_data / "bars" / "demo_es_1m_20220606_20220617.parquet",
+        cross=vix.select("date", "symbol", "close"),
+        auxiliary=pipeline.auxiliary,
+        workspace=workspace,
+    )
+    model = pipeline.networks
+    matrix = frame.tail(10_000).select(model.features).cast(pl.Float64).fill_null(math.nan).to_numpy().copy()
+    block = model.predict(matrix)
+    assert np.isfinite(block[:, 1:]).all()
+    assert 0.6 < np.isfinite(block[:, 0]).mean() < 1.0  # the VIX's inputs take five sessions
+    model.reset()
+    same_bits(np.array([model.step(row).copy() for row in matrix]), block)
+    model.reset()
+    onnx = pytest.importorskip("onnx")
+    referee = pytest.importorskip("onnx.reference").ReferenceEvaluator(onnx.load(ARTIFACTS / "networks.onnx"))
+    states = {f"state_{s.name}": np.zeros(s.shape, dtype=np.float32) for s in model.manifest.memory.states}
+    (wanted,) = referee.run(["predictions"], {"features": matrix, **states})
+    scale = np.maximum(np.nanmax(wanted, axis=0) - np.nanmin(wanted, axis=0), 1e-2)
+    assert np.nanmax(np.abs(block - wanted) / scale) <= 1e-5
+
+
 # --- the glue of training ------------------------------------------------------------------------------------
 
 

@@ -675,7 +675,7 @@ class _Run:
         if len(judged):
             features.reset()
             features.batch(known_at, {**columns, **dict(zip(forecasts.judged, judged, strict=True))}, out=matrix)
-            forecasts.write(matrix[:, -1])
+        forecasts.write(matrix[:, -1])
 
     def _take_chain(self, number: int, *, settled: bool = False) -> None:
         known, chain = self.chains[number]
