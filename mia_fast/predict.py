@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -13,13 +13,18 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mia_fast import registry
+from mia_fast.config import market
 from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
+from mia_fast.features.engine import FeatureEngine
+from mia_fast.features.plan import make_plan, rests_on
 from mia_fast.files import replacing, stamp
 from mia_fast.loading import load_model
 from mia_fast.tables import frame_of
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
+from mia_models.drift import FORECASTS, Drift
+from mia_models.drift import OUTPUTS as JUDGED
 from mia_models.session import OnnxModel, Reason, missing_features
 
 MODEL = "predicted_vix"
@@ -35,11 +40,11 @@ Missing = Literal["error", "impute"]
 class NeuralPipeline:
     """The served models of a workspace, each loaded once.
 
-    ``predicted_vix`` is what a live engine steps; ``networks`` gives every other output of a frame in one call, and is
-    loaded when a frame first asks for it. A version under ``data/models`` of the workspace is taken in place of the
-    shipped one (:mod:`mia_fast.registry`). Any other ``NAME.onnx`` there, with its ``NAME.manifest.json``, is a model
-    of the desk's own: its outputs are added, or take the place of those of the same name. If the files of a model are
-    damaged, that is an error, not a reason to fall back.
+    ``networks`` gives every output in one call. The model ``predicted_vix`` is called besides only where the desk
+    serves a version of its own of it (:mod:`mia_fast.registry`), whose forecast then counts: the shipped one stands in
+    the networks' graph as well. Any other ``NAME.onnx`` under ``data/models``, with its ``NAME.manifest.json``, is a
+    model of the desk's own: its outputs are added, or take the place of those of the same name. If the files of a
+    model are damaged, that is an error, not a reason to fall back. Frames and the live engine use the same models.
 
     Parameters
     ----------
@@ -55,7 +60,7 @@ class NeuralPipeline:
     Attributes
     ----------
     model
-        ``predicted_vix``; a live engine calls its ``step`` for each bar.
+        ``predicted_vix`` by itself.
     refusals
         How many rows of the last call lacked a prediction, by the first reason.
     """
@@ -63,6 +68,7 @@ class NeuralPipeline:
     def __init__(self, workspace: Workspace | None = None) -> None:
         self._workspace = workspace or Workspace.current()
         self.model = load_model(self._workspace, MODEL, registry.folder(self._workspace, MODEL))
+        self._is_shipped = registry.served(self._workspace, MODEL) == registry.SHIPPED
         self.refusals: dict[str, int] = {}
 
     @cached_property
@@ -84,20 +90,28 @@ class NeuralPipeline:
         ``generate_features`` and ``make_plan`` give them when they are asked for by their argument ``auxiliary``.
         """
         known = catalogues.read(self._workspace).names
-        needed = dict.fromkeys(name for model in self._all for name in model.features)
+        needed = dict.fromkeys(name for model in (self.model, *self.served) for name in model.features)
         return tuple(name for name in needed if name not in known)
 
-    @property
-    def _all(self) -> tuple[OnnxModel, ...]:
-        """Later outputs take the place of earlier ones: a frame's ``predicted_vix`` is that of the live engine."""
-        return (self.networks, self.model, *self.own)
+    @cached_property
+    def served(self) -> tuple[OnnxModel, ...]:
+        """The models that give the outputs; later outputs take the place of earlier ones of the same name."""
+        inside = self._is_shipped and MODEL in self.networks.outputs
+        return (self.networks, *(() if inside else (self.model,)), *self.own)
+
+    def drift(self) -> Drift | None:
+        """A new judge of the forecasts, by the errors that the models' manifests state; None where they state none."""
+        judged = [model.manifest for model in self.served]
+        stated = {metric.output for manifest in judged for metric in manifest.metrics if metric.view == "all bars"}
+        return Drift.of(*judged) if stated.issuperset(FORECASTS) else None
 
     @operation("neural_pipeline", "generate_predictions")
     def generate_predictions(self, data: Any, *, missing: Missing = "error") -> pl.DataFrame:
         """Add the models' outputs to a frame of features.
 
         The rows are one series of bars in the order of time: the networks carry their state from row to row, from the
-        frame's first row on.
+        frame's first row on, and so do the numbers that judge them (:mod:`mia_models.drift`). Row by row they are what
+        a live engine writes that has seen the same bars.
 
         Parameters
         ----------
@@ -112,7 +126,10 @@ class NeuralPipeline:
         Returns
         -------
         polars.DataFrame
-            The frame with the outputs, null where refused, and ``imputed``: in this row a median stands for a feature.
+            The frame with the outputs, null where refused; with ``prediction_confidence``, ``error_rolling_std`` and
+            ``model_drift_score``, and the catalogue's features over these three alone (``confidence_drop_rate``), null
+            while there are too few errors, and where the frame lacks ``timestamp`` (ascending), ``close``,
+            ``vix_term_1m`` or ``minutes_since_vix_close``; and ``imputed``: in this row a median stands for a feature.
             Columns of these names that were there are replaced.
 
         Raises
@@ -122,8 +139,9 @@ class NeuralPipeline:
         DataError
             ``data`` is no table, or a feature is not numeric.
         """
-        frame, outputs, imputed = self._outputs(data, missing, self._all, "generate_predictions")
-        return frame.with_columns(*outputs.values(), imputed)
+        frame, outputs, imputed = self._outputs(data, missing, self.served, "generate_predictions")
+        judged = self._judged(frame, outputs)
+        return frame.with_columns(*outputs.values(), *judged, imputed)
 
     def encode(self, data: Any, *, missing: Missing = "error") -> pl.DataFrame:
         """The place of each row on the map of volatility regimes, see :func:`encode_vol_regime`; writes nothing."""
@@ -131,6 +149,33 @@ class NeuralPipeline:
         stamp = frame["timestamp"] if "timestamp" in frame.columns else pl.Series("timestamp", [None] * frame.height)
         label = outputs["cluster_id"].cast(pl.Int64)
         return pl.DataFrame([stamp, outputs[LATENT[0]], outputs[LATENT[1]], label, imputed])
+
+    def _judged(self, frame: pl.DataFrame, outputs: Mapping[str, pl.Series]) -> list[pl.Series]:
+        """The numbers of the drift at each row, and the features that rest on them."""
+        catalogue = _over(catalogues.read(self._workspace), JUDGED)
+        drift = self.drift()
+        needed = ("timestamp", "close", "vix_term_1m", "minutes_since_vix_close")
+        names = [*JUDGED, *catalogue.names]
+        stamped = isinstance(frame.schema.get("timestamp"), pl.Datetime) and not frame["timestamp"].has_nulls()
+        stamps = frame["timestamp"].dt.epoch("ns").to_numpy() if stamped else np.empty(0, dtype=np.int64)
+        in_order = len(stamps) > 0 and bool((np.diff(stamps) > 0).all())
+        if drift is None or not in_order or any(name not in frame.columns for name in needed):
+            return [pl.Series(name, [None] * frame.height, dtype=pl.Float64) for name in names]
+        close, vix, minutes = (_numbers(frame[name], "generate_predictions") for name in needed[1:])
+        # When the VIX in force became known, up to a constant: whether a row marks its start or its end is the same.
+        vix_known_at = np.round(stamps / 1e9 - 60.0 * minutes, 3)
+        forecasts = (_numbers(outputs[name], "generate_predictions") for name in FORECASTS)
+        values = dict(zip(JUDGED, drift.walk(close, vix, vix_known_at, *forecasts), strict=True))
+        if catalogue.names:
+            steps = np.diff(stamps)
+            plan = make_plan(
+                catalogue,
+                [name for name in JUDGED if name in {column.name for column in catalogue.inputs}],
+                bar_minutes=float(steps.min()) / 60e9 if len(steps) else 1.0,
+                tick_size=market(self._workspace).instrument.tick_size,
+            )
+            values |= zip(plan.features, FeatureEngine(plan).batch(stamps, values), strict=True)
+        return [pl.Series(name, values[name]).fill_nan(None) for name in names]
 
     def _outputs(
         self, data: Any, missing: Missing, models: Sequence[OnnxModel], where: str
@@ -218,6 +263,15 @@ def _pipeline(workspace: Workspace) -> NeuralPipeline:
     if held is None or held[0] != state:
         held = _PIPELINES[workspace.root] = (state, NeuralPipeline(workspace))
     return held[1]
+
+
+def _over(catalogue: catalogues.Catalogue, names: Collection[str]) -> catalogues.Catalogue:
+    """The catalogue without the features that need more than these inputs, and without those that are these inputs."""
+    inputs = {column.name for column in catalogue.inputs}
+    kept = {name for name, origins in rests_on(catalogue).items() if name not in inputs and origins <= set(names)}
+    auxiliary = tuple(column for column in catalogue.auxiliary if column.name in kept)
+    features = tuple(feature for feature in catalogue.features if feature.name in kept)
+    return catalogue.model_copy(update={"auxiliary": auxiliary, "features": features}).with_kernels(catalogue.own)
 
 
 def _model_files(folder: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from mia_models import manifest as manifests
 from mia_models.errors import ModelError
 
 SHIPPED, OWN = "shipped", "own"
-MODELS: Final = ("predicted_vix",)
+MODELS: Final = ("predicted_vix", "networks")
 _KEPT: Final = 50
 
 

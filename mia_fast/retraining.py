@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from mia_fast.files import sha256
 from mia_fast.telemetry import operation
 from mia_fast.training import Progress, local_clock, quiet, vix_prior, vix_samples
 from mia_fast.workspace import Workspace
+
+MODEL: Final = "predicted_vix"
+"""What is trained again. The networks take their features, their outputs' methods and hours of training anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +86,13 @@ def retrain_model(
     JournalError
         The journal does not take the result; nothing was changed.
     """
-    if name not in registry.MODELS:
+    if name != MODEL:
+        known = name in registry.MODELS
         raise ConfigError(
-            f"there is no model {name!r} to train", where="name", hint=", ".join(registry.MODELS), then="no change"
+            f"{name} is not trained again by itself" if known else f"there is no model {name!r} to train",
+            where="name",
+            hint="mia-fast train networks chooses, trains and judges them; then they are served" if known else MODEL,
+            then="no change",
         )
     from mia_fast import journal
     from mia_fast.features import catalogue as catalogues

@@ -81,6 +81,15 @@ def _memory() -> None:
     index.nearest(np.zeros(2), 1, wanted=OUTCOMES["all"])
 
 
+def _models() -> None:
+    from mia_models.drift import Drift
+
+    drift = Drift(1.0, 1.0)
+    drift.walk([100.0], [20.0], [0.0], [20.0], [0.1])
+    drift.update(100.0, 20.0, 0.0, 20.0, 0.1)
+    drift.restore(drift.save())
+
+
 STEPS: Final[dict[str, Callable[[], None]]] = {
     "features": _features,
     "bitmaps": _bitmaps,
@@ -88,6 +97,7 @@ STEPS: Final[dict[str, Callable[[], None]]] = {
     "options": _options,
     "bars": _bars,
     "memory": _memory,
+    "models": _models,
 }
 
 

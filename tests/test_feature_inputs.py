@@ -31,6 +31,7 @@ from mia_fast.features.levels import LevelsHistory, level_inputs, read_levels
 from mia_fast.features.live import Features
 from mia_fast.features.plan import Plan, make_plan
 from mia_fast.journal import Journal
+from mia_fast.live.account import EXPOSURE
 from mia_fast.live.broker import SimulatedBroker
 from mia_fast.live.engine import MINUTE as MINUTE_OF_DAY
 from mia_fast.live.engine import Bar, Engine
@@ -820,7 +821,7 @@ def test_a_spot_move_updates_the_levels_live(workspace: Workspace) -> None:
             inputs=catalogue.inputs,
             sources=sources,
             brought=brought_columns(table.frame),
-            model=None,
+            models=(),
             policy=Policy.open(workspace),
             desk=desk,
             gate=desk.gate(account="SIM", model_sha256=None),
@@ -848,6 +849,8 @@ def test_a_spot_move_updates_the_levels_live(workspace: Workspace) -> None:
             engine.on_bar(Bar(now + MINUTE, *prices), broker.account(prices[3], now), None)
     want = generate_features(frame, levels=levels, workspace=workspace)
     live = np.array(got).T[: len(plan.features)].copy()
+    assert (live[plan.features.index(EXPOSURE)] == 0.0)[np.isfinite(live[plan.features.index("atr_14")])].all()
+    live[plan.features.index(EXPOSURE)] = np.nan  # the account's, which a batch has from its caller alone
     same_bits(live, want.select(plan.features).fill_null(np.nan).to_numpy().T.copy(), plan.features)
     underlying = want["own_underlying_price"].drop_nulls()
     assert underlying.unique().len() == 2

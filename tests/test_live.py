@@ -94,6 +94,17 @@ def test_a_missing_feature_gives_no_signal_and_is_named(policy: Policy, name: st
     assert signal.missing == f"FEATURE_MISSING: feature={name}"
 
 
+def test_a_decision_names_the_regimes_of_the_model_and_the_score_stays_the_rules(policy: Policy) -> None:
+    given = [GOOD[name] for name in FEATURES]
+    rule, told = policy.signal(given, 20.0), policy.signal(given, 20.0, [0.125, 0.625, 0.25])
+    assert told.regime_probs == {"trend": 0.125, "range": 0.625, "defensive": 0.25}
+    assert told.score == rule.score
+    for bad in ([0.5, math.nan, 0.5], [math.inf, 0.0, 0.0]):
+        refused = policy.signal(given, 20.0, bad)
+        assert (refused.score, refused.regime_probs) == (0.0, None)
+        assert refused.missing == "PREDICTION_MISSING: output=regime_probs"
+
+
 def test_a_missing_forecast_gives_no_signal(policy: Policy) -> None:
     assert _signal(policy, math.nan).missing == "PREDICTION_MISSING: output=predicted_vix"
     assert str(_signal(policy, atr_14=0.0).missing).startswith("FEATURE_INVALID")

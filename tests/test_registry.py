@@ -152,6 +152,26 @@ def test_the_commands(workspace: Workspace) -> None:
     assert isinstance(run.invoke(app, ["models", "list", "unknown"]).exception, ConfigError)
 
 
+def test_the_networks_have_versions_too(workspace: Workspace) -> None:
+    """One that is promoted gives every output, ``predicted_vix`` among them; the shipped one comes back."""
+    content = json.loads((SHIPPED / "networks.manifest.json").read_text())
+    version = content["graph_sha256"][:12]
+    place = registry.new_folder(workspace, "networks", content["graph_sha256"])
+    place.mkdir(parents=True)
+    shutil.copy(SHIPPED / "networks.onnx", place)
+    (place / "networks.manifest.json").write_text(json.dumps(content | {"version": "2.0.0"}))
+    assert [found.version for found in registry.versions(workspace, "networks")] == ["shipped", version]
+    run = CliRunner()
+    promote = ["models", "promote", version[:6], "--name", "networks", "--reason", "a test"]
+    assert f"networks: shipped -> {version}" in run.invoke(app, promote).output
+    pipeline = NeuralPipeline(workspace)
+    assert [model.manifest.version for model in pipeline.served] == ["2.0.0"]
+    assert registry.served(workspace, MODEL) == "shipped"
+    assert version in run.invoke(app, ["models", "list", "networks"]).output
+    assert registry.rollback(workspace, "networks", reason="back") == ("shipped", version)
+    assert NeuralPipeline(workspace).networks.manifest.version != "2.0.0"
+
+
 # --- challengers
 
 
@@ -231,6 +251,9 @@ def test_retraining_says_what_it_lacks(workspace: Workspace) -> None:
         retrain_model(MODEL)
     with pytest.raises(ConfigError, match="no model 'other'"):
         retrain_model("other")
+    with pytest.raises(ConfigError, match="networks is not trained again by itself") as told:
+        retrain_model("networks")
+    assert "mia-fast train networks" in str(told.value)
 
 
 @pytest.mark.real

@@ -22,9 +22,12 @@ from mia_fast import journal as journals
 from mia_fast import memory
 from mia_fast.errors import ConfigError, DataError, StateError
 from mia_fast.features import catalogue as catalogues
+from mia_fast.live import account
 from mia_fast.live.engine import Bar, Engine
 from mia_fast.live.replay import Inputs, Summary, read_inputs, replay
 from mia_fast.plot import check
+from mia_fast.risk import config as risk_config
+from mia_fast.risk.overtrading import TradeRate
 from mia_fast.sessions import session_open
 from mia_fast.workspace import Workspace, shipped
 
@@ -138,32 +141,129 @@ def test_without_matplotlib_the_run_is_refused_before_it_starts(
         check(tmp_path / "run.png")
 
 
-def test_live_features_equal_batch_bit_for_bit(whole: tuple[Workspace, Summary]) -> None:
-    """All but what the live engine makes itself, which a batch has only from its caller."""
-    place, done = whole
-    live = _features(place, done.run_id)
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
+    """The sample's frame, from its first bar on, with the models' columns."""
+    place = Workspace(tmp_path_factory.mktemp("batch"))
     pipeline = mia_fast.NeuralPipeline(place)
-    batch = mia_fast.generate_features(
+    frame = mia_fast.generate_features(
         SAMPLE / "bars.parquet",
         cross=SAMPLE / "cross.parquet",
         levels=SAMPLE / "chain.parquet",
         events=SAMPLE / "events.parquet",
         auxiliary=pipeline.auxiliary,
-        workspace=Workspace(place.root / "batch"),
-    )[WARMUP:]
-    assert [*live.columns, *pipeline.auxiliary] == batch.columns
-    assert live["timestamp"].equals(batch["timestamp"])
-    assert done.features == sum(1 for name in live.columns[1:] if name not in done.null_features)
-    made = ("predicted_vix", *memory.FEATURES)
-    for name in made:
-        assert batch[name].null_count() == BARS, name
-    forecast = pipeline.generate_predictions(batch)["predicted_vix"]
-    assert live["predicted_vix"].null_count() == forecast.null_count() == 0
-    np.testing.assert_allclose(live["predicted_vix"], forecast, rtol=1e-6)
-    for name in (name for name in live.columns[1:] if name not in made):
-        assert live[name].is_null().equals(batch[name].is_null()), name
-        a, b = (np.asarray(frame[name].fill_null(0.0)).view(np.int64) for frame in (live, batch))
+        workspace=place,
+    )
+    return pipeline.generate_predictions(frame)
+
+
+def test_live_features_equal_batch_bit_for_bit(whole: tuple[Workspace, Summary], batch: pl.DataFrame) -> None:
+    """Stage 2 too: the models caught up with the bars before the start, and a frame carries them from its first row on.
+
+    All but what a frame has only from its caller: account and market memory.
+    """
+    place, done = whole
+    live = _features(place, done.run_id)
+    wanted = batch[WARMUP:]
+    names = live.columns[1:]
+    assert [name for name in batch.columns if name in names] == names
+    assert live["timestamp"].equals(wanted["timestamp"])
+    assert done.features == sum(1 for name in names if name not in done.null_features)
+    late = {feature.name for feature in catalogues.read(place).features if feature.stage == 3}
+    assert late == {*memory.FEATURES, *account.FEATURES}
+    for name in late:
+        assert wanted[name].null_count() == BARS, name
+    second = [feature.name for feature in catalogues.read(place).features if feature.stage == 2]
+    assert len(second) == 22
+    few = {"prediction_confidence", "error_rolling_std", "confidence_drop_rate"}  # errors of the VIX, in eight sessions
+    assert {name for name in second if live[name].null_count()} == few
+    assert not set(second) & set(done.null_features)
+    for name in (name for name in names if name not in late):
+        assert live[name].is_null().equals(wanted[name].is_null()), name
+        a, b = (np.asarray(frame[name].fill_null(0.0)).view(np.int64) for frame in (live, wanted))
         assert np.array_equal(a, b), name
+
+
+def test_a_decision_names_the_regimes_that_the_networks_see(
+    whole: tuple[Workspace, Summary], batch: pl.DataFrame
+) -> None:
+    place, _ = whole
+    said = _rows(place, "decisions").filter(pl.col("regime_probs").is_not_null())
+    assert said.height == BARS
+    named = pl.DataFrame([json.loads(text) for text in said["regime_probs"]]).select("trend", "range", "defensive")
+    wanted = batch[WARMUP:].select(f"regime_prob_{name}" for name in named.columns)
+    np.testing.assert_array_equal(named.to_numpy(), wanted.to_numpy())
+    networks = mia_fast.NeuralPipeline(place).networks.manifest.graph_sha256
+    assert said["model_sha256"].unique().to_list() == [networks]
+
+
+def test_the_accounts_features_are_their_definitions(whole: tuple[Workspace, Summary]) -> None:
+    """The obvious twin: from the trades, the verdicts and the bars of the run, each bar looked at by itself."""
+    place, done = whole
+    live = _features(place, done.run_id)
+    bars = pl.read_parquet(SAMPLE / "bars.parquet")[WARMUP:]
+    trades = _rows(place, "trades").with_columns(pl.col("timestamp", "exit_timestamp").dt.epoch("ns"))
+    stops = {
+        row["timestamp"].replace(tzinfo=None): row["stop"]
+        for row in _rows(place, "verdicts", "client_id").iter_rows(named=True)
+    }
+    known = done.marks["known_at"].to_numpy()
+    equity = done.marks["equity"].to_numpy()
+    limits = risk_config.risk(place).limits
+    rate = TradeRate(risk_config.risk(place).overtrading)
+    fills = sorted(trades["exit_timestamp"].to_list())
+    got = live.select(account.FEATURES).fill_null(np.nan).to_numpy()
+    checked = 0
+    for k in range(BARS):
+        now = int(known[k])
+        last = trades.filter(pl.col("exit_timestamp") <= now).tail(3)["profit"].to_list()
+        held = trades.filter((pl.col("timestamp") <= now) & (pl.col("exit_timestamp") > now))
+        for at in fills:
+            if at == now:
+                rate.trade(at)
+        rate.tick(now)
+        drawdown = (equity[: k + 1].max() - equity[k]) / equity[: k + 1].max()
+        size, worst, best, at_risk, exposure = 0, 0.0, 0.0, 0.0, 0.0
+        if held.height:
+            trade = held.row(0, named=True)
+            checked += 1
+            size = trade["quantity"]
+            sign = 1 if trade["side"] == "buy" else -1
+            since = int(np.searchsorted(known, trade["timestamp"]))
+            lows, highs = bars["low"][since : k + 1], bars["high"][since : k + 1]
+            moves = [sign * (price - trade["entry_price"]) * size * 50.0 for price in (lows.min(), highs.max())]
+            worst, best = min(0.0, *moves), max(0.0, *moves)
+            stop = stops[_naive(known[since - 1])]
+            at_risk = max(0.0, sign * (bars["close"][k] - stop)) * size * 50.0 / (limits.max_trade_risk * equity[k])
+            exposure = size * 50.0 * live["atr_14"][k] / equity[k]
+        scores = [
+            rate.score(),
+            min(1.0, size * limits.margin_per_contract / equity[k]),
+            min(1.0, at_risk),
+            min(1.0, drawdown / done.marks["drawdown_limit"][k]),
+        ]
+        want = {
+            "drawdown_ratio": drawdown,
+            "position_size_ratio": size / limits.max_position,
+            "mae": worst,
+            "mfe": best,
+            "overtrade_risk_score": scores[0],
+            "margin_risk_score": scores[1],
+            "position_risk_score": scores[2],
+            "drawdown_risk_score": scores[3],
+            "portfolio_risk_score": max(scores),
+            "last_3_trades_success_rate": sum(profit > 0 for profit in last) / 3 if len(last) == 3 else np.nan,
+            "trade_volatility_exposure": exposure,
+        }
+        np.testing.assert_allclose(got[k], [want[name] for name in account.FEATURES], rtol=1e-12, atol=1e-12)
+    assert checked > 100
+    assert (got[:, account.FEATURES.index("mae")] < 0).any()
+    assert (got[:, account.FEATURES.index("mfe")] > 0).any()
+
+
+def _naive(instant_ns: int) -> dt.datetime:
+    """As the journal's readers give instants."""
+    return dt.datetime.fromtimestamp(int(instant_ns) / 1e9, dt.UTC).replace(tzinfo=None)
 
 
 def test_files_of_the_contract(whole: tuple[Workspace, Summary]) -> None:
@@ -398,7 +498,12 @@ def test_without_vix_there_is_no_forecast_and_no_entry(whole: tuple[Workspace, S
     assert {"vix_term_1m", "vix_rolling_mean", "vix_rolling_std"} < set(lost)
     tables = {column.name: column.table for column in catalogues.read(place).inputs}
     assert all({tables[name] for name in lacks} & {"daily", "minute"} for lacks in lost.values())
-    assert _features(place, done.run_id)["predicted_vix"].null_count() == BARS
+    found = _features(place, done.run_id)
+    gone = ("predicted_vix", "prediction_confidence", "error_rolling_std", "confidence_drop_rate")
+    assert set(gone) <= set(lost), "the run says what the forecast lacks"
+    assert found.select(gone).null_count().row(0) == (BARS,) * 4
+    # The networks stand on bars alone.
+    assert found.select("predicted_volatility", "neural_regime", "model_drift_score").null_count().row(0) == (0, 0, 0)
 
 
 def test_a_breach_latches_the_run_but_not_the_desk(tmp_path: Path) -> None:
@@ -446,7 +551,8 @@ def test_the_bars_before_the_start_warm_the_features(whole: tuple[Workspace, Sum
     done = replay(place, inputs, start=int(known[first - 1]), end=int(known[first + 119]), checkpoint_bars=100)
     assert done.bars == 120
     part = _features(whole[0], whole[1].run_id)[1380:1500]
-    assert _features(place, done.run_id).equals(part)
+    # The account begins anew, all else is as if the bars before had been decided.
+    assert _features(place, done.run_id).drop(account.FEATURES).equals(part.drop(account.FEATURES))
     # Three chains are older than the run: the last one is in force when it begins.
     assert len(list((place.data / "options_snapshots").glob("levels_*.json"))) == 1
     with journals.Journal.open(place) as journal:
@@ -534,7 +640,11 @@ def test_bad_live_bars_are_held_named_and_change_nothing(
     assert len({decision.code for decision in seen}) >= 5
     assert done.equity == whole[1].equity
     assert done.tally == whole[1].tally
-    assert _features(place, done.run_id).equals(_features(whole[0], whole[1].run_id))
+    again, undisturbed = (_features(*run) for run in ((place, done.run_id), (whole[0], whole[1].run_id)))
+    # The account is marked between the bars as well: half a minute more of a history to measure trades against.
+    marked = ["overtrade_risk_score", "portfolio_risk_score"]
+    assert again.drop(marked).equals(undisturbed.drop(marked))
+    np.testing.assert_allclose(again.select(marked), undisturbed.select(marked), rtol=1e-3)
     log = pl.read_csv(place.data / "logs" / "trading" / "decision_log.csv")
     assert log.height == BARS + len(seen), "every refused bar is in the audit trail"
 

@@ -16,8 +16,10 @@ from mia_fast.bars.rolls import adjustment, contract_month, rolls
 from mia_fast.config import market
 from mia_fast.errors import DataError
 from mia_fast.features.frame import generate_features
+from mia_fast.live import account
 from mia_fast.live.broker import SimulatedBroker
 from mia_fast.live.replay import Inputs, Summary, read_inputs, replay
+from mia_fast.predict import NeuralPipeline
 from mia_fast.risk import Order, Side
 from mia_fast.sessions import Sessions, session_open
 from mia_fast.tables import read_table
@@ -152,14 +154,19 @@ def test_the_expiries_of_2013(tmp_path: Path, real_data: Path) -> None:
     # What the live engine computed is what the batch computes on the back-adjusted copy.
     bars = read_table("bars", source, workspace=place)
     moved = back_adjust(series).drop("symbol")  # one series: with its symbols it would be two
+    pipeline = NeuralPipeline(place)
     batch = generate_features(
-        type(bars)("bars", moved, bars.quarantine, "series", interval_ns=bars.interval_ns), workspace=place
+        type(bars)("bars", moved, bars.quarantine, "series", interval_ns=bars.interval_ns),
+        workspace=place,
+        auxiliary=pipeline.auxiliary,
     )
+    batch = pipeline.generate_predictions(batch)
     live = _features(place, run)
-    shared = [name for name in live.columns if name in batch.columns]
+    shared = [name for name in live.columns if name in batch.columns and name not in account.FEATURES]
     assert len(shared) > 300
     computed = [name for name in shared if live[name].null_count() < live.height]
     assert len(computed) > 80
+    assert {"predicted_volatility", "model_drift_score"} < set(computed), "the models go over the roll as well"
     same = batch.head(live.height)
     assert [name for name in computed if not live[name].equals(same[name])] == []
     # The journal, and so the orders, have the contract's own price.

@@ -894,7 +894,8 @@ def memory_check(
 
 @models_app.command("list")
 def models_list(
-    name: Annotated[str, typer.Argument(help="Model.")] = "predicted_vix", workspace: WorkspaceOption = None
+    name: Annotated[str, typer.Argument(help="predicted_vix, or networks.")] = "predicted_vix",
+    workspace: WorkspaceOption = None,
 ) -> None:
     """Show the versions of a model, and which one is served."""
     from mia_fast import registry
@@ -906,7 +907,7 @@ def models_list(
 def models_promote(
     version: Annotated[str, typer.Argument(help="shipped, own, or the beginning of an ID.")],
     reason: Annotated[str, typer.Option(help="Who decided it and why; it is journalled.")],
-    name: Annotated[str, typer.Option(help="Model.")] = "predicted_vix",
+    name: Annotated[str, typer.Option(help="predicted_vix, or networks.")] = "predicted_vix",
     workspace: WorkspaceOption = None,
 ) -> None:
     """Serve this version from now on. Processes that run keep the one they have loaded.
@@ -923,7 +924,7 @@ def models_promote(
 @models_app.command("rollback")
 def models_rollback(
     reason: Annotated[str, typer.Option(help="Who decided it and why; it is journalled.")],
-    name: Annotated[str, typer.Option(help="Model.")] = "predicted_vix",
+    name: Annotated[str, typer.Option(help="predicted_vix, or networks.")] = "predicted_vix",
     workspace: WorkspaceOption = None,
 ) -> None:
     """Serve the version that was served before."""

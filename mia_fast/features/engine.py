@@ -176,6 +176,15 @@ class FeatureEngine:
         first = next(iter(places.values()))
         self._held[first : first + len(places)] = values
 
+    def held(self, table: str) -> Floats:
+        """What stands of a slow table, (inputs,) in the plan's order: a view, and writing into it is holding.
+
+        For a caller that writes at each bar; empty where the plan reads nothing of the table.
+        """
+        places = self._places.get(table, {})
+        first = next(iter(places.values()), 0)
+        return self._held[first : first + len(places)]
+
     def update(self, known_at: int, values: Sequence[float] | Floats) -> Floats:
         """Take one bar; return its features.
 

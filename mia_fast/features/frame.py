@@ -299,8 +299,8 @@ def generate_features(
 
     What a table does not bring is null; :func:`feature_availability` says beforehand which features that concerns. The
     features of stages 2 and 3 (forecasts, account, market memory) are among it: they are copied from columns that the
-    bars bring and null without them. The live engine makes some of them itself: ``predicted_vix`` by its model, and the
-    market memory's four by what it recalls.
+    bars bring and null without them. :meth:`mia_fast.NeuralPipeline.generate_predictions` gives the forecasts of a
+    frame; the live engine makes all of them itself.
 
     Parameters
     ----------

@@ -212,6 +212,24 @@ def make_plan(
     )
 
 
+def rests_on(catalogue: Catalogue) -> dict[str, frozenset[str]]:
+    """What each feature and auxiliary column is made from in the end: inputs and columns of the calendar."""
+    columns = {column.name: column for column in (*catalogue.auxiliary, *catalogue.features)}
+    inputs = {column.name for column in catalogue.inputs}
+    found: dict[str, frozenset[str]] = {}
+
+    def of(name: str) -> frozenset[str]:
+        column = columns.get(name)
+        if column is None or name in inputs:
+            return frozenset((name,))
+        if name not in found:
+            parsed = None if column.expression is None else expressions.parse(column.expression, name)
+            found[name] = frozenset().union(*map(of, column.inputs if parsed is None else parsed.columns))
+        return found[name]
+
+    return {name: of(name) for name in columns}
+
+
 def _table(program: list[int]) -> NDArray[np.int64]:
     return np.array(program, dtype=np.int64).reshape(-1, op.FIELDS)
 

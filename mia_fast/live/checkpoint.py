@@ -11,7 +11,8 @@ from typing import Any
 from mia_fast.errors import StateError
 from mia_fast.files import replacing
 
-_MAGIC = b"mia-fast checkpoint 1\n"
+_KIND = b"mia-fast checkpoint "
+_MAGIC = _KIND + b"2\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,13 @@ class Checkpoint:
             content = path.read_bytes()
         except FileNotFoundError:
             return None
+        if content.startswith(_KIND) and not content.startswith(_MAGIC):
+            raise StateError(
+                "the checkpoint is of another version of mia-fast",
+                where=str(path),
+                hint="run again with --fresh to start this replay from its first bar, or resume it with that version",
+                then="nothing was started",
+            )
         start = len(_MAGIC) + 32
         body = content[start:]
         if not content.startswith(_MAGIC) or hashlib.sha256(body).digest() != content[len(_MAGIC) : start]:

@@ -27,7 +27,9 @@ from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.levels import CLOSES_KEPT, LevelsFeed
 from mia_fast.features.plan import Plan
 from mia_fast.journal.schema import TABLES, Table, feature_list_digest
+from mia_fast.live.account import AccountState
 from mia_fast.live.broker import Position
+from mia_fast.live.forecast import Forecasts
 from mia_fast.live.policy import FEATURES, Policy
 from mia_fast.memory.recall import FEATURES as RECALLED
 from mia_fast.options.levels import FutureLevels, Levels, LevelsEngine, on_future
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from mia_fast.memory.watch import MemoryWatch
+    from mia_models.drift import Drift
     from mia_models.session import OnnxModel
 
 Floats = NDArray[np.float64]
@@ -45,8 +48,8 @@ Floats = NDArray[np.float64]
 STAGES: Final = ("features", "prediction", "decision", "risk", "journal", "memory", "whole bar")
 _DECISIONS: Final = TABLES["decisions"]
 BAR_COLUMNS: Final = ("open", "high", "low", "close", "volume")
-PREDICTED_VIX: Final = "predicted_vix"
-"""The feature that the engine's own model makes: written into a bar's row once the model has read that row."""
+MADE: Final = ("levels", "memory", "models", "account")
+"""Tables whose inputs the engine makes itself, bar by bar."""
 MINUTE: Final = "minute_of_day"
 """The calendar column that the engine asks of its plan."""
 
@@ -112,8 +115,10 @@ class Engine:
         :meth:`on_chain`, the memory's features by ``memory``.
     brought
         Columns that the bars have besides open, high, low, close and volume.
-    model
-        The model of ``predicted_vix``; without it no entry passes.
+    models
+        In order, as :attr:`mia_fast.predict.NeuralPipeline.served` has them; without ``predicted_vix`` no entry passes.
+    drift
+        Judges the forecasts; None: the numbers of it stay null.
     policy, desk, gate, journal
         The other rooms' long-lived objects.
     levels
@@ -141,7 +146,7 @@ class Engine:
         inputs: Sequence[InputColumn],
         sources: Sequence[Steps],
         brought: Sequence[str],
-        model: OnnxModel | None,
+        models: Sequence[OnnxModel],
         policy: Policy,
         desk: Desk,
         gate: Gate,
@@ -151,14 +156,14 @@ class Engine:
         interval_ns: int,
         run_id: str | None,
         config_digest: str,
+        drift: Drift | None = None,
         memory: MemoryWatch | None = None,
         rolls: tuple[Roll, ...] = (),
     ) -> None:
-        self.plan, self.model, self.policy = plan, model, policy
+        self.plan, self.policy = plan, policy
         self.desk, self.gate, self.journal = desk, gate, journal
         self.features = FeatureEngine(plan)
         self.values: Floats = np.full(len(plan.outputs), np.nan)
-        self.predicted_vix = math.nan
         self.levels: FutureLevels | None = None
         self.latency_ns = [0] * len(STAGES)
         self.memory = memory
@@ -174,12 +179,12 @@ class Engine:
         self._minute_at = outputs[MINUTE]
         self._atr_at = outputs["atr_14"]
         self._context_size = len(plan.features)
-        self._predicted_at = (
-            outputs[PREDICTED_VIX] if PREDICTED_VIX in plan.features and PREDICTED_VIX not in brought else None
-        )
         self._recalled = [name for name in plan.held.get("memory", ()) if name in RECALLED and name not in brought]
-        self._model_at = None if model is None else model.columns_in(plan.outputs)
-        self._model_sha = None if model is None else model.manifest.graph_sha256
+        self.forecasts = Forecasts(models, drift, self.features, brought)
+        self.account = AccountState(desk, self.features, brought)
+        self.written = frozenset((*self.forecasts.written, *self.account.written))
+        """Features that the engine puts into its rows."""
+        self._model_sha = self.forecasts.sha256
         own = [name for name in plan.bar_inputs if name not in BAR_COLUMNS]
         slow = [(table, name) for table, names in plan.held.items() for name in names if name in brought]
         self.extra = (*own, *(name for _, name in slow))
@@ -192,9 +197,7 @@ class Engine:
             (table, [(name, len(own) + k) for k, (of, name) in enumerate(slow) if of == table])
             for table in dict.fromkeys(table for table, _ in slow)
         ]
-        self._feeds = [
-            Feed(steps, self.features, skip=brought) for steps in sources if steps.table not in ("levels", "memory")
-        ]
+        self._feeds = [Feed(steps, self.features, skip=brought) for steps in sources if steps.table not in MADE]
         self._level_feed = LevelsFeed(self.features, inputs, levels.config, skip=brought)
         self._daily = next((steps for steps in sources if steps.table == "daily"), None)
         self._closes: deque[tuple[int, float]] = deque(maxlen=CLOSES_KEPT)
@@ -241,6 +244,10 @@ class Engine:
                 hint=f"give, in this order: {', '.join(self.extra) or 'nothing'}",
                 then="the bar was not taken",
             )
+        # The account is marked before its row is computed: the row is of this bar's close.
+        begun = clock()
+        self.desk.controller.update_equity(account.equity, now)
+        marking = clock() - begun
         self._closes.append((now, bar.close))
         prices = self._moved(bar) if self._rolls else bar[1:6]
         for feed in self._feeds:
@@ -251,28 +258,26 @@ class Engine:
         if self._recalled and self.memory is not None:
             recalled = self.memory.values()
             self.features.hold("memory", {name: recalled[name] for name in self._recalled})
+        self.forecasts.see(prices[3])
+        self.account.see(bar.high, bar.low, bar.close, account, position)
         values: Sequence[float] = prices + extra[: self._own]
         row = self.features.update(now, values if self._inputs is None else [values[k] for k in self._inputs])
         self.values = row
+        self.account.step(row)
         computed = clock()
 
-        predicted = math.nan
-        if self.model is not None:
-            predicted = float(self.model.step(row[self._model_at])[0])
-        self.predicted_vix = predicted
-        if self._predicted_at is not None:
-            row[self._predicted_at] = predicted
+        self.forecasts.step(row)
+        predicted = self.forecasts.predicted_vix
         forecast = clock()
 
         decision, order = self._decide(bar, trade_id, row, predicted, position)
         decided = clock()
 
-        self.desk.controller.update_equity(account.equity, now)
         if order is not None:
             market = Market(
                 now,
                 bar.close,
-                math.isfinite(predicted),
+                math.isfinite(predicted) and decision.regime_probs is not None,
                 predicted,
                 self._model_sha,
                 features_ready=bool(np.isfinite(row[self._policy_at]).all()),
@@ -301,10 +306,10 @@ class Engine:
             self.memory.observe(now, row)
         done = clock()
         self.latency_ns = [
-            computed - started,
+            computed - started - marking,
             forecast - computed,
             decided - forecast,
-            checked - decided,
+            checked - decided + marking,
             journalled - checked,
             done - journalled,
             done - started,
@@ -378,6 +383,10 @@ class Engine:
         underlying = levels.underlying_price if levels.underlying_price is not None else math.nan
         self.levels = on_future(levels, price, underlying, limit=self._levels_engine.config.basis_limit)
 
+    def closed(self, profit: float) -> None:
+        """A trade was closed, with this profit (USD after fees); to be told before the bar at which it is known."""
+        self.account.closed(profit)
+
     def journal_features(self, now_ns: int) -> None:
         """Write down, once per run, which features the contexts of its decisions hold."""
         row = {"timestamp": now_ns, "digest": self._feature_list, "names": list(self.plan.features)}
@@ -402,7 +411,7 @@ class Engine:
         self, bar: Bar, trade_id: str, row: Floats, predicted: float, position: Position | None
     ) -> tuple[Decision, Order | None]:
         """The policy's wish, before the gate has spoken."""
-        signal = self.policy.signal(row[self._policy_at].tolist(), predicted)
+        signal = self.policy.signal(row[self._policy_at].tolist(), predicted, self.forecasts.regime)
         minute = float(row[self._minute_at])
         now, config = bar.known_at, self.policy.config
 
@@ -429,7 +438,7 @@ class Engine:
             return wish("exit", *reason, self._order(side, abs(position.quantity), now, reduce_only=True))
         if signal.missing is not None:
             code = signal.missing.partition(":")[0]
-            refusal = self.model.refusal if self.model is not None and code == "PREDICTION_MISSING" else None
+            refusal = self.forecasts.refusal if code == "PREDICTION_MISSING" else None
             return wish("hold", code, signal.missing if refusal is None else f"{signal.missing}; {refusal}")
         if not self.policy.entries_open(minute, now):
             return wish("hold", "HOLD_SESSION_END", f"HOLD_SESSION_END: minute={minute:.0f}")

@@ -9,6 +9,10 @@ It is a baseline that can be read in a minute, not an edge:
   range, nothing when defensive; m = 2 market_momentum_score - 1, z = d / (1 + |d|) with
   d = (close - vwap) / (4 atr_14). It lies in -1..1.
 
+Where the networks serve, their probabilities of the next hour's regime are the decision's ``regime_probs``. The signal
+keeps the rule's own, which are of the bars just seen: a trend in the sense of the networks is so rare that with their
+probabilities the rule would fade and nothing else.
+
 A missing feature or forecast gives no signal: unknown is never a reason to trade.
 """
 
@@ -107,8 +111,21 @@ class Policy:
         sessions = Sessions.load(workspace, symbol) if symbol in known else None
         return cls(load(PolicyConfig, workspace.config("policy.yaml")), sessions)
 
-    def signal(self, features: Sequence[float], predicted_vix: float) -> Signal:
-        """The signal of a bar; ``features`` in the order of :data:`FEATURES`."""
+    def signal(
+        self, features: Sequence[float], predicted_vix: float, forecast: Sequence[float] | None = None
+    ) -> Signal:
+        """The signal of a bar.
+
+        Parameters
+        ----------
+        features
+            In the order of :data:`FEATURES`.
+        predicted_vix
+            Index points.
+        forecast
+            Probabilities of :data:`REGIMES` that a model gives, NaN where refused: no signal. None: no model gives
+            them, and the decision names the rule's.
+        """
         close, vwap, atr, momentum, efficiency, vix = features
         if not math.isfinite(close + vwap + atr + momentum + efficiency + vix):
             name = next(n for n, x in zip(FEATURES, features, strict=True) if not math.isfinite(x))
@@ -117,16 +134,27 @@ class Policy:
             return Signal(0.0, None, "PREDICTION_MISSING: output=predicted_vix")
         if atr <= 0.0 or vix <= 0.0:
             return Signal(0.0, None, f"FEATURE_INVALID: atr_14={atr!r} vix_term_1m={vix!r}")
+        rule = self._probabilities(efficiency, predicted_vix / vix)
+        if forecast is None:
+            told = rule
+        elif math.isfinite(sum(forecast)):
+            told = (forecast[0], forecast[1], forecast[2])
+        else:
+            return Signal(0.0, None, "PREDICTION_MISSING: output=regime_probs")
+        p_trend, p_range, _ = rule
+        distance = (close - vwap) / (4.0 * atr)
+        score = p_trend * (2.0 * momentum - 1.0) - p_range * distance / (1.0 + abs(distance))
+        return Signal(score, {"trend": told[0], "range": told[1], "defensive": told[2]})
+
+    def _probabilities(self, efficiency: float, ratio: float) -> tuple[float, float, float]:
+        """The rule's: by the efficiency ratio, and the forecast of the VIX over its last close."""
         regime = self.config.regime
         trend = regime.trend_slope * (efficiency - regime.trend_centre)
-        defensive = regime.defensive_slope * (predicted_vix / vix - regime.defensive_centre)
+        defensive = regime.defensive_slope * (ratio - regime.defensive_centre)
         top = max(trend, 0.0, defensive)
         weights = (math.exp(trend - top), math.exp(-top), math.exp(defensive - top))
         total = weights[0] + weights[1] + weights[2]
-        p_trend, p_range, p_defensive = weights[0] / total, weights[1] / total, weights[2] / total
-        distance = (close - vwap) / (4.0 * atr)
-        score = p_trend * (2.0 * momentum - 1.0) - p_range * distance / (1.0 + abs(distance))
-        return Signal(score, {"trend": p_trend, "range": p_range, "defensive": p_defensive})
+        return weights[0] / total, weights[1] / total, weights[2] / total
 
     def entries_open(self, minute: float, known_at: int) -> bool:
         """Entries are allowed at this minute of the New York day, which is the instant ``known_at`` (ns UTC)."""

@@ -48,10 +48,15 @@ from mia_fast.features.frame import (
     write_latest,
 )
 from mia_fast.features.levels import CLOSES_KEPT, level_inputs, snapshots
+from mia_fast.features.plan import rests_on
 from mia_fast.files import replacing, write_json
+from mia_fast.live.account import HELD as ACCOUNT_HELD
+from mia_fast.live.account import TABLE as ACCOUNT_TABLE
 from mia_fast.live.broker import ACCOUNT, SimulatedBroker, Trade
 from mia_fast.live.checkpoint import Checkpoint
-from mia_fast.live.engine import BAR_COLUMNS, MINUTE, PREDICTED_VIX, STAGES, Bar, Engine
+from mia_fast.live.engine import BAR_COLUMNS, MINUTE, STAGES, Bar, Engine
+from mia_fast.live.forecast import TABLE as FORECAST_TABLE
+from mia_fast.live.forecast import models_digest
 from mia_fast.live.policy import Policy
 from mia_fast.options.config import options_config
 from mia_fast.options.levels import FutureLevels, Levels, LevelsEngine, no_chain
@@ -64,6 +69,7 @@ from mia_fast.risk.calendar import load_calendar
 from mia_fast.tables import Table, read_table
 from mia_fast.telemetry import RECORDER
 from mia_fast.workspace import Workspace
+from mia_models.drift import OUTPUTS as JUDGED
 
 if TYPE_CHECKING:
     from mia_models.session import OnnxModel
@@ -88,6 +94,7 @@ MARKS: Final = {
 """Account and gate at each bar: instant (ns UTC), USD, fractions of the peak, and why no entry at all could pass."""
 
 Progress = Callable[[int, int], None]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,9 +279,9 @@ def replay(
     bars = Table(
         inputs.bars.kind, frame, inputs.bars.quarantine, inputs.bars.source, interval_ns=inputs.bars.interval_ns
     )
-    model = NeuralPipeline(workspace).model
+    pipeline = NeuralPipeline(workspace)
     base = _recalled(workspace, int(known_at[first]))
-    run_id = _run_id(workspace, inputs, model, start, end, base)
+    run_id = _run_id(workspace, inputs, pipeline.served, start, end, base)
     folder = workspace.data / "runs" / run_id
     parts = workspace.data / "features" / "runs" / run_id
     if fresh:
@@ -289,7 +296,7 @@ def replay(
         spread = replace(spread, interval=60.0, reserve_bytes=spread.segment_bytes)
         journal = stack.enter_context(journals.Journal.open(workspace, pin_core=other, settings=spread))
         stack.enter_context(_pinned(mine))
-        run = _Run(workspace, inputs, bars, model, run_id, folder, parts, journal, first, known_at, base)
+        run = _Run(workspace, inputs, bars, pipeline, run_id, folder, parts, journal, first, known_at, base)
         stack.callback(run.close)
         if saved is None:
             run.begin()
@@ -308,7 +315,7 @@ class _Run:
         workspace: Workspace,
         inputs: Inputs,
         bars: Table,
-        model: OnnxModel,
+        pipeline: NeuralPipeline,
         run_id: str,
         folder: Path,
         parts: Path,
@@ -318,7 +325,7 @@ class _Run:
         base: _Base,
     ) -> None:
         assert bars.interval_ns is not None
-        self.workspace, self.bars = workspace, bars
+        self.workspace, self.bars, self.pipeline = workspace, bars, pipeline
         self.rolls = inputs.rolls
         self.moved = replace(bars, frame=back_adjust(bars.frame)) if self.rolls else bars
         self.run_id, self.folder, self.parts = run_id, folder, parts
@@ -329,7 +336,7 @@ class _Run:
         self.market = market
         catalogue = catalogues.read(workspace)
         self.catalogue = catalogue
-        extra = (MINUTE, *(name for name in model.features if name not in catalogue.names))
+        extra = (MINUTE, *pipeline.auxiliary)
         self.events = inputs.events if inputs.events is not None else workspace.data / "macro_events.csv"
         self.chains = [] if inputs.chain is None else snapshots(inputs.chain.frame)
         self.sources = self._slow(None if inputs.cross is None else inputs.cross.frame)
@@ -342,7 +349,6 @@ class _Run:
         self.marks: list[tuple[int, float, float, float, str | None]] = []
         self.next_chain = 0
         self.last_levels: Levels | None = None
-        self.model = model
         self.latency = np.zeros((len(known_at) - first, len(STAGES)), dtype=np.int64)
         self.measured = 0
         self.part_start = first
@@ -367,6 +373,8 @@ class _Run:
         self._assemble(saved.state["risk"], int(self.known_at[saved.row - 1]))
         self.engine.features.restore(saved.features)
         self.engine.restore_closes(saved.state["closes"])
+        self.engine.forecasts.restore(saved.state["forecasts"])
+        self.engine.account.restore(saved.state["account"])
         self.broker.restore(saved.state["broker"])
         assert self.memory is not None
         self.memory.restore(saved.state["memory"])
@@ -468,8 +476,10 @@ class _Run:
             for k, stage in enumerate(STAGES)
             if self.measured
         }
-        # What the engine itself writes into its rows is not null for want of a column.
-        null = {name: lacks for name, lacks in self.plan.null_features.items() if name != PREDICTED_VIX}
+        # What the engine itself writes into its rows is null only for want of what it is made from.
+        forecasts, written = self.engine.forecasts, self.engine.written
+        null = {name: lacks for name, lacks in self.plan.null_features.items() if name not in written}
+        null |= forecasts.lacking(self.plan, rests_on(self.catalogue))
         summary = Summary(
             run_id=self.run_id,
             bars=len(self.known_at) - self.first,
@@ -535,12 +545,13 @@ class _Run:
             inputs=self.catalogue.inputs,
             sources=self.sources,
             brought=brought(self.bars.frame),
-            model=self.model,
+            models=self.pipeline.served,
+            drift=self.pipeline.drift(),
             policy=Policy.open(self.workspace),
             desk=desk,
             gate=desk.gate(
                 account=ACCOUNT,
-                model_sha256=None if self.model is None else self.model.manifest.graph_sha256,
+                model_sha256=models_digest(self.pipeline.served),
                 resume=False,
             ),
             journal=self.journal,
@@ -614,14 +625,23 @@ class _Run:
     def _slow(self, cross: pl.DataFrame | None) -> tuple[Steps, ...]:
         """What is known of the slower tables; levels come with their chains, the memory's features bar by bar."""
         assert self.bars.interval_ns is not None
-        recalled = [c.name for c in self.catalogue.inputs if c.table == "memory" and c.name in memories.FEATURES]
+        made = (
+            ("memory", memories.FEATURES),
+            (FORECAST_TABLE, JUDGED if self.pipeline.drift() is not None else ()),
+            (ACCOUNT_TABLE, ACCOUNT_HELD),
+        )
+        declared = {column.name: column.table for column in self.catalogue.inputs}
         calendar = load_calendar(self.workspace, risk_config.risk(self.workspace).events, self.events)
-        names = [column.name for column in level_inputs(self.catalogue.inputs)]
+        levels = [column.name for column in level_inputs(self.catalogue.inputs)]
         return (
             *(() if cross is None else market_sources(cross, self.workspace)),
             *event_source(calendar, self.workspace, self.bars.interval_ns),
-            *((Steps.nothing("levels", names),) if self.chains and names else ()),
-            *((Steps.nothing("memory", recalled),) if recalled else ()),
+            *((Steps.nothing("levels", levels),) if self.chains and levels else ()),
+            *(
+                Steps.nothing(table, known)
+                for table, names in made
+                if (known := [name for name in names if declared.get(name) == table])
+            ),
         )
 
     def _early(self, known: int) -> bool:
@@ -639,10 +659,25 @@ class _Run:
         sources = (*self.sources, *level_source(levels, earlier, self.workspace))
         known_at, columns = input_arrays(self.plan, earlier, sources)
         matrix = self.engine.features.batch(known_at, columns)
+        self._catch_up(known_at, columns, matrix)
         assert self.memory is not None
         self.memory.observe(int(known_at[-1]), np.ascontiguousarray(matrix[:, -1]))
         closes = self.bars.frame["close"].head(self.first).tail(CLOSES_KEPT).to_list()
         self.engine.restore_closes(list(zip(known_at[-CLOSES_KEPT:].tolist(), closes, strict=True)))
+
+    def _catch_up(self, known_at: NDArray[np.int64], columns: dict[str, Floats], matrix: Floats) -> None:
+        """Step the models through the bars that warm the features, in one go.
+
+        What the catalogue derives from the errors of their forecasts needs those first, so the features run again.
+        """
+        forecasts, features = self.engine.forecasts, self.engine.features
+        unknown = np.full(len(known_at), np.nan)
+        vix, vix_known_at = (columns.get(name, unknown) for name in ("vix", "vix_known_at"))
+        judged = forecasts.catch_up(matrix, columns["close"], vix, vix_known_at)
+        if len(judged):
+            features.reset()
+            features.batch(known_at, {**columns, **dict(zip(forecasts.judged, judged, strict=True))}, out=matrix)
+        forecasts.write(matrix[:, -1])
 
     def _take_chain(self, number: int, *, settled: bool = False) -> None:
         known, chain = self.chains[number]
@@ -667,6 +702,7 @@ class _Run:
 
     def _journal_trade(self, trade: Trade, now: int) -> None:
         self.engine.desk.controller.on_trade(now)
+        self.engine.closed(trade.profit)
         assert self.memory is not None
         self.memory.closed(trade.trade_id, trade.profit, now)
         self.journal.append(
@@ -712,6 +748,8 @@ class _Run:
                 "broker": self.broker.save(),
                 "gate": self.engine.gate.save(),
                 "closes": self.engine.recent_closes(),
+                "forecasts": self.engine.forecasts.save(),
+                "account": self.engine.account.save(),
                 "next_chain": self.next_chain,
                 "memory": self.memory.save(),
                 "tally": {
@@ -809,12 +847,12 @@ def _recalled(workspace: Workspace, first_ns: int) -> _Base:
 
 
 def _run_id(
-    workspace: Workspace, inputs: Inputs, model: OnnxModel, start: int | None, end: int | None, base: _Base
+    workspace: Workspace, inputs: Inputs, models: Sequence[OnnxModel], start: int | None, end: int | None, base: _Base
 ) -> str:
     parts = [
         inputs.fingerprint,
         configs.digest(*_config_files(workspace)),
-        model.manifest.graph_sha256,
+        str(models_digest(models)),
         str(start),
         str(end),
         base.digest,

@@ -1,7 +1,11 @@
 """How well the forecasts have done so far: errors as they become known, and what they say of the model.
 
 Fed bar by bar with what was predicted and what is seen, it keeps only what it needs: the forecasts whose outcome is
-still ahead, and two windows of errors. Plain NumPy; its state can be saved.
+still ahead, and two windows of errors; its state can be saved. Live bars and blocks of them run through the same kernel
+(:mod:`mia_kernels.drift`) and give the same bits.
+
+A bar's numbers rest on the errors that are known at it, and none of its own forecasts is: so they are there before the
+bar's forecasts are made (:meth:`Drift.see`, then :meth:`Drift.expect`).
 
 * ``error_rolling_std``: standard deviation of the errors of ``predicted_vix`` over the last :data:`SESSIONS` closes,
   index points. An error is the close less the last forecast made before it became known.
@@ -17,23 +21,25 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from mia_kernels import drift as kernels
 from mia_models.errors import ModelError
 from mia_models.manifest import Manifest
 
 OUTPUTS: Final = ("prediction_confidence", "error_rolling_std", "model_drift_score")
-SESSIONS: Final = 20
-FEWEST_SESSIONS: Final = 5
-WINDOW: Final = 1380
+SESSIONS, FEWEST_SESSIONS = kernels.SESSIONS, kernels.FEWEST_SESSIONS
+WINDOW, FEWEST = kernels.WINDOW, kernels.FEWEST
 """A day of minutes."""
-FEWEST: Final = 120
-AHEAD: Final = 30
+AHEAD = kernels.AHEAD
 """Bars that ``predicted_volatility`` looks ahead; so many stand between a forecast and its error."""
-BARS_PER_YEAR: Final = 252 * 23 * 60
+BARS_PER_YEAR = kernels.BARS_PER_YEAR
+FORECASTS: Final = ("predicted_vix", "predicted_volatility")
+"""What is judged."""
 
 Floats = NDArray[np.float64]
 
@@ -52,7 +58,7 @@ class Drift:
     ----------
     values
         float64 (3,), in the order of :data:`OUTPUTS`; NaN until there are errors enough. Overwritten by each
-        :meth:`update`.
+        :meth:`see`.
     """
 
     def __init__(self, vix_error: float, volatility_error: float) -> None:
@@ -63,46 +69,35 @@ class Drift:
                     where="drift",
                     hint="it is an error out of sample, from the manifest: finite and above 0",
                 )
-        self._expected = (vix_error, volatility_error)
-        # One array, so that a state is its bytes: counters, then the windows.
-        self._state = np.zeros(8 + SESSIONS + 2 * AHEAD + WINDOW)
-        self._head = self._state[:8]
-        self._vix = self._state[8 : 8 + SESSIONS]
-        at = 8 + SESSIONS
-        self._forecasts, self._moves = self._state[at : at + AHEAD], self._state[at + AHEAD : at + 2 * AHEAD]
-        self._errors = self._state[at + 2 * AHEAD :]
+        self._expected = np.array([math.sqrt(math.pi / 2.0) * vix_error, volatility_error])
+        self._state = kernels.initial_state()  # one array, so that a state is its bytes
+        self._bar = np.empty(3)
         self.values: Floats = np.full(len(OUTPUTS), np.nan)
-        self.reset()
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Drift:
-        """With the errors that the manifest states for its last period, over all bars."""
+    def of(cls, *manifests: Manifest) -> Drift:
+        """With the errors that the manifests state for their last period, over all bars; a later manifest counts."""
         found: dict[str, float] = {}
-        for metric in manifest.metrics:
-            if metric.view == "all bars":
-                found[metric.output] = metric.errors[metric.model]
+        for manifest in manifests:
+            for metric in manifest.metrics:
+                if metric.view == "all bars":
+                    found[metric.output] = metric.errors[metric.model]
         try:
-            return cls(found["predicted_vix"], found["predicted_volatility"])
+            return cls(*(found[name] for name in FORECASTS))
         except KeyError as error:
             raise ModelError(
                 f"the manifest states no error of {error.args[0]!r}",
-                where=f"model {manifest.name}",
+                where=f"model {', '.join(manifest.name for manifest in manifests)}",
                 hint="its metrics must cover predicted_vix and predicted_volatility",
             ) from error
 
     def reset(self) -> None:
         """Forget all errors."""
-        self._state[:] = 0.0
-        # Bars seen; last log close; when the VIX in force became known; last forecast of it; counts of both errors.
-        self._head[1:4] = np.nan
-        self._forecasts[:] = np.nan
-        self._moves[:] = np.nan
+        self._state[:] = kernels.initial_state()
         self.values[:] = np.nan
 
-    def update(
-        self, close: float, vix: float, vix_known_at: float, predicted_vix: float, predicted_volatility: float
-    ) -> Floats:
-        """Take one bar, in the order of time.
+    def see(self, close: float, vix: float, vix_known_at: float) -> Floats:
+        """Take what is seen at a bar, in the order of time.
 
         Parameters
         ----------
@@ -112,49 +107,43 @@ class Drift:
             The last daily close of the VIX that is known at the bar; NaN if none is.
         vix_known_at
             When that close became known, any unit that ascends: a later one is a new close.
-        predicted_vix, predicted_volatility
-            The bar's forecasts; NaN where refused.
 
         Returns
         -------
         float64 (3,)
             :attr:`values`. The errors counted are those known at this bar.
         """
-        head = self._head
-        if math.isfinite(vix) and math.isfinite(vix_known_at):
-            if vix_known_at > head[2] and math.isfinite(head[3]):
-                self._vix[int(head[4]) % SESSIONS] = vix - head[3]
-                head[4] += 1
-                head[3] = math.nan
-            head[2] = vix_known_at
-        if math.isfinite(predicted_vix):
-            head[3] = predicted_vix
-        bar = int(head[0])
-        place = bar % AHEAD
-        log_close = math.log(close) if close > 0 else math.nan
-        self._moves[place] = log_close - head[1]
-        realised = math.sqrt(float((self._moves**2).sum()) * BARS_PER_YEAR / AHEAD)
-        forecast = self._forecasts[place]  # made AHEAD bars ago
-        if realised > 0 and forecast > 0:  # false for NaN
-            error = abs(math.log(forecast / realised))
-            at = int(head[5]) % WINDOW
-            self._errors[at] = error
-            head[5] += 1
-        self._forecasts[place] = predicted_volatility
-        head[0], head[1] = bar + 1, log_close
-        self._measure()
+        self._bar[0], self._bar[1], self._bar[2] = close, vix, vix_known_at
+        kernels.see(self._bar, self._state, self._expected, self.values)
         return self.values
 
-    def _measure(self) -> None:
-        closes, matured = min(int(self._head[4]), SESSIONS), min(int(self._head[5]), WINDOW)
-        if closes >= FEWEST_SESSIONS:
-            errors = self._vix[:closes]
-            typical = math.sqrt(math.pi / 2.0) * self._expected[0]
-            self.values[0] = 1.0 / (1.0 + float((errors**2).mean()) / typical**2)
-            self.values[1] = errors.std()
-        if matured >= FEWEST:
-            ratio = float(self._errors[:matured].mean()) / self._expected[1]
-            self.values[2] = min(max(ratio - 1.0, 0.0), 1.0)
+    def expect(self, predicted_vix: float, predicted_volatility: float) -> None:
+        """Take the forecasts of the bar seen last; NaN where refused."""
+        kernels.expect(predicted_vix, predicted_volatility, self._state)
+
+    def update(
+        self, close: float, vix: float, vix_known_at: float, predicted_vix: float, predicted_volatility: float
+    ) -> Floats:
+        """:meth:`see` and :meth:`expect` of one bar."""
+        self.see(close, vix, vix_known_at)
+        self.expect(predicted_vix, predicted_volatility)
+        return self.values
+
+    def walk(
+        self,
+        close: ArrayLike,
+        vix: ArrayLike,
+        vix_known_at: ArrayLike,
+        predicted_vix: ArrayLike,
+        predicted_volatility: ArrayLike,
+    ) -> Floats:
+        """:meth:`update` of each bar of a block: (n,) each in, the numbers at each bar (3, n) out."""
+        columns: Sequence[ArrayLike] = (close, vix, vix_known_at, predicted_vix, predicted_volatility)
+        bars = np.ascontiguousarray(np.stack([np.asarray(column, dtype=np.float64) for column in columns]))
+        out = np.empty((len(OUTPUTS), bars.shape[1]))
+        kernels.walk(bars, self._state, self._expected, out)
+        kernels.measure(self._state, self._expected, self.values)
+        return out
 
     def save(self) -> bytes:
         """The state as bytes."""
@@ -178,5 +167,4 @@ class Drift:
                 then="what was counted so far stays",
             )
         self._state[:] = np.frombuffer(content)
-        self.values[:] = np.nan
-        self._measure()
+        kernels.measure(self._state, self._expected, self.values)

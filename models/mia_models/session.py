@@ -62,8 +62,8 @@ class OnnxModel:
     """One loaded model. Make it with :meth:`load`, keep it, and call :meth:`step` for each bar.
 
     A model with a memory carries a state from step to step: rows must come in the order of time, each once. A row that
-    is passed over, because the memory's inputs are not all there, leaves the state as it was, and the next row goes on
-    from the last one taken.
+    is passed over, because the memory's inputs are not all there or its outputs are not finite, leaves the state as it
+    was, and the next row goes on from the last one taken.
 
     Not safe for two threads at once: :meth:`step` writes into buffers of its own.
 
@@ -73,6 +73,8 @@ class OnnxModel:
         What the model is.
     features, outputs
         Ordered names of the columns of inputs and predictions.
+    row
+        float64 (number of features,), what :meth:`step` reads when it is given this very array.
     refusal
         Why the last :meth:`step` gave no number for an output, the first such output; None when it gave all.
     """
@@ -99,8 +101,14 @@ class OnnxModel:
         self._filler = np.tile([part.median for part in manifest.inputs], (lanes, 1))
         self._input = self._filler.copy()
         self._output = np.zeros((lanes, len(self.outputs)))
-        self._row: Floats = self._input[0]
+        self.row: Floats = self._input[0]
         self._answer: Floats = self._output[0]
+        self._finite = np.empty(len(self.features), dtype=np.bool_)
+        self._fine = np.empty((2, len(self.outputs)), dtype=np.bool_)
+        self._nothing = np.zeros(len(self.outputs), dtype=np.bool_)
+        # Which inputs are finite hardly ever changes from bar to bar: what follows from it is kept.
+        self._seen = np.ones_like(self._finite)
+        self._follows = (self._nothing, True)
         states = () if memory is None else memory.states
         self._names = tuple(state.name for state in states)
         # Two sets of states that take turns: what one step writes the next one reads, without a copy.
@@ -162,6 +170,11 @@ class OnnxModel:
             raise missing_features(self.manifest, missing, offered)
         return np.array([place[name] for name in self.features], dtype=np.intp)
 
+    def required(self, output: str) -> tuple[str, ...]:
+        """The features without which an output has no value."""
+        needs = self._needs[self.outputs.index(output)]
+        return tuple(name for name, needed in zip(self.features, needs, strict=True) if needed)
+
     def step(self, row: Floats) -> Floats:
         """Predict one row, and carry the state on.
 
@@ -176,34 +189,29 @@ class OnnxModel:
             A view of this object's buffer, overwritten by the next call. NaN where a prediction is refused;
             :attr:`refusal` then says why.
         """
-        if row.shape != self._row.shape:
-            raise self._wrong_width(row.shape)
-        self._row[:] = row
+        own = self.row
+        if row is not own:
+            if row.shape != own.shape:
+                raise self._wrong_width(row.shape)
+            own[:] = row
         answer = self._answer
-        finite = np.isfinite(self._row)
-        refused = None
-        if not finite.all():
-            refused = self._refused(finite, bool(np.isinf(self._row).any()))
-            if refused.all():
-                self.refusal = self._why(refused, finite)
-                answer.fill(math.nan)
-                return answer
-        self._session.run_with_iobinding(self._bindings[self._now])
-        fine = (answer >= self._low) & (answer <= self._high)
-        if refused is None and fine.all():
-            self.refusal = None
-            if self._names:
-                self._now = 1 - self._now
+        finite = np.isfinite(own, out=self._finite)
+        refused, recalls = self._without(finite)
+        if refused.all():
+            self.refusal = self._why(refused, finite)
+            answer.fill(math.nan)
             return answer
-        if self._names and finite[self._recalls].all() and np.isfinite(answer[self._remembered]).all():
+        self._session.run_with_iobinding(self._bindings[self._now])
+        above, fine = np.greater_equal(answer, self._low, out=self._fine[0]), self._fine[1]
+        np.logical_and(np.less_equal(answer, self._high, out=fine), above, out=fine)
+        whole = bool(fine.all())
+        if self._names and recalls and (whole or np.isfinite(answer[self._remembered]).all()):
             self._now = 1 - self._now
-        if refused is None:
-            refused = np.zeros(len(answer), dtype=np.bool_)
-        if refused.any() or not fine.all():
+        if whole and not refused.any():
+            self.refusal = None
+        else:
             self.refusal = self._why(refused, finite)
             answer[refused | ~fine] = math.nan
-        else:
-            self.refusal = None
         return answer
 
     def predict(self, matrix: Floats) -> Floats:
@@ -232,14 +240,20 @@ class OnnxModel:
         out, reasons, _ = self._walk(matrix, start)
         return out, reasons
 
-    def catch_up(self, matrix: Floats) -> None:
+    def catch_up(self, matrix: Floats) -> Floats:
         """Start anew and take the rows of a history, as :meth:`step` would have: the next step goes on from there.
 
         A model with a memory has settled after ``manifest.memory.settle_rows`` of them.
+
+        Returns
+        -------
+        float64 (n, number of outputs)
+            Their predictions; what is refused is NaN.
         """
-        _, _, states = self._walk(matrix, [np.zeros_like(part) for part in self._states[0]])
+        out, _, states = self._walk(matrix, [np.zeros_like(part) for part in self._states[0]])
         for part, found in zip(self._states[self._now], states, strict=True):
             part[:] = found
+        return out
 
     def reset(self) -> None:
         """Forget the rows taken so far."""
@@ -303,12 +317,16 @@ class OnnxModel:
                     continue
                 answers = np.empty((len(part), len(self.outputs)))
                 inner = states if carried else [np.zeros_like(state) for state in states]
-                wanted = [OUTPUT_NAME, *(NEXT_PREFIX + name for name in self._names)]
                 for start in range(0, len(part), _BLOCK):
-                    feeds = {STATE_PREFIX + name: state for name, state in zip(self._names, inner, strict=True)}
-                    answers[start : start + _BLOCK], *inner = self._session.run(
-                        wanted, {INPUT_NAME: part[start : start + _BLOCK], **feeds}
-                    )
+                    block = part[start : start + _BLOCK]
+                    before = inner
+                    answers[start : start + _BLOCK], inner = self._run(block, before)
+                    if carried and not np.isfinite(answers[start : start + _BLOCK, self._remembered]).all():
+                        inner = before  # rows that the memory must not take: as step does it, one by one
+                        for k, row in enumerate(block, start):
+                            answers[k : k + 1], after = self._run(row[None], inner)
+                            if np.isfinite(answers[k, self._remembered]).all():
+                                inner = after
                 out[places] = answers
                 states = inner if carried else states
         refused = np.zeros(out.shape, dtype=np.bool_)
@@ -324,19 +342,34 @@ class OnnxModel:
         first = (reason != Reason.NONE).argmax(axis=1)
         return out, reason[np.arange(len(out)), first], states
 
-    def _refused(self, finite: NDArray[np.bool_], infinite: bool) -> NDArray[np.bool_]:
-        """Which outputs have no value for want of an input; an infinity is a fault of the row, not a gap."""
-        if infinite:
-            return np.ones(len(self.outputs), dtype=np.bool_)
-        return np.array(self._needs[:, ~finite].any(axis=1))
+    def _run(self, rows: Floats, states: list[NDArray[np.float32]]) -> tuple[Floats, list[NDArray[np.float32]]]:
+        """The graph of a model with a memory on consecutive rows: predictions, and the states behind the last one."""
+        feeds = {STATE_PREFIX + name: state for name, state in zip(self._names, states, strict=True)}
+        wanted = [OUTPUT_NAME, *(NEXT_PREFIX + name for name in self._names)]
+        predictions, *after = self._session.run(wanted, {INPUT_NAME: rows, **feeds})
+        return predictions, after
+
+    def _without(self, finite: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], bool]:
+        """Which outputs have no value for want of an input, and whether the row counts for the memory.
+
+        An infinity is a fault of the row, not a gap.
+        """
+        if finite.all():
+            return self._nothing, True
+        if np.isinf(self.row).any():
+            return np.ones(len(self.outputs), dtype=np.bool_), False
+        if not np.array_equal(finite, self._seen):
+            self._seen[:] = finite
+            self._follows = np.array(self._needs[:, ~finite].any(axis=1)), bool(finite[self._recalls].all())
+        return self._follows
 
     def _why(self, refused: NDArray[np.bool_], finite: NDArray[np.bool_]) -> Refusal:
         """The reason of the first output that is refused; the answers are still in the buffer."""
         for k, name in enumerate(self.outputs):
             if refused[k]:
-                bad = ~finite & (self._needs[k] | np.isinf(self._row))
+                bad = ~finite & (self._needs[k] | np.isinf(self.row))
                 at = int(np.flatnonzero(bad)[0])
-                return Refusal(Reason.INPUT_NOT_FINITE, self.features[at], float(self._row[at]))
+                return Refusal(Reason.INPUT_NOT_FINITE, self.features[at], float(self.row[at]))
             value = float(self._answer[k])
             if not math.isfinite(value):
                 return Refusal(Reason.OUTPUT_NOT_FINITE, name, value)

@@ -6,6 +6,7 @@ its last row handed out. Scaling is float64, the networks float32, the VIX regre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ OUTPUTS = (
     "cluster_id",
 )
 _FAR = np.iinfo(np.int64).max
+_LANES = 8
 
 
 def states(settings: networks.Settings) -> tuple[State, ...]:
@@ -82,6 +84,12 @@ class _Builder:
     def dense(self, source: str, weight: Any, bias: Any, dtype: Any = np.float32) -> str:
         """Rows times ``weight`` (outputs, inputs) transposed, plus ``bias``."""
         return self.node("Gemm", [source, self.constant(np.asarray(weight).T, dtype), self.constant(bias, dtype)])
+
+    def in_lanes(self, kind: str, source: str, width: int, output: str | None = None) -> str:
+        """``Log`` or ``Exp`` of ``width`` float64 columns, without left-overs: some are computed more than once."""
+        wide = self.node("Concat", [source] * (_LANES // math.gcd(width, _LANES)), axis=1)
+        values = self.node(kind, [wide])
+        return self.node("Gather", [values, self.whole(*range(width))], output, axis=1)
 
     def cast(self, source: str, to: int, output: str | None = None) -> str:
         return self.node("Cast", [source], output, to=to)
@@ -162,13 +170,13 @@ def build(
     vix = _regression(b, regression, names)
     if served[VIX] == "lstm":
         beyond = b.node("Mul", [b.cast(by_lstm[2], TensorProto.DOUBLE), b.constant(networks.VIX_SCALE, np.float64)])
-        vix = b.node("Mul", [vix, b.node("Exp", [beyond])])
+        vix = b.node("Mul", [vix, b.in_lanes("Exp", beyond, 1)])
     pressure = {"cnn": by_cnn, "linear": by_linear[0]}.get(served[PRESSURE])
     if pressure is None:  # zero for every row
         pressure = b.node("Mul", [by_linear[0], b.constant(0.0)])
     added = {"mlp": by_mlp[0], "lstm": by_lstm[0], "linear": None}[served[VOLATILITY]]
     ratio = by_linear[1] if added is None else b.node("Add", [by_linear[1], added])
-    volatility = b.node("Mul", [b.node("Exp", [b.cast(ratio, TensorProto.DOUBLE)]), reference])
+    volatility = b.node("Mul", [b.in_lanes("Exp", b.cast(ratio, TensorProto.DOUBLE), 1), reference])
     logits = {"mlp": by_mlp[1], "lstm": by_lstm[1], "logistic regression": by_linear[2]}[served[REGIME]]
     chances = b.node("Softmax", [logits], axis=1)
     likeliest = b.cast(b.node("ArgMax", [chances], axis=1, keepdims=1), TensorProto.DOUBLE)
@@ -246,15 +254,19 @@ def _prepared(b: _Builder, p: prepare.Preparation) -> tuple[str, list[int], str]
     plain, logs, levels = b.split(x, [len(by_kind[0]), len(by_kind[1]) + len(by_kind[2]), len(by_kind[3])])
     close = b.columns(INPUT_NAME, [p.names.index(prepare.CLOSE)])
     least = b.constant([prepare.LEAST_RATIO], np.float64)
-    levels = b.node("Log", [b.node("Max", [b.node("Div", [levels, close]), least])])
+    levels = b.node("Max", [b.node("Div", [levels, close]), least])
     at = p.names.index(prepare.REFERENCE)
     raw = b.columns(INPUT_NAME, [at])
     known = b.node("Where", [b.node("IsNaN", [raw]), b.constant([p.median[at]], np.float64), raw])
     reference = b.node("Max", [known, b.constant([p.floor[at]], np.float64)])
     positive = np.concatenate(by_kind[1:3])
-    logs = b.node("Log", [b.node("Max", [logs, b.constant(p.floor[positive], np.float64)])])
+    logs = b.node("Max", [logs, b.constant(p.floor[positive], np.float64)])
+    sizes = [len(positive), len(by_kind[3]), 1]
+    spare = -sum(sizes) % _LANES
+    every = b.node("Log", [b.node("Concat", [logs, levels, *[reference] * (1 + spare)], axis=1)])
+    logs, levels, log_reference, *_ = b.split(every, [*sizes, *[spare] * (spare > 0)])
     relative = b.constant([[1.0] * len(by_kind[1]) + [0.0] * len(by_kind[2])], np.float64)
-    logs = b.node("Sub", [logs, b.node("Mul", [b.node("Log", [reference]), relative])])
+    logs = b.node("Sub", [logs, b.node("Mul", [log_reference, relative])])
     shaped = b.node("Concat", [plain, logs, levels], axis=1)
     centred = b.node("Sub", [shaped, b.constant(p.centre[order], np.float64)])
     scaled = b.node("Div", [centred, b.constant(p.scale[order], np.float64)])
@@ -265,6 +277,7 @@ def _prepared(b: _Builder, p: prepare.Preparation) -> tuple[str, list[int], str]
     turned = b.dense(
         clock, prepare.SHARPNESS * prepare.hours().T, np.full(prepare.BUMPS, -prepare.SHARPNESS), np.float64
     )
+    assert prepare.BUMPS % _LANES == 0
     bumps = b.node("Exp", [turned])
     z = b.cast(b.node("Concat", [clipped, bumps], axis=1), TensorProto.FLOAT)
     return z, [*order.tolist(), *range(len(p.names), p.width)], reference
@@ -283,9 +296,19 @@ def _regression(b: _Builder, regression: Response, names: Sequence[str]) -> str:
             axis=1,
         )
     )
-    b.nodes.extend(inner.node)
+    shapes = {found.name: found.type.tensor_type.shape for found in _shapes(inner)}
+    for node in inner.node:
+        if node.op_type in ("Log", "Exp"):
+            b.in_lanes(node.op_type, node.input[0], shapes[node.input[0]].dim[1].dim_value, node.output[0])
+        else:
+            b.nodes.append(node)
     b.constants.extend(inner.initializer)
     return "vix_" + OUTPUT_NAME
+
+
+def _shapes(inner: Any) -> Any:
+    proto = helper.make_model(inner, opset_imports=[helper.make_opsetid("", export.OPSET)])
+    return onnx.shape_inference.infer_shapes(proto).graph.value_info
 
 
 def _onnx_gates(values: Floats, hidden: int) -> Floats:
