@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from selections import selection_of
 from typer.testing import CliRunner
 
 import mia_fast
@@ -18,6 +20,7 @@ from mia_fast.errors import ConfigError, DataError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.frame import generate_features
 from mia_fast.journal.schema import feature_list_digest
+from mia_fast.memory import memory_features
 from mia_fast.selection import (
     TARGETS,
     FilterRules,
@@ -33,8 +36,10 @@ from mia_fast.selection import plot as pictures
 from mia_fast.selection.audit import stability_index
 from mia_fast.selection.config import selection_config
 from mia_fast.selection.data import Features
+from mia_fast.selection.manifest import write_selection
 from mia_fast.selection.shap import stability, walk_forward
 from mia_fast.selection.targets import Bars
+from mia_fast.training import chosen_features
 from mia_fast.workspace import Workspace, shipped
 
 SAMPLE = shipped() / "data" / "sample"
@@ -82,7 +87,7 @@ def chosen(frame: pl.DataFrame, planted: np.ndarray, tmp_path_factory: pytest.Te
 
 
 def test_the_choice_finds_what_decides(frame: pl.DataFrame, chosen: Workspace) -> None:
-    selection = read_selection(chosen, catalogues.read(chosen))
+    selection = read_selection(chosen)
     assert "rsi_14" in selection.names[:3]
     assert "volume" in selection.names
     assert all(fold.skill > 0.5 for fold in selection.folds)
@@ -249,6 +254,7 @@ def test_data_that_cannot_be(frame: pl.DataFrame, tmp_path: Path, change: object
     [
         ('"rsi_14"', '"rsi_15"', "was edited"),
         ('"digest": "', '"digest": "0', "was edited"),
+        ('"definitions"', '"definition"', "definitions Field required"),
         ('"names"', '"nam"', "nam"),
         ("{", "", "cannot be used"),
     ],
@@ -260,6 +266,53 @@ def test_a_damaged_selection_is_an_error(chosen: Workspace, tmp_path: Path, old:
     path.write_text((chosen.data / "features" / "selection.json").read_text().replace(old, new, 1))
     with pytest.raises(ConfigError, match=message):
         read_selection(place)
+
+
+def _with_catalogue(place: Workspace, chosen: Workspace, old: str, new: str) -> Workspace:
+    """A workspace with that choice, and a catalogue in which one text is another."""
+    (place.data / "features").mkdir(parents=True)
+    selection = (chosen.data / "features" / "selection.json").read_bytes()
+    (place.data / "features" / "selection.json").write_bytes(selection)
+    text = (shipped() / "config" / "feature_sets.yaml").read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    (place.root / "config" / "feature_sets.yaml").write_text(text.replace(old, new), encoding="utf-8")
+    return place
+
+
+def test_a_choice_made_under_other_definitions_does_not_pass(
+    frame: pl.DataFrame, chosen: Workspace, tmp_path: Path
+) -> None:
+    """The same names, computed otherwise: every reader refuses."""
+    row = """rsi_14, family: trend, stage: 1, kernel: rsi, inputs: [close], params: {period: 14},
+     unit: percent, range: [0, 100], warmup: 14"""
+    place = _with_catalogue(_desk(tmp_path), chosen, row, row.replace("14}", "15}").replace("warmup: 14", "warmup: 15"))
+    readers: list[tuple[str, Callable[[], object]]] = [
+        ("the selection was not used", lambda: read_selection(place)),
+        ("the selection was not used", lambda: Observer(place)),
+        ("the selection was not used", lambda: mia_fast.filter_features(frame, workspace=place)),
+        ("the selection was not used", lambda: mia_fast.audit_features(frame, workspace=place)),
+        ("the memory was not opened", lambda: memory_features(place)),
+        ("nothing was trained", lambda: chosen_features(place)),
+    ]
+    for then, read in readers:
+        with pytest.raises(ConfigError, match=r"of the 20 otherwise than when they were chosen: .*rsi_14") as caught:
+            read()
+        assert caught.value.then == then
+        assert "mia-fast select" in str(caught.value.hint)
+
+
+def test_rows_of_the_catalogue_that_no_chosen_feature_reads_may_change(chosen: Workspace, tmp_path: Path) -> None:
+    assert "ichimoku_tenkan" not in read_selection(chosen).names
+    place = _with_catalogue(_desk(tmp_path), chosen, "(highest_9 + lowest_9) / 2", "(highest_9 + lowest_9) * 0.5")
+    assert read_selection(place) == read_selection(chosen)
+    assert catalogues.read(place).digest != read_selection(place).catalogue
+
+
+def test_networks_take_no_feature_of_a_model_or_an_account(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    write_selection(selection_of(["rsi_14", "predicted_vix"], place), place)
+    with pytest.raises(ConfigError, match="predicted_vix: no stage-1 feature"):
+        chosen_features(place)
 
 
 # --- targets -----------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from mia_fast.histories.sources import MANIFEST
 from mia_fast.risk.store import try_lock
 
 KIND: Final = "mia-fast history of features"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _PROGRESS: Final = ".progress"
 _FRESH: Final = "run with --fresh to begin again, or write to another folder"
 

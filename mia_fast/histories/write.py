@@ -23,6 +23,7 @@ from mia_fast.files import replacing
 from mia_fast.histories.dataset import Dataset, Manifest, Part, part_path
 from mia_fast.histories.inputs import Beside
 from mia_fast.histories.sources import Survey, bars_of
+from mia_fast.loading import definitions
 from mia_fast.telemetry import operation
 from mia_fast.version import VERSION
 from mia_fast.workspace import Workspace
@@ -211,6 +212,7 @@ def _identity(
         "kernels": source_digest(),
         "polars": pl.__version__,
         "catalogue": catalogue.digest,
+        "definitions": definitions(catalogue, catalogue.names),
         "plans": {name: plan.digest for name, plan in plans.items()},
         "dtype": settings.dtype,
         "compression": settings.compression,

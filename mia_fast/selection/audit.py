@@ -24,7 +24,7 @@ from mia_fast.files import replacing
 from mia_fast.selection.config import AuditSettings, selection_config
 from mia_fast.selection.data import Features, Floats, Integers
 from mia_fast.selection.filter import standardised
-from mia_fast.selection.manifest import FILE, Selection, read_selection
+from mia_fast.selection.manifest import Selection, read_selection, selection_path
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 
@@ -104,7 +104,7 @@ def audited(
     """As :func:`audit_features`, with drift by month and correlations."""
     workspace = workspace or Workspace.current()
     settings = selection_config(workspace).audit
-    has_selection = (workspace.data / "features" / FILE).exists()
+    has_selection = selection_path(workspace).exists()
     selection = read_selection(workspace) if has_selection else None
     features = Features(data, workspace, symbol=symbol)
     found = examine(features, settings, selection, reference_until)

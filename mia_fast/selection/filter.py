@@ -27,7 +27,7 @@ from mia_fast.features.frame import LATEST_ROWS
 from mia_fast.files import replacing
 from mia_fast.selection.config import FilterSettings, selection_config
 from mia_fast.selection.data import Features, Floats
-from mia_fast.selection.manifest import FILE, read_selection
+from mia_fast.selection.manifest import read_selection, selection_path
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 
@@ -201,7 +201,7 @@ def _path(workspace: Workspace) -> Path:
 
 def _manifest(workspace: Workspace) -> tuple[str, ...]:
     """The chosen features; none where no choice was made yet. A damaged manifest is an error."""
-    if not (workspace.data / "features" / FILE).exists():
+    if not selection_path(workspace).exists():
         return ()
     return read_selection(workspace).names
 
