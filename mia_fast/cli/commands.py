@@ -170,27 +170,17 @@ def features(
     """
     place = Workspace.current(workspace)
     ins, out = (paths, None) if len(paths) == 1 else (paths[:-1], Path(paths[-1]))
-    one = out is None and bool(levels)
-    if one or (out is not None and out.suffix.lower() in (".parquet", ".pq") and not out.is_dir()):
-        _features_file(place, ins, out, (cross, levels, events), dry_run, plan)
+    tables = (cross, levels, events)
+    if out is not None and out.suffix.lower() in (".parquet", ".pq") and not out.is_dir():
+        _features_file(place, ins, out, tables, dry_run, plan)
     else:
-        if levels:
-            from mia_fast.errors import DataError
-
-            raise DataError(
-                "option levels are moved by the bars at the chain's time, which a history does not look back for",
-                where="--levels",
-                hint="name a .parquet file to write: one file of bars becomes one file of features, levels included",
-                then="nothing was written",
-            )
-        written = (dtype, compression, part_rows)
-        _features_history(place, ins, out, (cross, events), symbol, written, dry_run, fresh, plan)
+        _features_history(place, ins, out, tables, symbol, (dtype, compression, part_rows), dry_run, fresh, plan)
 
 
 def _features_file(
     place: Workspace,
     ins: list[str],
-    out: Path | None,
+    out: Path,
     beside: tuple[list[Path] | None, list[Path] | None, Path | None],
     dry_run: bool,
     whole: bool,
@@ -206,7 +196,7 @@ def _features_file(
     from mia_fast.tables import read_table
 
     files = expand(ins)
-    if len(files) > 1 or (out is not None and out.resolve() in {file.resolve() for file in files}):
+    if len(files) > 1 or out.resolve() in {file.resolve() for file in files}:
         raise DataError(
             f"{len(files)} files of bars do not make one file of features"
             if len(files) > 1
@@ -224,7 +214,7 @@ def _features_file(
     show.availability(
         feature_availability(table, cross=others, levels=known, events=calendar, workspace=place), whole=whole
     )
-    if dry_run or out is None:
+    if dry_run:
         return
     began = time.perf_counter()
     with show.progress("rows") as advance:
@@ -286,7 +276,7 @@ def _features_history(
     place: Workspace,
     ins: list[str],
     out: Path | None,
-    beside_paths: tuple[list[Path] | None, Path | None],
+    tables: tuple[list[Path] | None, list[Path] | None, Path | None],
     symbol: str | None,
     written: tuple[str, str, int],
     dry_run: bool,
@@ -294,22 +284,22 @@ def _features_history(
     whole: bool,
 ) -> None:
     """Any number of bars into a folder of features; or only the plan."""
-    from mia_fast import config, histories
+    from mia_fast import histories
     from mia_fast.features import catalogue as catalogues
     from mia_fast.histories.inputs import Beside
 
     dtype, compression, part_rows = written
     settings = histories.Settings(dtype, compression, part_rows)  # type: ignore[arg-type]  # checked by Settings
     files = histories.expand(ins)
-    cross, events = beside_paths
-    beside = Beside(place, cross=cross or (), events=events)
+    cross, levels, events = tables
+    beside = Beside(place, cross=cross or (), levels=levels or (), events=events)
     with show.progress("bytes read") as advance:
         found = histories.survey(files, workspace=place, symbol=symbol, progress=advance)
     for table in beside.reports:
         show.table_report(table)
+    show.levels_read(beside.levels)
     if out is None or dry_run:
-        name = symbol or config.market(place).instrument.symbol
-        previewed = histories.preview(found, beside, workspace=place, settings=settings, symbol=name)
+        previewed = histories.preview(found, beside, workspace=place, settings=settings)
         show.history_preview(previewed, settings, catalogues.read(place), whole=whole)
         return
     show.survey(found)
@@ -321,7 +311,6 @@ def _features_history(
                 beside,
                 workspace=place,
                 settings=settings,
-                symbol=symbol,
                 fresh=fresh,
                 progress=advance,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -191,6 +192,14 @@ def features_written(path: Path, frame: pl.DataFrame, computing: float, writing:
         f"{frame.height:,} rows x {frame.width - 1} features to [bold]{escape(str(path))}[/bold]: "
         f"computed in {computing:.2f} s ({frame.height / computing:,.0f} rows/s), written in {writing:.2f} s"
     )
+
+
+def levels_read(found: list[Levels]) -> None:
+    """Of how many snapshots levels are known, and what they are worth."""
+    if found:
+        grades = Counter(one.status for one in found)
+        shown = ", ".join(f"{count:,} {grade}" for grade, count in grades.items())
+        out.print(f"levels of {len(found):,} snapshots ({shown})", style="dim")
 
 
 def survey(found: Survey) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -181,14 +181,22 @@ def _engine(
     return engine
 
 
-def input_arrays(plan: Plan, bars: Table, sources: Sequence[Steps] = ()) -> tuple[NDArray[np.int64], dict[str, Floats]]:
+def input_arrays(
+    plan: Plan, bars: Table, sources: Sequence[Steps] = (), own: Collection[str] | None = None
+) -> tuple[NDArray[np.int64], dict[str, Floats]]:
     """The closes (ns UTC) and the plan's inputs as arrays; the bars' float64 columns are not copied.
 
-    What the bars bring themselves comes before any source, and of two sources of one input the later one.
+    What the bars bring themselves comes before any source, and of two sources of one input the later one. Where
+    ``bars`` are a part of more, ``own`` says what the whole brings: what this part lacks of it is NaN.
     """
     known_at = bars.frame["known_at"].dt.epoch("ns").to_numpy()
-    present = set(brought(bars.frame))
-    columns = {name: _array(bars.frame[name]) for name in plan.inputs if name in present}
+    here = set(brought(bars.frame))
+    present = here if own is None else set(own)
+    columns = {
+        name: _array(bars.frame[name]) if name in here else np.full(len(known_at), np.nan)
+        for name in plan.inputs
+        if name in present
+    }
     for steps in sources:
         wanted = [name for name in plan.held.get(steps.table, ()) if name not in present]
         columns |= steps.columns(known_at, wanted)

@@ -323,6 +323,12 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
                     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
                     return f"the input {files[0]}{more} {words}"
             return "the inputs changed"
+        if key == "tables":
+            before = before or {}
+            name = next(name for name in (*now, *before) if before.get(name) != now.get(name))
+            if name not in before or name not in now:
+                return f"the table {name} was {'left out' if name in before else 'added'}"
+            return f"the table {name} ({now[name]['name']}) changed"
         return f"the {key.replace('_', ' ')} changed (was {_short(before)}, is {_short(now)})"
     return None
 

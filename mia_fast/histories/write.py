@@ -84,7 +84,7 @@ class Outcome:
     rows: int
     """Rows computed now, without those of an earlier run that was stopped."""
     reading: float
-    """Seconds to read bars and gather inputs."""
+    """Seconds to read the bars, the survey's pass included, and to gather inputs."""
     computing: float
     """Seconds inside the feature engine."""
     writing: float
@@ -92,18 +92,18 @@ class Outcome:
     complete_before: bool = False
 
 
-def preview(found: Survey, beside: Beside, *, workspace: Workspace, settings: Settings, symbol: str) -> Preview:
+def preview(found: Survey, beside: Beside, *, workspace: Workspace, settings: Settings) -> Preview:
     """Plan a run without writing anything.
 
-    The size is that of the first rows of the first symbol, encoded in memory; ``symbol`` names files that name none.
+    The size is that of the first rows of the first symbol, encoded in memory.
     """
-    plans = {name: beside.plan(found.columns(name), found.interval_ns(name)) for name in found.symbols}
+    plans = {name: beside.plan(found, name) for name in found.symbols}
     name = next(iter(found.symbols))
     plan = plans[name]
     engine = FeatureEngine(plan)
-    for pending in _pending(found, name, plan, workspace, symbol, None):
+    for pending in _pending(found, name, plan, workspace, None):
         frame = pending[:_SAMPLE_ROWS]
-        known_at, columns = beside.arrays(plan, frame, found.interval_ns(name))
+        known_at, columns = beside.arrays(plan, frame, found, name)
         matrix = engine.batch(known_at, columns)
         features = typed(feature_frame(frame["timestamp"], plan.outputs, matrix), settings)
         later = features[frame.height // 2 :]
@@ -134,7 +134,6 @@ def write_history(
     *,
     workspace: Workspace,
     settings: Settings | None = None,
-    symbol: str | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -157,8 +156,6 @@ def write_history(
         Whose catalogue and configuration apply. Nothing is written to it.
     settings
         Type, compression and size of the parts.
-    symbol
-        The symbol of files that name none, as given to the survey.
     fresh
         Remove what an earlier run wrote to ``out``, and begin again.
     progress
@@ -174,8 +171,7 @@ def write_history(
         The bars cannot be used.
     """
     settings = settings or Settings()
-    default = symbol or config.market(workspace).instrument.symbol
-    plans = {name: beside.plan(found.columns(name), found.interval_ns(name)) for name in sorted(found.symbols)}
+    plans = {name: beside.plan(found, name) for name in sorted(found.symbols)}
     manifest = Manifest(
         _identity(found, beside, plans, settings, workspace),
         catalogues.read(workspace).names,
@@ -189,7 +185,7 @@ def write_history(
             if dataset.is_whole():
                 dataset.tidy()
                 return Outcome(manifest, out, 0, 0.0, 0.0, 0.0, complete_before=True)
-            run = _Run(found, dataset, beside, workspace, settings, default, manifest, progress)
+            run = _Run(found, dataset, beside, workspace, settings, manifest, progress)
             for name, plan in plans.items():
                 run.symbol(name, plan)
             dataset.finish(manifest)
@@ -236,15 +232,14 @@ class _Run:
         beside: Beside,
         workspace: Workspace,
         settings: Settings,
-        default: str,
         manifest: Manifest,
         progress: Progress | None,
     ) -> None:
         self.found, self.dataset, self.beside, self.workspace = found, dataset, beside, workspace
-        self.settings, self.default, self.manifest = settings, default, manifest
+        self.settings, self.manifest = settings, manifest
         self.progress = progress
         self.before = self.done = manifest.rows
-        self.reading = self.computing = self.writing = 0.0
+        self.reading, self.computing, self.writing = found.seconds, 0.0, 0.0
         self._memory: Floats = np.empty(0)
         self._advance()
 
@@ -262,7 +257,7 @@ class _Run:
         for part in finished:
             in_month[part.month] = in_month.get(part.month, 0) + 1
         clock = time.perf_counter()
-        blocks = _pending(self.found, name, plan, self.workspace, self.default, after)
+        blocks = _pending(self.found, name, plan, self.workspace, after)
         for month, frame in _parts(blocks, self.settings.part_rows):
             self.reading += time.perf_counter() - clock
             number = in_month.get(month, 0)
@@ -274,12 +269,12 @@ class _Run:
     def _part(self, engine: FeatureEngine, name: str, month: str, number: int, frame: pl.DataFrame) -> None:
         plan = engine.plan
         began = time.perf_counter()
-        known_at, columns = self.beside.arrays(plan, frame, self.found.interval_ns(name))
+        known_at, columns = self.beside.arrays(plan, frame, self.found, name)
         size = len(plan.outputs) * len(known_at)
         if self._memory.size < size:
             self._memory = np.empty(size)
         gathered = time.perf_counter()
-        matrix = engine.batch(known_at, columns, out=self._memory[:size].reshape(-1, len(known_at)))
+        matrix = engine.batch(known_at, columns, out=self._memory[:size].reshape(-1, len(known_at)), threads=2)
         computed = time.perf_counter()
         features = typed(feature_frame(frame["timestamp"], plan.outputs, matrix), self.settings)
         path = part_path(name, month, number)
@@ -302,13 +297,11 @@ class _Run:
             self.progress(self.done, self.found.total)
 
 
-def _pending(
-    found: Survey, name: str, plan: Plan, workspace: Workspace, default: str, after: int | None
-) -> Iterator[pl.DataFrame]:
+def _pending(found: Survey, name: str, plan: Plan, workspace: Workspace, after: int | None) -> Iterator[pl.DataFrame]:
     """Blocks of a symbol's timestamps, closes and inputs in order of time, behind the timestamp ``after``."""
     for source in found.symbols[name]:
         if after is None or source.spans[name].last > after:
-            for frame in bars_of(source, name, workspace=workspace, default=default, after=after):
+            for frame in bars_of(source, name, workspace=workspace, default=found.default, after=after):
                 inputs = [pl.col(column).cast(pl.Float64) for column in plan.inputs if column in frame.columns]
                 yield frame.select("timestamp", "known_at", *inputs)
 
