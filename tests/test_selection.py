@@ -33,7 +33,7 @@ from mia_fast.selection import (
     select_features,
 )
 from mia_fast.selection import plot as pictures
-from mia_fast.selection.audit import stability_index
+from mia_fast.selection.audit import correlations, stability_index
 from mia_fast.selection.config import selection_config
 from mia_fast.selection.data import Features
 from mia_fast.selection.manifest import write_selection
@@ -539,6 +539,30 @@ def test_stability_index_by_hand() -> None:
     assert stability_index(reference, np.array([[5, 5], [8, 2]])).tolist() == pytest.approx([0.0, expected])
 
 
+def test_correlations_rest_on_the_rows_that_two_features_share() -> None:
+    rng = np.random.default_rng(8)
+    n = 3000
+    a = rng.normal(4000, 3, n)
+    b = a + rng.normal(0, 2, n)
+    b[rng.random(n) < 0.3] = np.nan
+    late = np.where(np.arange(n) >= 2500, 7 - 2 * a, np.nan)  # shares 500 rows with a, and what b has of them
+    early = np.where(np.arange(n) < 200, a, np.nan)
+    lone = np.where(np.arange(n) < 149, a, np.nan)
+    flag = np.full(n, 2.0)
+    odd = np.where(np.arange(n) == 5, np.inf, a)
+    table = np.column_stack([a, b, late, early, lone, flag, odd])
+    found = correlations(table)
+    for i, j in itertools.product(range(7), repeat=2):
+        both = np.isfinite(table[:, i]) & np.isfinite(table[:, j])
+        if both.sum() < 150 or 5 in (i, j):
+            assert math.isnan(found[i, j])
+        else:
+            assert found[i, j] == pytest.approx(np.corrcoef(table[both, i], table[both, j])[0, 1], abs=1e-9)
+    assert found[0, 2] == pytest.approx(-1.0)
+    assert math.isnan(found[2, 3])
+    assert math.isnan(found[0, 4])
+
+
 @pytest.mark.parametrize("until", [0, 2**62])
 def test_a_reference_outside_the_data(frame: pl.DataFrame, tmp_path: Path, until: int) -> None:
     with pytest.raises(DataError, match="the reference holds"):
@@ -663,6 +687,12 @@ def test_pictures_and_the_page(frame: pl.DataFrame, chosen: Workspace, tmp_path:
     assert "http" not in page
     for name in read_selection(chosen).names:
         assert name in page
+    order = pictures.drift_order(found)
+    drift = found.frame["drift"].to_list()
+    assert len(order) == 350 - drift.count(None) > 100
+    own = list(dict.fromkeys(feature.family for feature in catalogues.read(chosen).features))
+    keys = [(own.index(found.families[k]), -drift[k]) for k in order]
+    assert keys == sorted(keys)
 
 
 def test_like_stands_by_like() -> None:

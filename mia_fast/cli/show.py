@@ -246,8 +246,13 @@ def history_preview(found: Preview, settings: Settings, declared: Catalogue, *, 
         if len(seen) > 1:
             out.print(f"[bold]{escape(', '.join(names))}[/bold]")
         availability(features_of(declared, [found.plans[names[0]]]), whole=whole)
+    empty: dict[str, list[str]] = {}
     for column, share in found.null_shares.items():
-        out.print(f"  [yellow]{escape(column)}[/yellow] was null in {share:.0%} of the rows looked at")
+        empty.setdefault(f"{share:.0%}", []).append(column)
+    for much, columns in empty.items():
+        few = columns if whole else columns[:6]
+        more = f" and {len(columns) - len(few)} more (--plan lists them)" if len(columns) > len(few) else ""
+        out.print(f"  null in {much} of the rows looked at: [yellow]{escape(', '.join(few))}[/yellow]{more}")
     out.print(
         f"Expected size: [bold]{_size(found.bytes)}[/bold] ({found.survey.total:,} rows x "
         f"{found.bytes_per_row:,.0f} bytes as {settings.dtype}, {settings.compression}; "
@@ -315,9 +320,9 @@ def audit(found: Audit) -> None:
     """The features that drift most, and those with most empty values."""
     frame = found.frame
     table = Table(title=f"{frame.height} features, {found.rows:,} rows: the largest drift", title_justify="left")
-    for name in ("feature", "empty", "outliers", "mean |SHAP|", "drift", "worst month's", "month"):
-        table.add_column(name, justify="left" if name in ("feature", "month") else "right")
-    for row in frame.sort("drift_worst", descending=True, nulls_last=True).head(12).iter_rows(named=True):
+    for name in ("feature", "empty", "outliers", "|SHAP|", "drift", "at worst", "in"):
+        table.add_column(name, justify="left" if name in ("feature", "in") else "right", no_wrap=name == "feature")
+    for row in frame.sort("drift", descending=True, nulls_last=True).head(12).iter_rows(named=True):
         table.add_row(
             row["feature"],
             f"{row['nan_ratio']:.2%}",
