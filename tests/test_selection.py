@@ -18,7 +18,10 @@ import mia_fast
 from mia_fast.cli.commands import app
 from mia_fast.errors import ConfigError, DataError
 from mia_fast.features import catalogue as catalogues
-from mia_fast.features.frame import generate_features
+from mia_fast.features.engine import FeatureEngine
+from mia_fast.features.frame import feature_frame, generate_features
+from mia_fast.features.plan import make_plan
+from mia_fast.features.sample import simulate
 from mia_fast.journal.schema import feature_list_digest
 from mia_fast.memory import memory_features
 from mia_fast.selection import (
@@ -122,6 +125,66 @@ def test_the_same_choice_again(frame: pl.DataFrame, planted: np.ndarray, chosen:
     mine, theirs = read_selection(place), read_selection(chosen)
     assert mine.shap_folds == theirs.shap_folds
     assert mine.names == theirs.names
+
+
+@pytest.fixture(scope="module")
+def everything() -> pl.DataFrame:
+    """All 350 features from simulated values of every declared input, three sessions."""
+    catalogue = catalogues.read(Workspace(shipped()))
+    sample = simulate(catalogue, 3)
+    plan = make_plan(catalogue, tuple(sample.columns), bar_minutes=1.0, tick_size=sample.tick_size)
+    matrix = FeatureEngine(plan).batch(sample.known_at, {name: sample.columns[name] for name in plan.inputs})
+    stamps = pl.Series("timestamp", sample.known_at - MINUTE).cast(pl.Datetime("ns", "UTC"))
+    return feature_frame(stamps, plan.outputs, matrix)
+
+
+def test_the_contracts_files_of_all_350(everything: pl.DataFrame, tmp_path: Path) -> None:
+    """The files that other programs read: columns, order and rows to the letter, and the 150 in all of them."""
+    place = _desk(tmp_path, folds=2, trees=30)
+    (place.root / "config" / "market_config.yaml").write_text(
+        (shipped() / "config" / "market_config.yaml").read_text().replace("latest_rows: 1440", "latest_rows: 300")
+    )
+    folder = place.data / "features"
+    assert everything.columns == ["timestamp", *catalogues.read(place).names]
+    mia_fast.calculate_shap_weights(everything, "predicted_volatility", workspace=place)
+    importance = pl.read_csv(folder / "feature_importance.csv")
+    assert importance.schema == {"feature": pl.String, "shap_value": pl.Float64}
+    assert importance.height == importance["feature"].n_unique() == 150
+    assert importance["shap_value"].is_sorted(descending=True)
+    assert importance["shap_value"][0] > 0
+    names = read_selection(place).names
+    assert importance["feature"].to_list() == list(names)
+    assert not read_selection(place).all_taken
+
+    audit = mia_fast.audit_features(everything, workspace=place)
+    written = pl.read_csv(place.data / "logs" / "market" / "features_audit_final.csv")
+    assert written.columns == ["feature", "nan_ratio", "outlier_count", "shap_value"]
+    assert written["feature"].to_list() == list(catalogues.read(place).names)
+    assert written["outlier_count"].dtype == pl.Int64
+    assert audit.columns[:4] == written.columns
+
+    spoilt = everything.with_columns(
+        pl.lit(None, dtype=pl.Float64).alias(names[0]),
+        pl.lit(2.5).alias(names[1]),
+        (pl.col(names[3]) * 2.0).alias(names[2]),
+        pl.when(pl.int_range(pl.len()) == pl.len() - 7).then(np.inf).otherwise(names[4]).alias(names[4]),
+    )
+    done = filtered(spoilt, workspace=place)
+    latest = pl.read_csv(folder / "features_latest_filtered.csv")
+    assert latest.columns == done.frame.columns
+    assert [name for name in everything.columns if name in latest.columns] == latest.columns
+    assert {*names} <= {*latest.columns}
+    assert latest.height == 300
+    assert {*done.kept} >= {names[0], names[1]}
+    assert {names[2], names[3]} & {*done.kept}
+    assert latest[names[4]].null_count() == 1
+
+    weights = selection_config(place).observation["defensive"].families
+    family = {feature.name: feature.family for feature in catalogues.read(place).features}
+    row = everything.row(-1, named=True)
+    found = mia_fast.create_observation(everything, "defensive", workspace=place)
+    assert found.shape == (150,)
+    assert found.tolist() == [row[name] * weights.get(family[name], 1.0) for name in names]
 
 
 def test_fewer_candidates_than_asked_for(frame: pl.DataFrame, planted: np.ndarray, tmp_path: Path) -> None:

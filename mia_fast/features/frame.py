@@ -32,9 +32,6 @@ from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 from mia_kernels.validity import validity_bitmap
 
-LATEST_ROWS = 1440
-"""Rows that ``features_latest.csv`` keeps: one day of minutes."""
-
 Floats = NDArray[np.float64]
 
 
@@ -255,12 +252,12 @@ def feature_frame(timestamps: pl.Series, names: Sequence[str], matrix: Floats) -
 
 
 def write_latest(frame: pl.DataFrame, workspace: Workspace) -> Path:
-    """Write the last rows of a feature frame to ``data/features/features_latest.csv``."""
+    """Write the last rows of a feature frame, ``latest_rows`` of the market's configuration, to
+    ``data/features/features_latest.csv``."""
+    rows = config.market(workspace).latest_rows
     path = workspace.data / "features" / "features_latest.csv"
     with replacing(path) as temporary:
-        frame.tail(LATEST_ROWS).with_columns(pl.col("timestamp").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ")).write_csv(
-            temporary
-        )
+        frame.tail(rows).with_columns(pl.col("timestamp").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ")).write_csv(temporary)
     return path
 
 

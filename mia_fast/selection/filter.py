@@ -22,8 +22,8 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
+from mia_fast import config
 from mia_fast.errors import DataError
-from mia_fast.features.frame import LATEST_ROWS
 from mia_fast.files import replacing
 from mia_fast.selection.config import FilterSettings, selection_config
 from mia_fast.selection.data import Features, Floats
@@ -139,7 +139,8 @@ class Filtered:
 def filter_features(
     data: Any, *, workspace: Workspace | None = None, symbol: str | None = None, reference: Any = None
 ) -> pl.DataFrame:
-    """Filter a feature frame and write ``data/features/features_latest_filtered.csv`` (its most recent 1,440 rows).
+    """Filter a feature frame and write ``data/features/features_latest_filtered.csv``: its most recent rows, 1,440
+    unless ``latest_rows`` of ``config/market_config.yaml`` says otherwise.
 
     Parameters
     ----------
@@ -189,7 +190,8 @@ def filtered(
         )
     learnt = features if reference is None else Features(reference, workspace, symbol=symbol)
     result = FilterRules.fit(learnt, settings, manifest).apply(features.frame())
-    latest = result.frame.tail(LATEST_ROWS).with_columns(pl.col("timestamp").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"))
+    rows = config.market(workspace).latest_rows
+    latest = result.frame.tail(rows).with_columns(pl.col("timestamp").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"))
     with replacing(_path(workspace)) as temporary:
         latest.write_csv(temporary)
     return result
