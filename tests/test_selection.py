@@ -523,6 +523,29 @@ def test_each_rule_of_the_filter(tmp_path: Path) -> None:
     assert done.frame["volatility_spike_indicator"].sum() == frame["volatility_spike_indicator"].sum()
 
 
+def test_a_long_tail_is_not_clipped_away(tmp_path: Path) -> None:
+    """What fades away by powers has a tiny deviation: half of it lies beyond twelve of them, and is no outlier."""
+    rng = np.random.default_rng(6)
+    n = 20_000
+    fading = np.exp(-rng.uniform(0, 60, n))
+    spiked = rng.lognormal(5, 1.2, n)
+    spiked[[7, 8]] = 1e9
+    frame = _table(event_timing_proximity=fading, volume=spiked, rsi_14=rng.normal(0, 1, n))
+    done = filtered(frame, workspace=_desk(tmp_path))
+    beyond = np.sum(fading > np.median(fading) + 12 * 1.4826 * np.median(np.abs(fading - np.median(fading))))
+    assert beyond > 0.3 * n
+    assert done.clipped["event_timing_proximity"] == 20  # one in a thousand, at the upper end only
+    kept = np.sort(fading)[-21]
+    assert done.frame["event_timing_proximity"].max() == kept
+    assert done.frame["volume"].max() < 1e6
+    assert done.clipped["volume"] <= 20
+    few = filtered(
+        frame[:50].with_columns(rsi_14=pl.when(pl.int_range(50) == 3).then(1e6).otherwise("rsi_14")),
+        workspace=_desk(tmp_path),
+    )
+    assert few.frame["rsi_14"].max() < 20
+
+
 def test_rows_of_the_warm_up_go_and_other_gaps_stay(frame: pl.DataFrame, tmp_path: Path) -> None:
     done = filtered(frame, workspace=_desk(tmp_path))
     assert 0 < done.rows_dropped < 40

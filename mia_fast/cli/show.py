@@ -45,6 +45,8 @@ err = Console(stderr=True, highlight=False)
 
 _NOT_SHOWN = ("sequence", "trade_id", "run_id", "event_id", "detail", "regime_probs")
 _FINDINGS_SHOWN = 60
+_REASONS_SHOWN = 6
+_LEFT_OUT = {"empty": "that are mostly empty", "one value": "of one value", "correlates": "that repeat others"}
 _PRICE_LEVELS = ("gamma_wall", "call_wall", "put_wall", "zero_gamma")
 
 
@@ -306,8 +308,12 @@ def selection(chosen: Selection) -> None:
     table.add_row("First", ", ".join(chosen.names[:10]))
     table.add_row("Digest", chosen.digest)
     out.print(table)
-    if all(fold.skill <= 0 for fold in chosen.folds):
-        warn("No fold predicts better than the mean of its training rows: this order is that of fitted noise.")
+    poor = sum(fold.skill <= 0 for fold in chosen.folds)
+    if 2 * poor >= len(chosen.folds):
+        warn(
+            f"{poor} of {len(chosen.folds)} folds predict no better than the mean of their training rows: "
+            "this order is that of fitted noise."
+        )
     why: dict[str, list[str]] = {}
     for name, reason in chosen.not_candidates.items():
         why.setdefault(reason.split()[0], []).append(name)
@@ -344,8 +350,16 @@ def audit(found: Audit) -> None:
 def filtered(done: Filtered) -> None:
     """What was left out, kept in spite of a rule, and clipped."""
     out.print(f"[bold]{done.frame.height:,}[/bold] rows x {done.frame.width - 1} features")
+    kinds: dict[str, dict[str, str]] = {}
     for name, why in done.dropped.items():
-        out.print(escape(f"  left out {name}: {why}"))
+        kind = next((said for word, said in _LEFT_OUT.items() if word in why), "for other reasons")
+        kinds.setdefault(kind, {})[name] = why
+    for kind, own in kinds.items():
+        if len(own) > _REASONS_SHOWN:
+            out.print(escape(f"  left out {len(own)} {kind}: {', '.join(own)}"))
+        else:
+            for name, why in own.items():
+                out.print(escape(f"  left out {name}: {why}"))
     for name, why in done.kept.items():
         out.print(f"  [yellow]kept[/yellow] {escape(f'{name}, it was chosen: {why}')}")
     out.print(

@@ -4,8 +4,9 @@
 2. So is one whose commonest value fills ``near_constant`` of its rows or more.
 3. So is one that correlates by ``duplicate`` or more, in size, with a feature kept before it. Chosen features come
    first, in the manifest's order; then the catalogue's.
-4. Values beyond ``median +- outlier_z * 1.4826 * median absolute deviation`` are clipped to that bound. Where the
-   deviation is 0 (flags, counts that rarely move) nothing is clipped.
+4. Values beyond ``median +- outlier_z * 1.4826 * median absolute deviation`` are clipped to that bound, but of the
+   rows that the bounds are learnt on at most ``max_clipped_share`` (one value at least) at each end: what is not rare
+   is a long tail, as of volume, and no outlier. Where the deviation is 0 (flags, counts that rarely move) nothing is.
 5. A row with more than ``max_row_null_ratio`` of the kept features empty (warm-up) is left out. Other empty values
    stay null: none is filled in.
 
@@ -69,13 +70,17 @@ class FilterRules:
                 faults[name] = f"{empty:.1%} of its rows are empty"
             if not len(finite):
                 continue
-            common = _commonest(finite)
+            ordered = np.sort(finite)
+            common = _commonest(ordered)
             if name not in faults and common >= settings.near_constant:
                 faults[name] = f"one value fills {common:.2%} of its rows"
             middle = float(np.median(finite))
             deviation = _TO_MAD * float(np.median(np.abs(finite - middle)))
             if deviation > 0:
-                bounds[name] = (middle - settings.outlier_z * deviation, middle + settings.outlier_z * deviation)
+                rare = min(max(1, int(settings.max_clipped_share * len(ordered))), len(ordered) - 1)
+                low, high = float(ordered[rare]), float(ordered[-1 - rare])
+                reach = settings.outlier_z * deviation
+                bounds[name] = (min(middle - reach, low), max(middle + reach, high))
             if name not in faults:
                 sample[name] = values[::step]
         first = [name for name in manifest if name in sample]
@@ -208,9 +213,8 @@ def _manifest(workspace: Workspace) -> tuple[str, ...]:
     return read_selection(workspace).names
 
 
-def _commonest(finite: Floats) -> float:
-    """The share of the commonest value."""
-    ordered = np.sort(finite)
+def _commonest(ordered: Floats) -> float:
+    """The share of the commonest of ascending values."""
     edges = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
     return float(np.diff(edges).max() / len(ordered))
 
