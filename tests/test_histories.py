@@ -161,6 +161,12 @@ def test_levels_move_by_a_price_of_another_file(
     gap = (values["MES"] - values["ES"]).drop_nulls()
     assert gap.to_list() == pytest.approx([1.25] * len(gap))
     assert values["NQ"].count() == 0  # four times the index is no basis
+    found_bars = survey(expand([tmp_path / "in"]), workspace=place)
+    beside = _beside(place, tables)
+    for symbol in found_bars.symbols:
+        beside.plan(found_bars, symbol)
+    assert {symbol: len(reasons) for symbol, reasons in beside.unmoved.items()} == {"ES": 0, "MES": 0, "NQ": 6}
+    assert all("BASIS_REFUSED" in reason for reason in beside.unmoved["NQ"])
 
 
 def test_a_column_of_the_bars_comes_before_a_table_in_every_part(

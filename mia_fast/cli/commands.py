@@ -301,6 +301,7 @@ def _features_history(
     if out is None or dry_run:
         previewed = histories.preview(found, beside, workspace=place, settings=settings)
         show.history_preview(previewed, settings, catalogues.read(place), whole=whole)
+        show.levels_unmoved(beside.unmoved)
         return
     show.survey(found)
     try:
@@ -318,6 +319,7 @@ def _features_history(
         show.warn("Stopped. The finished parts stay; the same command goes on behind them.")
         raise typer.Exit(130) from None
     show.history_written(outcome)
+    show.levels_unmoved(beside.unmoved)
 
 
 HistoryArgument = Annotated[

@@ -46,6 +46,7 @@ err = Console(stderr=True, highlight=False)
 _NOT_SHOWN = ("sequence", "trade_id", "run_id", "event_id", "detail", "regime_probs")
 _FINDINGS_SHOWN = 60
 _REASONS_SHOWN = 6
+_EXAMPLES = 3
 _LEFT_OUT = {"empty": "that are mostly empty", "one value": "of one value", "correlates": "that repeat others"}
 _PRICE_LEVELS = ("gamma_wall", "call_wall", "put_wall", "zero_gamma")
 
@@ -202,6 +203,15 @@ def levels_read(found: list[Levels]) -> None:
         grades = Counter(one.status for one in found)
         shown = ", ".join(f"{count:,} {grade}" for grade, count in grades.items())
         out.print(f"levels of {len(found):,} snapshots ({shown})", style="dim")
+
+
+def levels_unmoved(found: Mapping[str, Sequence[str]]) -> None:
+    """Of which levels the prices are null for a symbol, and why."""
+    for symbol, reasons in found.items():
+        for reason in reasons[:_EXAMPLES]:
+            warn(f"{symbol}: no price levels from {reason}")
+        if len(reasons) > _EXAMPLES:
+            warn(f"{symbol}: nor from {len(reasons) - _EXAMPLES} more snapshots")
 
 
 def survey(found: Survey) -> None:

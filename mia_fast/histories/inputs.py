@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mia_fast import config
+from mia_fast.clock import iso
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.asof import Steps
 from mia_fast.features.engine import Floats
@@ -19,7 +21,7 @@ from mia_fast.features.levels import CLOSES_KEPT, LevelsHistory, moments, read_l
 from mia_fast.features.plan import Plan
 from mia_fast.histories.sources import Survey, bars_of
 from mia_fast.options.config import options_config
-from mia_fast.options.levels import Levels
+from mia_fast.options.levels import Levels, on_future
 from mia_fast.tables import Table
 from mia_fast.workspace import Workspace
 
@@ -38,6 +40,12 @@ class Beside:
     levels
         Files of option chains, or of rows of levels. Each symbol's bars move them to their own scale, by the price at
         the chain's market time wherever in the files that is.
+
+    Attributes
+    ----------
+    unmoved
+        Symbol -> of levels that have no place on its scale, when they were known and why; their prices are null.
+        Complete once the symbol's plan is made.
     """
 
     def __init__(
@@ -53,6 +61,7 @@ class Beside:
         self.files = {f"{name} {k}" if k else name: path for name, paths in given for k, path in enumerate(paths)}
         self.reports: list[Table] = []
         self.levels: list[Levels] = read_levels(_paths(levels), workspace)
+        self.unmoved: dict[str, list[str]] = {}
         self._market: tuple[Steps, ...] = ()
         self._events = events
         self._scheduled: dict[int, tuple[Steps, ...]] = {}
@@ -103,6 +112,13 @@ class Beside:
             return ()
         prices = _prices(found, name, moments(self.levels), self.workspace)
         declared, rules = catalogues.read(self.workspace).inputs, options_config(self.workspace)
+        self.unmoved[name] = []
+        for one in self.levels:
+            for market, known in moments([one]):
+                underlying = math.nan if one.underlying_price is None else one.underlying_price
+                reason = on_future(one, prices[market, known], underlying, limit=rules.basis_limit).reason
+                if reason is not None:
+                    self.unmoved[name].append(f"{iso(known)} {reason}")
         moved = LevelsHistory.priced(self.levels, declared, rules, lambda market, known: prices[market, known])
         return () if moved is None else (moved,)
 
