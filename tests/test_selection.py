@@ -371,6 +371,13 @@ def test_rows_of_the_catalogue_that_no_chosen_feature_reads_may_change(chosen: W
     assert catalogues.read(place).digest != read_selection(place).catalogue
 
 
+def test_the_shipped_choice_fits_the_shipped_catalogue(tmp_path: Path) -> None:
+    """Without a choice of its own, a desk trains on the one that ships; its rows of the catalogue must stand."""
+    names, how = chosen_features(Workspace(tmp_path))
+    assert len(names) == how.candidates
+    assert how.digest == feature_list_digest(names)
+
+
 def test_networks_take_no_feature_of_a_model_or_an_account(tmp_path: Path) -> None:
     place = Workspace(tmp_path)
     write_selection(selection_of(["rsi_14", "predicted_vix"], place), place)
