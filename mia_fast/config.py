@@ -54,6 +54,7 @@ class MarketConfig(Model):
     instrument: Instrument
     account: Account
     max_drawdown: float = Field(gt=0, le=1, description="fraction of peak equity")
+    latest_rows: int = Field(default=1440, ge=1, description="rows of features_latest.csv and its filtered copy")
 
 
 def market(workspace: Workspace) -> MarketConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -244,33 +243,37 @@ def train_networks(
 
 
 def chosen_features(workspace: Workspace) -> tuple[tuple[str, ...], Chosen]:
-    """The selected features in their order, and how they were chosen: the workspace's selection, or the shipped one."""
+    """The selected features in their order, and how they were chosen: the workspace's selection, or the shipped one.
+
+    Raises
+    ------
+    ConfigError
+        The selection cannot be used, or holds features that are not of stage 1.
+    """
+    from mia_fast.selection.manifest import read_selection_file, selection_path
     from mia_models.manifest import Chosen
 
-    own = workspace.data / "features" / "selection.json"
+    own = selection_path(workspace)
     path = own if own.exists() else Path(mia_models.__file__).parent / "artifacts" / "selection.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        names = tuple(str(name) for name in content["names"])
-        keys = ("digest", "catalogue", "asked", "candidates", "features", "all_taken")
-        chosen = Chosen(**{key: content[key] for key in keys})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"the selection cannot be used ({error})",
-            where=str(path),
-            hint="choose the features again, or remove the file to train on the shipped selection",
-            then="nothing was trained",
-        ) from error
-    stages = {feature.name: feature.stage for feature in catalogues.read(workspace).features}
-    wrong = [name for name in names if stages.get(name) != 1]
+    catalogue = catalogues.read(workspace)
+    found = read_selection_file(
+        path,
+        catalogue,
+        hint="choose the features again with mia-fast select"
+        + (", or remove the file to train on the shipped selection" if path == own else ""),
+        then="nothing was trained",
+    )
+    chosen = Chosen(**found.model_dump(include=set(Chosen.model_fields)))
+    stages = {feature.name: feature.stage for feature in catalogue.features}
+    wrong = [name for name in found.names if stages[name] != 1]
     if wrong:
         raise ConfigError(
-            f"{', '.join(wrong)}: no stage-1 feature of this catalogue",
+            f"{', '.join(wrong)}: no stage-1 feature, and networks read market data alone",
             where=str(path),
-            hint="choose the features again with this catalogue",
+            hint="choose from data without the outputs of models, account and memory",
             then="nothing was trained",
         )
-    return names, chosen
+    return found.names, chosen
 
 
 def _declared(names: Sequence[str], workspace: Workspace) -> dict[str, Declared]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,15 +23,21 @@ from typer.testing import CliRunner
 from mia_fast.cli.commands import app
 from mia_fast.errors import DataError, StateError, WorkspaceError
 from mia_fast.features.frame import generate_features
+from mia_fast.features.levels import read_levels
 from mia_fast.histories import Settings, expand, preview, read_manifest, survey, write_history
 from mia_fast.histories.dataset import Dataset, part_path
 from mia_fast.histories.inputs import Beside
 from mia_fast.histories.write import Outcome, typed
+from mia_fast.selection.data import Features
 from mia_fast.workspace import Workspace, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = shipped() / "data" / "sample"
 CROSS = SAMPLE / "cross.parquet"
+CHAIN = SAMPLE / "chain.parquet"
+EVENTS = SAMPLE / "events.parquet"
+TABLES: dict[str, Path] = {"cross": CROSS, "levels": CHAIN, "events": EVENTS}
+MINUTE = 60_000_000_000
 ROUNDS = int(os.environ.get("MIA_TORTURE_ROUNDS", "1"))
 
 
@@ -57,14 +64,28 @@ def _split(bars: pl.DataFrame, folder: Path, *ends: int) -> list[Path]:
     return paths
 
 
+def _beside(place: Workspace, tables: dict[str, Path]) -> Beside:
+    return Beside(
+        place,
+        cross=[tables[name] for name in ("cross",) if name in tables],
+        levels=[tables[name] for name in ("levels",) if name in tables],
+        events=tables.get("events"),
+    )
+
+
 def _write(
-    inputs: list[Path | str] | Path, out: Path, place: Workspace, *, cross: Path | None = CROSS, **settings: object
+    inputs: list[Path | str] | Path,
+    out: Path,
+    place: Workspace,
+    *,
+    tables: dict[str, Path] = TABLES,
+    fresh: bool = False,
+    **settings: object,
 ) -> Outcome:
     given = inputs if isinstance(inputs, list) else [inputs]
-    fresh = bool(settings.pop("fresh", False))
     found = survey(expand(given), workspace=place)
     chosen = Settings(**settings)  # type: ignore[arg-type]
-    return write_history(found, out, Beside(place, cross=cross), workspace=place, settings=chosen, fresh=fresh)
+    return write_history(found, out, _beside(place, tables), workspace=place, settings=chosen, fresh=fresh)
 
 
 def _tree(folder: Path) -> dict[str, str]:
@@ -84,19 +105,95 @@ def _moved(bars: pl.DataFrame, days: int) -> pl.DataFrame:
     return bars.with_columns((pl.col("timestamp") + pl.duration(days=days)).cast(bars.schema["timestamp"]))
 
 
-@pytest.mark.parametrize("cuts", [(), (1,), (3000, 3001, 7777), (11_039,)])
+@pytest.mark.parametrize("cuts", [(), (1,), (3000, 3001, 9239, 9390), (9240, 11_039)])
 @pytest.mark.parametrize("part_rows", [700, 32_768])
 def test_the_same_bits_as_in_one_piece(
     bars: pl.DataFrame, place: Workspace, tmp_path: Path, cuts: tuple[int, ...], part_rows: int
 ) -> None:
     """However files and parts are cut, the values are those of generate_features over the whole."""
-    whole = generate_features(bars, cross=CROSS, workspace=place)
+    whole = generate_features(bars, **TABLES, workspace=place)
     _split(bars, tmp_path / "in", *cuts)
     done = _write(tmp_path / "in", tmp_path / "out", place, part_rows=part_rows)
     found = _read(tmp_path / "out").drop("symbol", "month")
     assert found.equals(whole)
     assert done.manifest.rows == done.rows == bars.height
     assert max(part.rows for part in done.manifest.parts) <= part_rows
+
+
+def _level_rows(path: Path) -> Path:
+    """The sample's levels as rows that were known 40 minutes after the market time they stand for."""
+    rows = [
+        {
+            field.name: getattr(one, field.name)
+            for field in dataclasses.fields(one)
+            if isinstance(getattr(one, field.name), float | int) and not field.name.endswith("_ns")
+        }
+        | {"status": one.status, "timestamp": one.timestamp_ns, "market_time": one.timestamp_ns - 40 * MINUTE}
+        for one in read_levels(CHAIN, Workspace(path.parent))
+    ]
+    pl.DataFrame(rows).with_columns(pl.col("timestamp", "market_time").cast(pl.Datetime("ns", "UTC"))).write_parquet(
+        path
+    )
+    return path
+
+
+@pytest.mark.parametrize("cuts", [(), (9200, 9239), (9199, 9201, 9240, 9550)])
+def test_levels_move_by_a_price_of_another_file(
+    bars: pl.DataFrame, place: Workspace, tmp_path: Path, cuts: tuple[int, ...]
+) -> None:
+    """The market time of levels may lie in a file before the one in which they are known; each symbol has its basis."""
+    rows = _level_rows(tmp_path / "levels.parquet")
+    other = bars.with_columns(pl.col("open", "high", "low", "close") + 1.25, symbol=pl.lit("MES"))
+    far = bars.with_columns(pl.col("open", "high", "low", "close") * 4, symbol=pl.lit("NQ"))
+    for name, own in (("es", bars), ("mes", other), ("nq", far)):
+        _split(own, tmp_path / "in" / name, *cuts)
+    tables = TABLES | {"levels": rows}
+    _write(tmp_path / "in", tmp_path / "out", place, tables=tables, part_rows=3000)
+    found = _read(tmp_path / "out")
+    values = {}
+    for own in (bars, other, far):
+        symbol = own["symbol"][0]
+        wanted = generate_features(own, **tables, workspace=place)
+        mine = found.filter(pl.col("symbol") == symbol).drop("symbol", "month")
+        assert mine.equals(wanted)
+        values[symbol] = mine["call_wall"]
+    assert values["ES"].count() > 1000
+    gap = (values["MES"] - values["ES"]).drop_nulls()
+    assert gap.to_list() == pytest.approx([1.25] * len(gap))
+    assert values["NQ"].count() == 0  # four times the index is no basis
+    found_bars = survey(expand([tmp_path / "in"]), workspace=place)
+    beside = _beside(place, tables)
+    for symbol in found_bars.symbols:
+        beside.plan(found_bars, symbol)
+    assert {symbol: len(reasons) for symbol, reasons in beside.unmoved.items()} == {"ES": 0, "MES": 0, "NQ": 6}
+    assert all("BASIS_REFUSED" in reason for reason in beside.unmoved["NQ"])
+
+
+def test_a_column_of_the_bars_comes_before_a_table_in_every_part(
+    bars: pl.DataFrame, place: Workspace, tmp_path: Path
+) -> None:
+    """Bars that bring the VIX for a time are not filled up with the daily one, however the parts are cut."""
+    own = bars.with_columns(vix=pl.when(pl.int_range(pl.len()) < 4000).then(20.0))
+    whole = generate_features(own, **TABLES, workspace=place)
+    assert 0 < whole["vix_term_1m"].null_count() < bars.height
+    _split(own, tmp_path / "in", 5000)
+    for part_rows in (700, 32_768):
+        out = tmp_path / str(part_rows)
+        _write(tmp_path / "in", out, place, part_rows=part_rows)
+        assert _read(out).drop("symbol", "month").equals(whole)
+
+
+def test_what_was_computed_by_other_rows_of_the_catalogue_is_not_chosen_from(
+    bars: pl.DataFrame, place: Workspace, tmp_path: Path
+) -> None:
+    _write(_split(bars[:3000], tmp_path / "in")[0], tmp_path / "out", place)
+    assert len(Features(tmp_path / "out", place)) == 3000
+    text = (shipped() / "config" / "feature_sets.yaml").read_text(encoding="utf-8")
+    (place.root / "config").mkdir(parents=True)
+    changed = text.replace("max(atr_14, 0.0001 * close)", "max(atr_14, 0.0002 * close)")
+    (place.root / "config" / "feature_sets.yaml").write_text(changed, encoding="utf-8")
+    with pytest.raises(DataError, match=r"of its features were computed otherwise .*volume_atr_ratio"):
+        Features(tmp_path / "out", place)
 
 
 def test_symbols_months_and_the_order_of_files(bars: pl.DataFrame, place: Workspace, tmp_path: Path) -> None:
@@ -113,8 +210,8 @@ def test_symbols_months_and_the_order_of_files(bars: pl.DataFrame, place: Worksp
     done = _write([folder / "a.parquet", folder / "z.parquet"], tmp_path / "out", place, part_rows=5000)
     found = _read(tmp_path / "out")
     assert found["symbol"].unique().sort().to_list() == ["ES", "N/Q 1"]
-    both = generate_features(pl.concat([own, later]), cross=CROSS, workspace=place)
-    one = generate_features(own, cross=CROSS, workspace=place)
+    both = generate_features(pl.concat([own, later]), **TABLES, workspace=place)
+    one = generate_features(own, **TABLES, workspace=place)
     assert found.filter(pl.col("symbol") == "ES").drop("symbol", "month").equals(both)
     assert found.filter(pl.col("symbol") == "N/Q 1").drop("symbol", "month").equals(one)
     for part in done.manifest.parts:
@@ -125,7 +222,7 @@ def test_symbols_months_and_the_order_of_files(bars: pl.DataFrame, place: Worksp
 
 def test_manifest_says_what_it_was_made_of(bars: pl.DataFrame, place: Workspace, tmp_path: Path) -> None:
     paths = _split(bars, tmp_path / "in", 4000)
-    _write(tmp_path / "in", tmp_path / "out", place, cross=None)
+    _write(tmp_path / "in", tmp_path / "out", place, tables={})
     content = json.loads((tmp_path / "out" / "manifest.json").read_text())
     for entry, path in zip(content["inputs"], paths, strict=True):
         assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -143,7 +240,7 @@ def test_manifest_says_what_it_was_made_of(bars: pl.DataFrame, place: Workspace,
 def test_duckdb_and_polars_read_it_in_place(bars: pl.DataFrame, place: Workspace, tmp_path: Path) -> None:
     out = tmp_path / "out"
     _write(_split(bars, tmp_path / "in")[0], out, place, part_rows=3000)
-    ours = generate_features(bars, cross=CROSS, workspace=place)
+    ours = generate_features(bars, **TABLES, workspace=place)
     glob = (out / "**" / "*.parquet").as_posix()
     with duckdb.connect() as connection:
         rows, symbol, mean = connection.execute(
@@ -162,7 +259,7 @@ def test_duckdb_and_polars_read_it_in_place(bars: pl.DataFrame, place: Workspace
 
 def test_float32_and_compressions(bars: pl.DataFrame, place: Workspace, tmp_path: Path) -> None:
     source = _split(bars, tmp_path / "in")[0]
-    whole = generate_features(bars, cross=CROSS, workspace=place)
+    whole = generate_features(bars, **TABLES, workspace=place)
     _write(source, tmp_path / "single", place, dtype="float32", compression="lz4")
     single = _read(tmp_path / "single").drop("symbol", "month")
     assert set(single.dtypes[1:]) == {pl.Float32}
@@ -218,7 +315,7 @@ def _stop_after(parts: int, source: Path, out: Path, place: Workspace, part_rows
         write_history(
             found,
             out,
-            Beside(place, cross=CROSS),
+            _beside(place, TABLES),
             workspace=place,
             settings=Settings(part_rows=part_rows),
             progress=progress,
@@ -244,6 +341,8 @@ def test_a_stopped_run_goes_on_behind_its_last_part(bars: pl.DataFrame, place: W
         ("added", r"the input bars_9\.parquet was added"),
         ("catalogue", "the catalogue changed"),
         ("tables", "the plans changed"),
+        ("chain", r"the table levels \(chain\.parquet\) changed"),
+        ("options", r"the table options \(options\.yaml\) changed"),
         ("dtype", 'the dtype changed .was "float64", is "float32".'),
         ("state", "feature state is damaged"),
         ("list", "cannot be read"),
@@ -268,7 +367,15 @@ def test_a_stopped_run_refuses_what_it_was_not_begun_with(
         changed = text.replace("max(atr_14, 0.0001 * close)", "max(atr_14, 0.0002 * close)")
         (config / "feature_sets.yaml").write_text(changed, encoding="utf-8")
     elif change == "tables":
-        options["cross"] = None
+        options["tables"] = {"cross": CROSS, "events": EVENTS}
+    elif change == "chain":
+        chain = pl.read_parquet(CHAIN)
+        chain.with_columns(pl.col("open_interest") * 2).write_parquet(tmp_path / CHAIN.name)
+        options["tables"] = TABLES | {"levels": tmp_path / CHAIN.name}
+    elif change == "options":
+        text = (shipped() / "config" / "options.yaml").read_text(encoding="utf-8")
+        (place.root / "config").mkdir(parents=True)
+        (place.root / "config" / "options.yaml").write_text(text.replace("rate: 0.04", "rate: 0.05"), encoding="utf-8")
     elif change == "dtype":
         options["dtype"] = "float32"
     elif change == "state":
@@ -296,7 +403,7 @@ def test_kill_9_at_random_moments_leaves_the_same_bytes(bars: pl.DataFrame, plac
         out = tmp_path / f"out_{round_}"
         for attempt in range(40):
             process = subprocess.Popen(
-                [*command, str(out), str(CROSS)],
+                [*command, str(out), *map(str, TABLES.values())],
                 env={**os.environ, "PYTHONPATH": paths},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -402,7 +509,7 @@ def test_columns_that_only_some_files_bring(bars: pl.DataFrame, place: Workspace
     bars[5000:].write_parquet(folder / "b.parquet")
     found = survey(expand([folder]), workspace=place)
     assert found.partial("ES")["vix"] == ["b.parquet"]
-    _write(folder, tmp_path / "out", place, cross=None)
+    _write(folder, tmp_path / "out", place, tables={})
     values = _read(tmp_path / "out")["vix_term_1m"]
     assert values[:5000].null_count() == 0
     assert values[5000:].null_count() == bars.height - 5000
@@ -412,7 +519,7 @@ def test_a_column_without_any_value_is_absent(bars: pl.DataFrame, place: Workspa
     source = _split(bars.with_columns(vix=pl.lit(None, dtype=pl.Float64)), tmp_path / "in")[0]
     found = survey([source], workspace=place)
     assert "vix" not in found.columns("ES")
-    done = _write(source, tmp_path / "out", place, cross=None)
+    done = _write(source, tmp_path / "out", place, tables={})
     assert done.manifest.null_features["ES"]["vix_term_1m"] == ["vix"]
 
 
@@ -467,7 +574,7 @@ def test_csv_as_parquet(bars: pl.DataFrame, place: Workspace, tmp_path: Path) ->
 def test_preview_tells_the_size(bars: pl.DataFrame, place: Workspace, tmp_path: Path) -> None:
     source = _split(bars, tmp_path / "in")[0]
     found = survey([source], workspace=place)
-    seen = preview(found, Beside(place, cross=CROSS), workspace=place, settings=Settings(), symbol="ES")
+    seen = preview(found, _beside(place, TABLES), workspace=place, settings=Settings())
     done = _write(source, tmp_path / "out", place)
     assert seen.bytes == pytest.approx(done.manifest.bytes, rel=0.2)
 
@@ -493,9 +600,13 @@ def _cli(*arguments: object, code: int = 0) -> str:
 
 def test_the_command(bars: pl.DataFrame, tmp_path: Path) -> None:
     _split(bars, tmp_path / "in", 4000)
-    common = ("--cross", CROSS, "--workspace", tmp_path / "desk")
+    common = [part for name, path in TABLES.items() for part in (f"--{name}", path)] + [
+        "--workspace",
+        tmp_path / "desk",
+    ]
     out = tmp_path / "out"
     text = _cli("features", tmp_path / "in", out, "--dry-run", *common)
+    assert "levels of 6 snapshots" in text
     assert "of 350 features can be computed" in text
     assert "Expected size" in text
     assert not out.exists()
@@ -521,7 +632,7 @@ def test_the_command_does_not_write_over_bars(bars: pl.DataFrame, tmp_path: Path
 def test_real_bars_of_an_index_with_symbols_per_file(real_data: Path, place: Workspace, tmp_path: Path) -> None:
     """Fourteen symbols in one file, with gaps: each as if alone."""
     path = real_data / "bars" / "xasset_1m_20190211_15.parquet"
-    done = _write(path, tmp_path / "out", place, cross=None)
+    done = _write(path, tmp_path / "out", place, tables={})
     frame = pl.read_parquet(path)
     assert done.manifest.rows == frame.height
     for symbol in ("SPY", "GLD"):

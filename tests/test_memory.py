@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from crash_memory import DAY, MANIFEST, NAMES, START, opened, state
+from selections import selection_of
 
 import mia_fast
 from mia_fast import journal as journals
@@ -270,18 +271,21 @@ def test_the_manifest_is_the_selection_where_there_is_one(workspace: Workspace) 
     chosen = list(candidates.names[:12])
     path = workspace.data / "features" / "selection.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"names": chosen, "digest": feature_list_digest(chosen), "made_by": "shap"}))
+    path.write_text(selection_of(chosen, workspace).model_dump_json())
     found = memory_features(workspace)
     assert (found.names, found.source) == (tuple(chosen), "selection")
     assert found.digest != candidates.digest
     assert memory.of(workspace).counts().other_manifest == 1, "kept, counted, not compared"
     assert mia_fast.recall_patterns(frame(3), 1).height == 0
+    whole = json.loads(path.read_text())
+    odd, twice = [*chosen[:-1], "nonsense"], [*chosen[:-1], chosen[0]]
     for content, match in (
-        ({"names": chosen[:-1], "digest": feature_list_digest(chosen)}, "edited"),
-        ({"names": [*chosen, "nonsense"], "digest": "x"}, "nonsense"),
-        ({"names": chosen * 2, "digest": feature_list_digest(chosen * 2)}, "twice"),
-        ({"names": []}, "selection"),
-        ("[", "selection"),
+        (whole | {"names": [*chosen[:-1], "close"]}, "edited"),
+        (whole | {"names": odd, "digest": feature_list_digest(odd)}, "nonsense"),
+        (whole | {"names": twice, "digest": feature_list_digest(twice)}, "twice"),
+        (whole | {"definitions": ["0" * 16, *whole["definitions"][1:]]}, f"otherwise than .* chosen: {chosen[0]}"),
+        ({"names": []}, "digest Field required"),
+        ("[", "cannot be used"),
     ):
         path.write_text(content if isinstance(content, str) else json.dumps(content))
         with pytest.raises(ConfigError, match=match):

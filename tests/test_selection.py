@@ -5,19 +5,25 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from selections import selection_of
 from typer.testing import CliRunner
 
 import mia_fast
 from mia_fast.cli.commands import app
 from mia_fast.errors import ConfigError, DataError
 from mia_fast.features import catalogue as catalogues
-from mia_fast.features.frame import generate_features
+from mia_fast.features.engine import FeatureEngine
+from mia_fast.features.frame import feature_frame, generate_features
+from mia_fast.features.plan import make_plan
+from mia_fast.features.sample import simulate
 from mia_fast.journal.schema import feature_list_digest
+from mia_fast.memory import memory_features
 from mia_fast.selection import (
     TARGETS,
     FilterRules,
@@ -30,11 +36,13 @@ from mia_fast.selection import (
     select_features,
 )
 from mia_fast.selection import plot as pictures
-from mia_fast.selection.audit import stability_index
+from mia_fast.selection.audit import correlations, stability_index
 from mia_fast.selection.config import selection_config
 from mia_fast.selection.data import Features
+from mia_fast.selection.manifest import write_selection
 from mia_fast.selection.shap import stability, walk_forward
 from mia_fast.selection.targets import Bars
+from mia_fast.training import chosen_features
 from mia_fast.workspace import Workspace, shipped
 
 SAMPLE = shipped() / "data" / "sample"
@@ -82,7 +90,7 @@ def chosen(frame: pl.DataFrame, planted: np.ndarray, tmp_path_factory: pytest.Te
 
 
 def test_the_choice_finds_what_decides(frame: pl.DataFrame, chosen: Workspace) -> None:
-    selection = read_selection(chosen, catalogues.read(chosen))
+    selection = read_selection(chosen)
     assert "rsi_14" in selection.names[:3]
     assert "volume" in selection.names
     assert all(fold.skill > 0.5 for fold in selection.folds)
@@ -117,6 +125,66 @@ def test_the_same_choice_again(frame: pl.DataFrame, planted: np.ndarray, chosen:
     mine, theirs = read_selection(place), read_selection(chosen)
     assert mine.shap_folds == theirs.shap_folds
     assert mine.names == theirs.names
+
+
+@pytest.fixture(scope="module")
+def everything() -> pl.DataFrame:
+    """All 350 features from simulated values of every declared input, three sessions."""
+    catalogue = catalogues.read(Workspace(shipped()))
+    sample = simulate(catalogue, 3)
+    plan = make_plan(catalogue, tuple(sample.columns), bar_minutes=1.0, tick_size=sample.tick_size)
+    matrix = FeatureEngine(plan).batch(sample.known_at, {name: sample.columns[name] for name in plan.inputs})
+    stamps = pl.Series("timestamp", sample.known_at - MINUTE).cast(pl.Datetime("ns", "UTC"))
+    return feature_frame(stamps, plan.outputs, matrix)
+
+
+def test_the_contracts_files_of_all_350(everything: pl.DataFrame, tmp_path: Path) -> None:
+    """The files that other programs read: columns, order and rows to the letter, and the 150 in all of them."""
+    place = _desk(tmp_path, folds=2, trees=30)
+    (place.root / "config" / "market_config.yaml").write_text(
+        (shipped() / "config" / "market_config.yaml").read_text().replace("latest_rows: 1440", "latest_rows: 300")
+    )
+    folder = place.data / "features"
+    assert everything.columns == ["timestamp", *catalogues.read(place).names]
+    mia_fast.calculate_shap_weights(everything, "predicted_volatility", workspace=place)
+    importance = pl.read_csv(folder / "feature_importance.csv")
+    assert importance.schema == {"feature": pl.String, "shap_value": pl.Float64}
+    assert importance.height == importance["feature"].n_unique() == 150
+    assert importance["shap_value"].is_sorted(descending=True)
+    assert importance["shap_value"][0] > 0
+    names = read_selection(place).names
+    assert importance["feature"].to_list() == list(names)
+    assert not read_selection(place).all_taken
+
+    audit = mia_fast.audit_features(everything, workspace=place)
+    written = pl.read_csv(place.data / "logs" / "market" / "features_audit_final.csv")
+    assert written.columns == ["feature", "nan_ratio", "outlier_count", "shap_value"]
+    assert written["feature"].to_list() == list(catalogues.read(place).names)
+    assert written["outlier_count"].dtype == pl.Int64
+    assert audit.columns[:4] == written.columns
+
+    spoilt = everything.with_columns(
+        pl.lit(None, dtype=pl.Float64).alias(names[0]),
+        pl.lit(2.5).alias(names[1]),
+        (pl.col(names[3]) * 2.0).alias(names[2]),
+        pl.when(pl.int_range(pl.len()) == pl.len() - 7).then(np.inf).otherwise(names[4]).alias(names[4]),
+    )
+    done = filtered(spoilt, workspace=place)
+    latest = pl.read_csv(folder / "features_latest_filtered.csv")
+    assert latest.columns == done.frame.columns
+    assert [name for name in everything.columns if name in latest.columns] == latest.columns
+    assert {*names} <= {*latest.columns}
+    assert latest.height == 300
+    assert {*done.kept} >= {names[0], names[1]}
+    assert {names[2], names[3]} & {*done.kept}
+    assert latest[names[4]].null_count() == 1
+
+    weights = selection_config(place).observation["defensive"].families
+    family = {feature.name: feature.family for feature in catalogues.read(place).features}
+    row = everything.row(-1, named=True)
+    found = mia_fast.create_observation(everything, "defensive", workspace=place)
+    assert found.shape == (150,)
+    assert found.tolist() == [row[name] * weights.get(family[name], 1.0) for name in names]
 
 
 def test_fewer_candidates_than_asked_for(frame: pl.DataFrame, planted: np.ndarray, tmp_path: Path) -> None:
@@ -249,6 +317,7 @@ def test_data_that_cannot_be(frame: pl.DataFrame, tmp_path: Path, change: object
     [
         ('"rsi_14"', '"rsi_15"', "was edited"),
         ('"digest": "', '"digest": "0', "was edited"),
+        ('"definitions"', '"definition"', "definitions Field required"),
         ('"names"', '"nam"', "nam"),
         ("{", "", "cannot be used"),
     ],
@@ -260,6 +329,60 @@ def test_a_damaged_selection_is_an_error(chosen: Workspace, tmp_path: Path, old:
     path.write_text((chosen.data / "features" / "selection.json").read_text().replace(old, new, 1))
     with pytest.raises(ConfigError, match=message):
         read_selection(place)
+
+
+def _with_catalogue(place: Workspace, chosen: Workspace, old: str, new: str) -> Workspace:
+    """A workspace with that choice, and a catalogue in which one text is another."""
+    (place.data / "features").mkdir(parents=True)
+    selection = (chosen.data / "features" / "selection.json").read_bytes()
+    (place.data / "features" / "selection.json").write_bytes(selection)
+    text = (shipped() / "config" / "feature_sets.yaml").read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    (place.root / "config" / "feature_sets.yaml").write_text(text.replace(old, new), encoding="utf-8")
+    return place
+
+
+def test_a_choice_made_under_other_definitions_does_not_pass(
+    frame: pl.DataFrame, chosen: Workspace, tmp_path: Path
+) -> None:
+    """The same names, computed otherwise: every reader refuses."""
+    row = """rsi_14, family: trend, stage: 1, kernel: rsi, inputs: [close], params: {period: 14},
+     unit: percent, range: [0, 100], warmup: 14"""
+    place = _with_catalogue(_desk(tmp_path), chosen, row, row.replace("14}", "15}").replace("warmup: 14", "warmup: 15"))
+    readers: list[tuple[str, Callable[[], object]]] = [
+        ("the selection was not used", lambda: read_selection(place)),
+        ("the selection was not used", lambda: Observer(place)),
+        ("the selection was not used", lambda: mia_fast.filter_features(frame, workspace=place)),
+        ("the selection was not used", lambda: mia_fast.audit_features(frame, workspace=place)),
+        ("the memory was not opened", lambda: memory_features(place)),
+        ("nothing was trained", lambda: chosen_features(place)),
+    ]
+    for then, read in readers:
+        with pytest.raises(ConfigError, match=r"of the 20 otherwise than when they were chosen: .*rsi_14") as caught:
+            read()
+        assert caught.value.then == then
+        assert "mia-fast select" in str(caught.value.hint)
+
+
+def test_rows_of_the_catalogue_that_no_chosen_feature_reads_may_change(chosen: Workspace, tmp_path: Path) -> None:
+    assert "ichimoku_tenkan" not in read_selection(chosen).names
+    place = _with_catalogue(_desk(tmp_path), chosen, "(highest_9 + lowest_9) / 2", "(highest_9 + lowest_9) * 0.5")
+    assert read_selection(place) == read_selection(chosen)
+    assert catalogues.read(place).digest != read_selection(place).catalogue
+
+
+def test_the_shipped_choice_fits_the_shipped_catalogue(tmp_path: Path) -> None:
+    """Without a choice of its own, a desk trains on the one that ships; its rows of the catalogue must stand."""
+    names, how = chosen_features(Workspace(tmp_path))
+    assert len(names) == how.candidates
+    assert how.digest == feature_list_digest(names)
+
+
+def test_networks_take_no_feature_of_a_model_or_an_account(tmp_path: Path) -> None:
+    place = Workspace(tmp_path)
+    write_selection(selection_of(["rsi_14", "predicted_vix"], place), place)
+    with pytest.raises(ConfigError, match="predicted_vix: no stage-1 feature"):
+        chosen_features(place)
 
 
 # --- targets -----------------------------------------------------------------------------------------
@@ -407,6 +530,29 @@ def test_each_rule_of_the_filter(tmp_path: Path) -> None:
     assert done.frame["volatility_spike_indicator"].sum() == frame["volatility_spike_indicator"].sum()
 
 
+def test_a_long_tail_is_not_clipped_away(tmp_path: Path) -> None:
+    """What fades away by powers has a tiny deviation: half of it lies beyond twelve of them, and is no outlier."""
+    rng = np.random.default_rng(6)
+    n = 20_000
+    fading = np.exp(-rng.uniform(0, 60, n))
+    spiked = rng.lognormal(5, 1.2, n)
+    spiked[[7, 8]] = 1e9
+    frame = _table(event_timing_proximity=fading, volume=spiked, rsi_14=rng.normal(0, 1, n))
+    done = filtered(frame, workspace=_desk(tmp_path))
+    beyond = np.sum(fading > np.median(fading) + 12 * 1.4826 * np.median(np.abs(fading - np.median(fading))))
+    assert beyond > 0.3 * n
+    assert done.clipped["event_timing_proximity"] == 20  # one in a thousand, at the upper end only
+    kept = np.sort(fading)[-21]
+    assert done.frame["event_timing_proximity"].max() == kept
+    assert done.frame["volume"].max() < 1e6
+    assert done.clipped["volume"] <= 20
+    few = filtered(
+        frame[:50].with_columns(rsi_14=pl.when(pl.int_range(50) == 3).then(1e6).otherwise("rsi_14")),
+        workspace=_desk(tmp_path),
+    )
+    assert few.frame["rsi_14"].max() < 20
+
+
 def test_rows_of_the_warm_up_go_and_other_gaps_stay(frame: pl.DataFrame, tmp_path: Path) -> None:
     done = filtered(frame, workspace=_desk(tmp_path))
     assert 0 < done.rows_dropped < 40
@@ -484,6 +630,30 @@ def test_stability_index_by_hand() -> None:
     expected = (0.8 - 0.5) * math.log(0.8 / 0.5) + (0.2 - 0.5) * math.log(0.2 / 0.5)
     assert stability_index(reference, np.array([8, 2])) == pytest.approx(expected)
     assert stability_index(reference, np.array([[5, 5], [8, 2]])).tolist() == pytest.approx([0.0, expected])
+
+
+def test_correlations_rest_on_the_rows_that_two_features_share() -> None:
+    rng = np.random.default_rng(8)
+    n = 3000
+    a = rng.normal(4000, 3, n)
+    b = a + rng.normal(0, 2, n)
+    b[rng.random(n) < 0.3] = np.nan
+    late = np.where(np.arange(n) >= 2500, 7 - 2 * a, np.nan)  # shares 500 rows with a, and what b has of them
+    early = np.where(np.arange(n) < 200, a, np.nan)
+    lone = np.where(np.arange(n) < 149, a, np.nan)
+    flag = np.full(n, 2.0)
+    odd = np.where(np.arange(n) == 5, np.inf, a)
+    table = np.column_stack([a, b, late, early, lone, flag, odd])
+    found = correlations(table)
+    for i, j in itertools.product(range(7), repeat=2):
+        both = np.isfinite(table[:, i]) & np.isfinite(table[:, j])
+        if both.sum() < 150 or 5 in (i, j):
+            assert math.isnan(found[i, j])
+        else:
+            assert found[i, j] == pytest.approx(np.corrcoef(table[both, i], table[both, j])[0, 1], abs=1e-9)
+    assert found[0, 2] == pytest.approx(-1.0)
+    assert math.isnan(found[2, 3])
+    assert math.isnan(found[0, 4])
 
 
 @pytest.mark.parametrize("until", [0, 2**62])
@@ -610,6 +780,12 @@ def test_pictures_and_the_page(frame: pl.DataFrame, chosen: Workspace, tmp_path:
     assert "http" not in page
     for name in read_selection(chosen).names:
         assert name in page
+    order = pictures.drift_order(found)
+    drift = found.frame["drift"].to_list()
+    assert len(order) == 350 - drift.count(None) > 100
+    own = list(dict.fromkeys(feature.family for feature in catalogues.read(chosen).features))
+    keys = [(own.index(found.families[k]), -drift[k]) for k in order]
+    assert keys == sorted(keys)
 
 
 def test_like_stands_by_like() -> None:

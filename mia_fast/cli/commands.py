@@ -171,27 +171,17 @@ def features(
     """
     place = Workspace.current(workspace)
     ins, out = (paths, None) if len(paths) == 1 else (paths[:-1], Path(paths[-1]))
-    one = out is None and bool(levels)
-    if one or (out is not None and out.suffix.lower() in (".parquet", ".pq") and not out.is_dir()):
-        _features_file(place, ins, out, (cross, levels, events), dry_run, plan)
+    tables = (cross, levels, events)
+    if out is not None and out.suffix.lower() in (".parquet", ".pq") and not out.is_dir():
+        _features_file(place, ins, out, tables, dry_run, plan)
     else:
-        if levels:
-            from mia_fast.errors import DataError
-
-            raise DataError(
-                "option levels are moved by the bars at the chain's time, which a history does not look back for",
-                where="--levels",
-                hint="name a .parquet file to write: one file of bars becomes one file of features, levels included",
-                then="nothing was written",
-            )
-        written = (dtype, compression, part_rows)
-        _features_history(place, ins, out, (cross, events), symbol, written, dry_run, fresh, plan)
+        _features_history(place, ins, out, tables, symbol, (dtype, compression, part_rows), dry_run, fresh, plan)
 
 
 def _features_file(
     place: Workspace,
     ins: list[str],
-    out: Path | None,
+    out: Path,
     beside: tuple[list[Path] | None, list[Path] | None, Path | None],
     dry_run: bool,
     whole: bool,
@@ -207,7 +197,7 @@ def _features_file(
     from mia_fast.tables import read_table
 
     files = expand(ins)
-    if len(files) > 1 or (out is not None and out.resolve() in {file.resolve() for file in files}):
+    if len(files) > 1 or out.resolve() in {file.resolve() for file in files}:
         raise DataError(
             f"{len(files)} files of bars do not make one file of features"
             if len(files) > 1
@@ -225,7 +215,7 @@ def _features_file(
     show.availability(
         feature_availability(table, cross=others, levels=known, events=calendar, workspace=place), whole=whole
     )
-    if dry_run or out is None:
+    if dry_run:
         return
     began = time.perf_counter()
     with show.progress("rows") as advance:
@@ -287,7 +277,7 @@ def _features_history(
     place: Workspace,
     ins: list[str],
     out: Path | None,
-    beside_paths: tuple[list[Path] | None, Path | None],
+    tables: tuple[list[Path] | None, list[Path] | None, Path | None],
     symbol: str | None,
     written: tuple[str, str, int],
     dry_run: bool,
@@ -295,23 +285,24 @@ def _features_history(
     whole: bool,
 ) -> None:
     """Any number of bars into a folder of features; or only the plan."""
-    from mia_fast import config, histories
+    from mia_fast import histories
     from mia_fast.features import catalogue as catalogues
     from mia_fast.histories.inputs import Beside
 
     dtype, compression, part_rows = written
     settings = histories.Settings(dtype, compression, part_rows)  # type: ignore[arg-type]  # checked by Settings
     files = histories.expand(ins)
-    cross, events = beside_paths
-    beside = Beside(place, cross=cross or (), events=events)
+    cross, levels, events = tables
+    beside = Beside(place, cross=cross or (), levels=levels or (), events=events)
     with show.progress("bytes read") as advance:
         found = histories.survey(files, workspace=place, symbol=symbol, progress=advance)
     for table in beside.reports:
         show.table_report(table)
+    show.levels_read(beside.levels)
     if out is None or dry_run:
-        name = symbol or config.market(place).instrument.symbol
-        previewed = histories.preview(found, beside, workspace=place, settings=settings, symbol=name)
+        previewed = histories.preview(found, beside, workspace=place, settings=settings)
         show.history_preview(previewed, settings, catalogues.read(place), whole=whole)
+        show.levels_unmoved(beside.unmoved)
         return
     show.survey(found)
     try:
@@ -322,7 +313,6 @@ def _features_history(
                 beside,
                 workspace=place,
                 settings=settings,
-                symbol=symbol,
                 fresh=fresh,
                 progress=advance,
             )
@@ -330,6 +320,7 @@ def _features_history(
         show.warn("Stopped. The finished parts stay; the same command goes on behind them.")
         raise typer.Exit(130) from None
     show.history_written(outcome)
+    show.levels_unmoved(beside.unmoved)
 
 
 HistoryArgument = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -45,6 +46,9 @@ err = Console(stderr=True, highlight=False)
 
 _NOT_SHOWN = ("sequence", "trade_id", "run_id", "event_id", "detail", "regime_probs")
 _FINDINGS_SHOWN = 60
+_REASONS_SHOWN = 6
+_EXAMPLES = 3
+_LEFT_OUT = {"empty": "that are mostly empty", "one value": "of one value", "correlates": "that repeat others"}
 _PRICE_LEVELS = ("gamma_wall", "call_wall", "put_wall", "zero_gamma")
 
 
@@ -194,6 +198,23 @@ def features_written(path: Path, frame: pl.DataFrame, computing: float, writing:
     )
 
 
+def levels_read(found: list[Levels]) -> None:
+    """Of how many snapshots levels are known, and what they are worth."""
+    if found:
+        grades = Counter(one.status for one in found)
+        shown = ", ".join(f"{count:,} {grade}" for grade, count in grades.items())
+        out.print(f"levels of {len(found):,} snapshots ({shown})", style="dim")
+
+
+def levels_unmoved(found: Mapping[str, Sequence[str]]) -> None:
+    """Of which levels the prices are null for a symbol, and why."""
+    for symbol, reasons in found.items():
+        for reason in reasons[:_EXAMPLES]:
+            warn(f"{symbol}: no price levels from {reason}")
+        if len(reasons) > _EXAMPLES:
+            warn(f"{symbol}: nor from {len(reasons) - _EXAMPLES} more snapshots")
+
+
 def survey(found: Survey) -> None:
     """What the files of a history hold."""
     told: set[str] = set()
@@ -238,8 +259,13 @@ def history_preview(found: Preview, settings: Settings, declared: Catalogue, *, 
         if len(seen) > 1:
             out.print(f"[bold]{escape(', '.join(names))}[/bold]")
         availability(features_of(declared, [found.plans[names[0]]]), whole=whole)
+    empty: dict[str, list[str]] = {}
     for column, share in found.null_shares.items():
-        out.print(f"  [yellow]{escape(column)}[/yellow] was null in {share:.0%} of the rows looked at")
+        empty.setdefault(f"{share:.0%}", []).append(column)
+    for much, columns in empty.items():
+        few = columns if whole else columns[:6]
+        more = f" and {len(columns) - len(few)} more (--plan lists them)" if len(columns) > len(few) else ""
+        out.print(f"  null in {much} of the rows looked at: [yellow]{escape(', '.join(few))}[/yellow]{more}")
     out.print(
         f"Expected size: [bold]{_size(found.bytes)}[/bold] ({found.survey.total:,} rows x "
         f"{found.bytes_per_row:,.0f} bytes as {settings.dtype}, {settings.compression}; "
@@ -293,8 +319,12 @@ def selection(chosen: Selection) -> None:
     table.add_row("First", ", ".join(chosen.names[:10]))
     table.add_row("Digest", chosen.digest)
     out.print(table)
-    if all(fold.skill <= 0 for fold in chosen.folds):
-        warn("No fold predicts better than the mean of its training rows: this order is that of fitted noise.")
+    poor = sum(fold.skill <= 0 for fold in chosen.folds)
+    if 2 * poor >= len(chosen.folds):
+        warn(
+            f"{poor} of {len(chosen.folds)} folds predict no better than the mean of their training rows: "
+            "this order is that of fitted noise."
+        )
     why: dict[str, list[str]] = {}
     for name, reason in chosen.not_candidates.items():
         why.setdefault(reason.split()[0], []).append(name)
@@ -307,9 +337,9 @@ def audit(found: Audit) -> None:
     """The features that drift most, and those with most empty values."""
     frame = found.frame
     table = Table(title=f"{frame.height} features, {found.rows:,} rows: the largest drift", title_justify="left")
-    for name in ("feature", "empty", "outliers", "mean |SHAP|", "drift", "worst month's", "month"):
-        table.add_column(name, justify="left" if name in ("feature", "month") else "right")
-    for row in frame.sort("drift_worst", descending=True, nulls_last=True).head(12).iter_rows(named=True):
+    for name in ("feature", "empty", "outliers", "|SHAP|", "drift", "at worst", "in"):
+        table.add_column(name, justify="left" if name in ("feature", "in") else "right", no_wrap=name == "feature")
+    for row in frame.sort("drift", descending=True, nulls_last=True).head(12).iter_rows(named=True):
         table.add_row(
             row["feature"],
             f"{row['nan_ratio']:.2%}",
@@ -331,8 +361,16 @@ def audit(found: Audit) -> None:
 def filtered(done: Filtered) -> None:
     """What was left out, kept in spite of a rule, and clipped."""
     out.print(f"[bold]{done.frame.height:,}[/bold] rows x {done.frame.width - 1} features")
+    kinds: dict[str, dict[str, str]] = {}
     for name, why in done.dropped.items():
-        out.print(escape(f"  left out {name}: {why}"))
+        kind = next((said for word, said in _LEFT_OUT.items() if word in why), "for other reasons")
+        kinds.setdefault(kind, {})[name] = why
+    for kind, own in kinds.items():
+        if len(own) > _REASONS_SHOWN:
+            out.print(escape(f"  left out {len(own)} {kind}: {', '.join(own)}"))
+        else:
+            for name, why in own.items():
+                out.print(escape(f"  left out {name}: {why}"))
     for name, why in done.kept.items():
         out.print(f"  [yellow]kept[/yellow] {escape(f'{name}, it was chosen: {why}')}")
     out.print(

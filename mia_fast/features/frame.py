@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,9 +31,6 @@ from mia_fast.tables.mapping import day_closes, unscheduled_events
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 from mia_kernels.validity import validity_bitmap
-
-LATEST_ROWS = 1440
-"""Rows that ``features_latest.csv`` keeps: one day of minutes."""
 
 Floats = NDArray[np.float64]
 
@@ -181,14 +178,22 @@ def _engine(
     return engine
 
 
-def input_arrays(plan: Plan, bars: Table, sources: Sequence[Steps] = ()) -> tuple[NDArray[np.int64], dict[str, Floats]]:
+def input_arrays(
+    plan: Plan, bars: Table, sources: Sequence[Steps] = (), own: Collection[str] | None = None
+) -> tuple[NDArray[np.int64], dict[str, Floats]]:
     """The closes (ns UTC) and the plan's inputs as arrays; the bars' float64 columns are not copied.
 
-    What the bars bring themselves comes before any source, and of two sources of one input the later one.
+    What the bars bring themselves comes before any source, and of two sources of one input the later one. Where
+    ``bars`` are a part of more, ``own`` says what the whole brings: what this part lacks of it is NaN.
     """
     known_at = bars.frame["known_at"].dt.epoch("ns").to_numpy()
-    present = set(brought(bars.frame))
-    columns = {name: array_of(bars.frame[name]) for name in plan.inputs if name in present}
+    here = set(brought(bars.frame))
+    present = here if own is None else set(own)
+    columns = {
+        name: array_of(bars.frame[name]) if name in here else np.full(len(known_at), np.nan)
+        for name in plan.inputs
+        if name in present
+    }
     for steps in sources:
         wanted = [name for name in plan.held.get(steps.table, ()) if name not in present]
         columns |= steps.columns(known_at, wanted)
@@ -247,12 +252,12 @@ def feature_frame(timestamps: pl.Series, names: Sequence[str], matrix: Floats) -
 
 
 def write_latest(frame: pl.DataFrame, workspace: Workspace) -> Path:
-    """Write the last rows of a feature frame to ``data/features/features_latest.csv``."""
+    """Write the last rows of a feature frame, ``latest_rows`` of the market's configuration, to
+    ``data/features/features_latest.csv``."""
+    rows = config.market(workspace).latest_rows
     path = workspace.data / "features" / "features_latest.csv"
     with replacing(path) as temporary:
-        frame.tail(LATEST_ROWS).with_columns(pl.col("timestamp").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ")).write_csv(
-            temporary
-        )
+        frame.tail(rows).with_columns(pl.col("timestamp").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ")).write_csv(temporary)
     return path
 
 

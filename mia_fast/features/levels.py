@@ -13,7 +13,7 @@ import datetime as dt
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -138,6 +138,22 @@ class LevelsHistory(Steps):
         DataError
             Levels without an instant.
         """
+
+        def price(market: int, known: int) -> float:
+            return _price_at(market, known, bars_known_at, close)
+
+        return cls.priced(levels, inputs, config, price)
+
+    @classmethod
+    def priced(
+        cls,
+        levels: Iterable[Levels],
+        inputs: Sequence[InputColumn],
+        config: OptionsConfig,
+        price_at: Callable[[int, int], float],
+    ) -> LevelsHistory | None:
+        """As :meth:`build`, where the bars are not held: ``price_at(market, known)`` is the future's price at the
+        market time of levels known at ``known`` (both ns UTC, see :func:`moments`), NaN where there is none."""
         columns = level_inputs(inputs)
         found = sorted(_dated(levels), key=lambda pair: pair[0])
         if not columns or not found:
@@ -152,14 +168,18 @@ class LevelsHistory(Steps):
             market = _market_time(one, known)
             lapse = max(market + age + 1, known)
             if lapse > known:
-                price = _price_at(market, known, bars_known_at, close)
                 instants.append(known)
-                rows.append(_row(columns, one, known, price, config.basis_limit))
+                rows.append(_row(columns, one, known, price_at(market, known), config.basis_limit))
             if lapse < following:
                 instants.append(lapse)
                 rows.append([math.nan] * len(columns))
         values = np.array([[math.nan] * len(columns), *rows]).T.copy()
         return cls("levels", [column.name for column in columns], np.array(instants, dtype=np.int64), values)
+
+
+def moments(levels: Iterable[Levels]) -> list[tuple[int, int]]:
+    """(market time, instant known), ns UTC, of all levels that say something: for these a price is asked."""
+    return [(_market_time(one, known), known) for known, one in _dated(levels)]
 
 
 def _dated(levels: Iterable[Levels]) -> list[tuple[int, Levels]]:

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,12 +21,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from mia_fast.errors import DataError, StateError, WorkspaceError
-from mia_fast.files import replacing, write_json
+from mia_fast.files import replacing, sha256, write_json
 from mia_fast.histories.sources import MANIFEST
 from mia_fast.risk.store import try_lock
 
 KIND: Final = "mia-fast history of features"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _PROGRESS: Final = ".progress"
 _FRESH: Final = "run with --fresh to begin again, or write to another folder"
 
@@ -283,8 +282,7 @@ class Dataset:
     def _check(self, part: Part) -> None:
         path = self.folder / part.path
         try:
-            with path.open("rb") as file:
-                same = hashlib.file_digest(file, "sha256").hexdigest() == part.sha256
+            same = sha256(path) == part.sha256
         except OSError:
             same = False
         if not same:
@@ -323,6 +321,12 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
                     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
                     return f"the input {files[0]}{more} {words}"
             return "the inputs changed"
+        if key == "tables":
+            before = before or {}
+            name = next(name for name in (*now, *before) if before.get(name) != now.get(name))
+            if name not in before or name not in now:
+                return f"the table {name} was {'left out' if name in before else 'added'}"
+            return f"the table {name} ({now[name]['name']}) changed"
         return f"the {key.replace('_', ' ')} changed (was {_short(before)}, is {_short(now)})"
     return None
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 
 from mia_fast import config
 from mia_fast.errors import DataError
+from mia_fast.features.frame import brought
+from mia_fast.files import sha256
 from mia_fast.tables import InputsConfig, Table, read_table
 from mia_fast.tables.mapping import inputs as read_inputs
 from mia_fast.tables.schema import DUPLICATE, OVERLAP
@@ -76,10 +78,16 @@ class Survey:
         The files, in the order they were given.
     symbols
         Symbol -> its files in the order of time.
+    default
+        The symbol of files that name none.
+    seconds
+        What it took to read them.
     """
 
     sources: tuple[Source, ...]
     symbols: dict[str, tuple[Source, ...]]
+    default: str
+    seconds: float = 0.0
 
     def rows(self, symbol: str) -> int:
         """Bars of one symbol."""
@@ -185,6 +193,7 @@ def survey(
         A file cannot be used (as :func:`mia_fast.tables.read_table` says it); two files overlap in time for one
         symbol; the bars of a symbol have several lengths.
     """
+    began = time.perf_counter()
     mapping = read_inputs(workspace)
     default = symbol or config.market(workspace).instrument.symbol
     total = sum(path.stat().st_size for path in paths)
@@ -201,7 +210,7 @@ def survey(
         for before, after in itertools.pairwise(own):
             _check_follows(name, before, after)
         symbols[name] = tuple(own)
-    return Survey(tuple(sources), symbols)
+    return Survey(tuple(sources), symbols, default, time.perf_counter() - began)
 
 
 def _check_follows(name: str, before: Source, after: Source) -> None:
@@ -227,13 +236,11 @@ def _check_follows(name: str, before: Source, after: Source) -> None:
 
 
 def _survey_file(path: Path, mapping: InputsConfig, default: str) -> Source:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    source = Source(path, path.stat().st_size, digest, 0, (), 0, {}, {})
+    source = Source(path, path.stat().st_size, sha256(path), 0, (), 0, {}, {})
     examples: list[tuple[int, str, str, str, str]] = []
     reader = Reader(source, mapping, default)
     for table, group, first_row in reader.tables(None):
-        filled = (c.name for c in table.frame if c.name not in _NOT_INPUTS and c.null_count() < c.len())
+        filled = (column for column in brought(table.frame) if column not in _NOT_INPUTS)
         source.columns = tuple(dict.fromkeys((*source.columns, *filled)))
         for rule, count in table.quarantine.group_by("rule", maintain_order=True).len().rows():
             source.quarantine[rule] = source.quarantine.get(rule, 0) + count

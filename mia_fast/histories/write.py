@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +18,11 @@ from mia_fast.features import catalogue as catalogues
 from mia_fast.features.engine import FeatureEngine, Floats
 from mia_fast.features.frame import feature_frame
 from mia_fast.features.plan import Plan
-from mia_fast.files import replacing
+from mia_fast.files import replacing, sha256
 from mia_fast.histories.dataset import Dataset, Manifest, Part, part_path
 from mia_fast.histories.inputs import Beside
 from mia_fast.histories.sources import Survey, bars_of
+from mia_fast.loading import definitions
 from mia_fast.telemetry import operation
 from mia_fast.version import VERSION
 from mia_fast.workspace import Workspace
@@ -83,7 +83,7 @@ class Outcome:
     rows: int
     """Rows computed now, without those of an earlier run that was stopped."""
     reading: float
-    """Seconds to read bars and gather inputs."""
+    """Seconds to read the bars, the survey's pass included, and to gather inputs."""
     computing: float
     """Seconds inside the feature engine."""
     writing: float
@@ -91,18 +91,18 @@ class Outcome:
     complete_before: bool = False
 
 
-def preview(found: Survey, beside: Beside, *, workspace: Workspace, settings: Settings, symbol: str) -> Preview:
+def preview(found: Survey, beside: Beside, *, workspace: Workspace, settings: Settings) -> Preview:
     """Plan a run without writing anything.
 
-    The size is that of the first rows of the first symbol, encoded in memory; ``symbol`` names files that name none.
+    The size is that of the first rows of the first symbol, encoded in memory.
     """
-    plans = {name: beside.plan(found.columns(name), found.interval_ns(name)) for name in found.symbols}
+    plans = {name: beside.plan(found, name) for name in found.symbols}
     name = next(iter(found.symbols))
     plan = plans[name]
     engine = FeatureEngine(plan)
-    for pending in _pending(found, name, plan, workspace, symbol, None):
+    for pending in _pending(found, name, plan, workspace, None):
         frame = pending[:_SAMPLE_ROWS]
-        known_at, columns = beside.arrays(plan, frame, found.interval_ns(name))
+        known_at, columns = beside.arrays(plan, frame, found, name)
         matrix = engine.batch(known_at, columns)
         features = typed(feature_frame(frame["timestamp"], plan.outputs, matrix), settings)
         later = features[frame.height // 2 :]
@@ -133,7 +133,6 @@ def write_history(
     *,
     workspace: Workspace,
     settings: Settings | None = None,
-    symbol: str | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -156,8 +155,6 @@ def write_history(
         Whose catalogue and configuration apply. Nothing is written to it.
     settings
         Type, compression and size of the parts.
-    symbol
-        The symbol of files that name none, as given to the survey.
     fresh
         Remove what an earlier run wrote to ``out``, and begin again.
     progress
@@ -173,8 +170,7 @@ def write_history(
         The bars cannot be used.
     """
     settings = settings or Settings()
-    default = symbol or config.market(workspace).instrument.symbol
-    plans = {name: beside.plan(found.columns(name), found.interval_ns(name)) for name in sorted(found.symbols)}
+    plans = {name: beside.plan(found, name) for name in sorted(found.symbols)}
     manifest = Manifest(
         _identity(found, beside, plans, settings, workspace),
         catalogues.read(workspace).names,
@@ -188,7 +184,7 @@ def write_history(
             if dataset.is_whole():
                 dataset.tidy()
                 return Outcome(manifest, out, 0, 0.0, 0.0, 0.0, complete_before=True)
-            run = _Run(found, dataset, beside, workspace, settings, default, manifest, progress)
+            run = _Run(found, dataset, beside, workspace, settings, manifest, progress)
             for name, plan in plans.items():
                 run.symbol(name, plan)
             dataset.finish(manifest)
@@ -211,6 +207,7 @@ def _identity(
         "kernels": source_digest(),
         "polars": pl.__version__,
         "catalogue": catalogue.digest,
+        "definitions": definitions(catalogue, catalogue.names),
         "plans": {name: plan.digest for name, plan in plans.items()},
         "dtype": settings.dtype,
         "compression": settings.compression,
@@ -234,15 +231,14 @@ class _Run:
         beside: Beside,
         workspace: Workspace,
         settings: Settings,
-        default: str,
         manifest: Manifest,
         progress: Progress | None,
     ) -> None:
         self.found, self.dataset, self.beside, self.workspace = found, dataset, beside, workspace
-        self.settings, self.default, self.manifest = settings, default, manifest
+        self.settings, self.manifest = settings, manifest
         self.progress = progress
         self.before = self.done = manifest.rows
-        self.reading = self.computing = self.writing = 0.0
+        self.reading, self.computing, self.writing = found.seconds, 0.0, 0.0
         self._memory: Floats = np.empty(0)
         self._advance()
 
@@ -260,7 +256,7 @@ class _Run:
         for part in finished:
             in_month[part.month] = in_month.get(part.month, 0) + 1
         clock = time.perf_counter()
-        blocks = _pending(self.found, name, plan, self.workspace, self.default, after)
+        blocks = _pending(self.found, name, plan, self.workspace, after)
         for month, frame in _parts(blocks, self.settings.part_rows):
             self.reading += time.perf_counter() - clock
             number = in_month.get(month, 0)
@@ -272,20 +268,19 @@ class _Run:
     def _part(self, engine: FeatureEngine, name: str, month: str, number: int, frame: pl.DataFrame) -> None:
         plan = engine.plan
         began = time.perf_counter()
-        known_at, columns = self.beside.arrays(plan, frame, self.found.interval_ns(name))
+        known_at, columns = self.beside.arrays(plan, frame, self.found, name)
         size = len(plan.outputs) * len(known_at)
         if self._memory.size < size:
             self._memory = np.empty(size)
         gathered = time.perf_counter()
-        matrix = engine.batch(known_at, columns, out=self._memory[:size].reshape(-1, len(known_at)))
+        matrix = engine.batch(known_at, columns, out=self._memory[:size].reshape(-1, len(known_at)), threads=2)
         computed = time.perf_counter()
         features = typed(feature_frame(frame["timestamp"], plan.outputs, matrix), self.settings)
         path = part_path(name, month, number)
         with replacing(self.dataset.folder / path, durable=True) as temporary:
             _encode(features, temporary, self.settings, {"mia_fast.catalogue": self.manifest.identity["catalogue"]})
             size = temporary.stat().st_size
-            with temporary.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = sha256(temporary)
         stamps = frame["timestamp"].dt.epoch("ns")
         self.manifest.parts.append(Part(path, name, month, frame.height, int(stamps[0]), int(stamps[-1]), size, digest))
         self.dataset.commit(self.manifest, engine.save())
@@ -300,13 +295,11 @@ class _Run:
             self.progress(self.done, self.found.total)
 
 
-def _pending(
-    found: Survey, name: str, plan: Plan, workspace: Workspace, default: str, after: int | None
-) -> Iterator[pl.DataFrame]:
+def _pending(found: Survey, name: str, plan: Plan, workspace: Workspace, after: int | None) -> Iterator[pl.DataFrame]:
     """Blocks of a symbol's timestamps, closes and inputs in order of time, behind the timestamp ``after``."""
     for source in found.symbols[name]:
         if after is None or source.spans[name].last > after:
-            for frame in bars_of(source, name, workspace=workspace, default=default, after=after):
+            for frame in bars_of(source, name, workspace=workspace, default=found.default, after=after):
                 inputs = [pl.col(column).cast(pl.Float64) for column in plan.inputs if column in frame.columns]
                 yield frame.select("timestamp", "known_at", *inputs)
 

@@ -35,7 +35,6 @@ from mia_fast.errors import DataError, MarketMemoryError, StateError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.asof import Steps
 from mia_fast.features.frame import (
-    LATEST_ROWS,
     brought,
     event_source,
     feature_frame,
@@ -785,12 +784,13 @@ class _Run:
 
     def _latest(self) -> pl.DataFrame:
         names = sorted(self.parts.glob("part-*.parquet"))
+        wanted = configs.market(self.workspace).latest_rows
         held: list[pl.DataFrame] = []
         rows = 0
         for path in reversed(names):
             held.insert(0, pl.read_parquet(path))
             rows += held[0].height
-            if rows >= LATEST_ROWS:
+            if rows >= wanted:
                 break
         return pl.concat(held)
 

@@ -7,19 +7,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Final, Literal
 
 from mia_fast import config as configs
-from mia_fast.errors import ConfigError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.catalogue import Catalogue
-from mia_fast.journal.schema import feature_list_digest
 from mia_fast.workspace import Workspace
 
 SELECTION: Final = "features/selection.json"
-"""Below ``data``: the manifest of the 150, ``{"names": [...], "digest": ...}``; further keys are left alone."""
+"""Below ``data``: the manifest of the 150."""
 _BARS: Final = ("open", "high", "low", "close", "volume")
 
 
@@ -41,54 +37,30 @@ class MemoryManifest:
         return {name: k for k, name in enumerate(self.names)}
 
 
-class _Selection(BaseModel):
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    names: tuple[str, ...] = Field(min_length=1)
-    digest: str
-
-
 def memory_features(workspace: Workspace) -> MemoryManifest:
     """The manifest in force: ``data/features/selection.json`` if the workspace has one, else the candidates.
 
-    The candidates are the catalogue's features that minute bars alone suffice for. The ``digest`` of a selection is
-    that of its names, as :func:`mia_fast.journal.schema.feature_list_digest` gives it.
+    The candidates are the catalogue's features that minute bars alone suffice for.
 
     Raises
     ------
     ConfigError
-        The selection is present but unreadable, was edited, or names a feature that the catalogue lacks; or the
-        catalogue is invalid.
+        The selection is present and cannot be used (:func:`mia_fast.selection.manifest.read_selection_file` says when);
+        or the catalogue is invalid.
     """
+    from mia_fast.selection.manifest import read_selection_file
+
     catalogue = catalogues.read(workspace)
     path = workspace.data / SELECTION
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         return _candidates(catalogue, configs.market(workspace).instrument.tick_size)
-    except (OSError, UnicodeDecodeError) as error:
-        raise _refused(path, f"cannot be read ({error})") from error
-    try:
-        found = _Selection.model_validate(json.loads(text))
-    except (ValueError, ValidationError) as error:
-        raise _refused(path, f"is not a selection of features ({str(error).splitlines()[0]})") from error
-    unknown = [name for name in found.names if name not in catalogue.names]
-    if unknown:
-        raise _refused(path, f"names what the catalogue lacks: {', '.join(unknown[:5])}")
-    if len(set(found.names)) != len(found.names):
-        raise _refused(path, "names a feature twice")
-    if found.digest != feature_list_digest(found.names):
-        raise _refused(path, "has a digest that is not the one of its names: it was edited")
-    return _manifest(catalogue, found.names, "selection")
-
-
-def _refused(path: Any, what: str) -> ConfigError:
-    return ConfigError(
-        what,
-        where=str(path),
-        hint="select the features again, or remove the file to compare by the candidates",
+    found = read_selection_file(
+        path,
+        catalogue,
+        hint="choose the features again (mia-fast select), or remove the file to compare by the candidates",
         then="the memory was not opened",
     )
+    return _manifest(catalogue, found.names, "selection")
 
 
 _CANDIDATES: Final[dict[tuple[str, float], MemoryManifest]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mia_fast.selection.audit import Audit, audit_features, audited
 from mia_fast.selection.filter import Filtered, FilterRules, filter_features, filtered
-from mia_fast.selection.manifest import Selection, read_selection
+from mia_fast.selection.manifest import Selection, read_selection, read_selection_file
 from mia_fast.selection.observation import Observer, create_observation
 from mia_fast.selection.shap import calculate_shap_weights, select_features
 from mia_fast.selection.targets import TARGETS, Target, make_target
@@ -25,5 +25,6 @@ __all__ = [
     "filtered",
     "make_target",
     "read_selection",
+    "read_selection_file",
     "select_features",
 ]

@@ -24,13 +24,15 @@ from mia_fast.files import replacing
 from mia_fast.selection.config import AuditSettings, selection_config
 from mia_fast.selection.data import Features, Floats, Integers
 from mia_fast.selection.filter import standardised
-from mia_fast.selection.manifest import FILE, Selection, read_selection
+from mia_fast.selection.manifest import Selection, read_selection, selection_path
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 
 REPORT: Final = "features_audit_final.csv"
 _LEAST: Final = 1e-4  # share of an empty bin, so that the logarithm stays finite
 _SAMPLE: Final = 20_000
+_FEWEST: Final = 100  # rows that two features must share for a correlation, and
+_LEAST_SHARE: Final = 0.05  # of all: a week in three years, seen alone, makes anything look alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,10 @@ class Audit:
     drift
         (features, months); NaN where a feature has no value in the reference.
     correlation
-        (features, features) on evenly spaced rows; an empty value counts as the mean.
+        (features, features) on evenly spaced rows, each pair on the rows where both have a value; NaN where these are
+        too few (:func:`correlations`) or one of the two is constant.
+    families
+        Of the features, as the catalogue has them.
     reference
         First and last instant of the reference, ISO-8601 UTC.
     selection
@@ -58,6 +63,7 @@ class Audit:
     months: tuple[str, ...]
     drift: Floats
     correlation: Floats
+    families: tuple[str, ...]
     reference: tuple[str, str]
     rows: int
     selection: Selection | None
@@ -104,7 +110,7 @@ def audited(
     """As :func:`audit_features`, with drift by month and correlations."""
     workspace = workspace or Workspace.current()
     settings = selection_config(workspace).audit
-    has_selection = (workspace.data / "features" / FILE).exists()
+    has_selection = selection_path(workspace).exists()
     selection = read_selection(workspace) if has_selection else None
     features = Features(data, workspace, symbol=symbol)
     found = examine(features, settings, selection, reference_until)
@@ -156,7 +162,7 @@ def examine(
             )
         )
         sample.append(values[::step])
-    scaled = standardised(np.column_stack(sample))
+    family = {feature.name: feature.family for feature in features.catalogue.features}
     schema = {
         "feature": pl.String,
         "nan_ratio": pl.Float64,
@@ -170,7 +176,8 @@ def examine(
         pl.DataFrame(rows, schema=schema, orient="row"),
         months,
         np.array(drift),
-        scaled.T @ scaled / len(scaled),
+        correlations(np.column_stack(sample)),
+        tuple(family[name] for name in features.names),
         (iso(int(features.timestamps[0])), iso(int(features.timestamps[split - 1]))),
         n,
         selection,
@@ -216,3 +223,20 @@ def stability_index(reference: Integers, counts: Integers) -> Floats:
     p = np.maximum(counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1), _LEAST)
     index: Floats = np.sum((p - q) * np.log(p / q), axis=-1)
     return index
+
+
+def correlations(table: Floats) -> Floats:
+    """Pearson correlations (k, k) of the columns of (n, k), each pair on the rows where both are finite.
+
+    NaN where two columns share fewer than 100 rows or a twentieth of all, or one of them does not vary.
+    """
+    there = np.isfinite(table).astype(np.float64)
+    values = standardised(table)  # near 0 and 1, so that the sums below lose nothing
+    counts = there.T @ there
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = (values.T @ there) / counts  # [i, j]: of column i, on the rows it shares with j
+        variance = (values**2).T @ there / counts - mean**2
+        shared = (values.T @ values) / counts - mean * mean.T
+        result: Floats = shared / np.sqrt(variance * variance.T)
+    result[(counts < max(_FEWEST, _LEAST_SHARE * len(table))) | (variance < 1e-12) | (variance.T < 1e-12)] = np.nan
+    return np.clip(result, -1.0, 1.0)

@@ -35,6 +35,7 @@ class FilterSettings(Model):
     near_constant: float = Field(gt=0, le=1)
     duplicate: float = Field(gt=0, le=1, description="absolute correlation")
     outlier_z: float = Field(gt=0)
+    max_clipped_share: float = Field(default=0.001, ge=0, lt=0.5, description="of the values, at each end")
     max_row_null_ratio: float = Field(ge=0, le=1)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
+from mia_fast.loading import definitions
 from mia_fast.workspace import Workspace
 
 Floats = NDArray[np.float64]
@@ -38,7 +39,8 @@ class Features:
     Raises
     ------
     DataError
-        There is no ``timestamp`` or no feature, rows are out of order, or the source cannot be read.
+        There is no ``timestamp`` or no feature, rows are out of order, or the source cannot be read; or a history was
+        computed by other rows of the catalogue. (A frame or a single file does not say by which, and is believed.)
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Features:
         until: int | None = None,
     ) -> None:
         self.label = str(data) if isinstance(data, str | Path) else type(data).__name__
+        self.catalogue = catalogues.read(workspace)
         self._lazy = self._open(data, symbol)
         try:
             schema = self._lazy.collect_schema()
@@ -70,7 +73,6 @@ class Features:
         if until is not None:
             self._lazy = self._lazy.filter(stamps < until)
         self.columns: tuple[str, ...] = tuple(schema.names())
-        self.catalogue = catalogues.read(workspace)
         self.names = tuple(name for name in self.catalogue.names if name in schema)
         for name in self.names:
             if not (schema[name].is_numeric() or schema[name] == pl.Null):
@@ -151,7 +153,18 @@ class Features:
     def _history(self, path: Path, symbol: str | None) -> pl.LazyFrame:
         from mia_fast.histories import read_manifest
 
-        parts = read_manifest(path).parts
+        manifest = read_manifest(path)
+        present = definitions(self.catalogue, self.catalogue.names)
+        changed = [n for n, before in manifest.identity["definitions"].items() if present.get(n, before) != before]
+        if changed:
+            raise DataError(
+                f"{len(changed)} of its features were computed otherwise than the catalogue does now: "
+                + ", ".join(changed[:8]),
+                where=str(path),
+                hint="compute the history again (mia-fast features --fresh), or restore these rows of the catalogue",
+                then=_THEN,
+            )
+        parts = manifest.parts
         symbols = sorted({part.symbol for part in parts})
         if symbol is None and len(symbols) > 1:
             raise DataError(

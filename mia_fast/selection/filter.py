@@ -4,8 +4,9 @@
 2. So is one whose commonest value fills ``near_constant`` of its rows or more.
 3. So is one that correlates by ``duplicate`` or more, in size, with a feature kept before it. Chosen features come
    first, in the manifest's order; then the catalogue's.
-4. Values beyond ``median +- outlier_z * 1.4826 * median absolute deviation`` are clipped to that bound. Where the
-   deviation is 0 (flags, counts that rarely move) nothing is clipped.
+4. Values beyond ``median +- outlier_z * 1.4826 * median absolute deviation`` are clipped to that bound, but of the
+   rows that the bounds are learnt on at most ``max_clipped_share`` (one value at least) at each end: what is not rare
+   is a long tail, as of volume, and no outlier. Where the deviation is 0 (flags, counts that rarely move) nothing is.
 5. A row with more than ``max_row_null_ratio`` of the kept features empty (warm-up) is left out. Other empty values
    stay null: none is filled in.
 
@@ -22,12 +23,12 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
+from mia_fast import config
 from mia_fast.errors import DataError
-from mia_fast.features.frame import LATEST_ROWS
 from mia_fast.files import replacing
 from mia_fast.selection.config import FilterSettings, selection_config
 from mia_fast.selection.data import Features, Floats
-from mia_fast.selection.manifest import FILE, read_selection
+from mia_fast.selection.manifest import read_selection, selection_path
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
 
@@ -69,13 +70,17 @@ class FilterRules:
                 faults[name] = f"{empty:.1%} of its rows are empty"
             if not len(finite):
                 continue
-            common = _commonest(finite)
+            ordered = np.sort(finite)
+            common = _commonest(ordered)
             if name not in faults and common >= settings.near_constant:
                 faults[name] = f"one value fills {common:.2%} of its rows"
             middle = float(np.median(finite))
             deviation = _TO_MAD * float(np.median(np.abs(finite - middle)))
             if deviation > 0:
-                bounds[name] = (middle - settings.outlier_z * deviation, middle + settings.outlier_z * deviation)
+                rare = min(max(1, int(settings.max_clipped_share * len(ordered))), len(ordered) - 1)
+                low, high = float(ordered[rare]), float(ordered[-1 - rare])
+                reach = settings.outlier_z * deviation
+                bounds[name] = (min(middle - reach, low), max(middle + reach, high))
             if name not in faults:
                 sample[name] = values[::step]
         first = [name for name in manifest if name in sample]
@@ -139,7 +144,8 @@ class Filtered:
 def filter_features(
     data: Any, *, workspace: Workspace | None = None, symbol: str | None = None, reference: Any = None
 ) -> pl.DataFrame:
-    """Filter a feature frame and write ``data/features/features_latest_filtered.csv`` (its most recent 1,440 rows).
+    """Filter a feature frame and write ``data/features/features_latest_filtered.csv``: its most recent rows, 1,440
+    unless ``latest_rows`` of ``config/market_config.yaml`` says otherwise.
 
     Parameters
     ----------
@@ -189,7 +195,8 @@ def filtered(
         )
     learnt = features if reference is None else Features(reference, workspace, symbol=symbol)
     result = FilterRules.fit(learnt, settings, manifest).apply(features.frame())
-    latest = result.frame.tail(LATEST_ROWS).with_columns(pl.col("timestamp").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"))
+    rows = config.market(workspace).latest_rows
+    latest = result.frame.tail(rows).with_columns(pl.col("timestamp").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"))
     with replacing(_path(workspace)) as temporary:
         latest.write_csv(temporary)
     return result
@@ -201,14 +208,13 @@ def _path(workspace: Workspace) -> Path:
 
 def _manifest(workspace: Workspace) -> tuple[str, ...]:
     """The chosen features; none where no choice was made yet. A damaged manifest is an error."""
-    if not (workspace.data / "features" / FILE).exists():
+    if not selection_path(workspace).exists():
         return ()
     return read_selection(workspace).names
 
 
-def _commonest(finite: Floats) -> float:
-    """The share of the commonest value."""
-    ordered = np.sort(finite)
+def _commonest(ordered: Floats) -> float:
+    """The share of the commonest of ascending values."""
     edges = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
     return float(np.diff(edges).max() / len(ordered))
 

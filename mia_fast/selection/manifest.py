@@ -10,14 +10,16 @@ from pydantic import ValidationError, model_validator
 
 from mia_fast.config import Model
 from mia_fast.errors import ConfigError
+from mia_fast.features import catalogue as catalogues
 from mia_fast.features.catalogue import Catalogue
 from mia_fast.files import write_json
 from mia_fast.journal.schema import feature_list_digest
+from mia_fast.loading import definitions
 from mia_fast.workspace import Workspace
 
 FILE: Final = "selection.json"
 IMPORTANCE: Final = "feature_importance.csv"
-_THEN: Final = "the selection was not used"
+_AGAIN: Final = "choose the features again: mia-fast select HISTORY"
 
 
 class Fold(Model):
@@ -52,8 +54,10 @@ class Selection(Model):
     """The chosen features, most important first: the order of every network's input."""
     digest: str
     """Of the names in their order."""
+    definitions: tuple[str, ...]
+    """What decides the values of each chosen feature, as :func:`mia_fast.loading.definitions` gives it."""
     catalogue: str
-    """Digest of the catalogue that the features were computed with."""
+    """Digest of the whole catalogue that the features were computed with."""
     all_taken: bool
     """Fewer candidates than asked for: all of them are in."""
     asked: int
@@ -90,9 +94,11 @@ class Selection(Model):
     def _fits(self) -> Selection:
         if self.digest != feature_list_digest(self.names):
             raise ValueError("the digest is not that of the names: the file was edited")
-        if not self.names or len(set(self.names)) != len(self.names):
-            raise ValueError("the names must be there, each once")
-        own = {name: getattr(self, name) for name in ("shap_values", "coverage", "medians")}
+        if not self.names:
+            raise ValueError("it names no feature")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("it names a feature twice")
+        own = {name: getattr(self, name) for name in ("definitions", "shap_values", "coverage", "medians")}
         for name, values in (*own.items(), *(("shap_folds", fold) for fold in self.shap_folds)):
             if len(values) != len(self.names):
                 raise ValueError(f"{name} has another length than names")
@@ -101,43 +107,79 @@ class Selection(Model):
 
 def write_selection(selection: Selection, workspace: Workspace) -> Path:
     """Write the manifest; returns where."""
-    path = workspace.data / "features" / FILE
+    path = selection_path(workspace)
     write_json(path, selection.model_dump(mode="json"), durable=True)
     return path
 
 
-def read_selection(workspace: Workspace, catalogue: Catalogue | None = None) -> Selection:
-    """The selection of a workspace.
-
-    Parameters
-    ----------
-    workspace
-        Where it is.
-    catalogue
-        Check that the selection was made with this one.
+def read_selection(workspace: Workspace) -> Selection:
+    """The selection of a workspace, checked against its catalogue as :func:`read_selection_file` says.
 
     Raises
     ------
     ConfigError
-        There is none; it is damaged or was edited; or the catalogue computes its features otherwise.
+        There is none, or it cannot be used.
     """
-    path = workspace.data / "features" / FILE
-    again = "choose the features again: mia-fast select HISTORY"
+    return read_selection_file(
+        selection_path(workspace), catalogues.read(workspace), hint=_AGAIN, then="the selection was not used"
+    )
+
+
+def selection_path(workspace: Workspace) -> Path:
+    """Where a workspace keeps its selection, whether there is one or not."""
+    return workspace.data / "features" / FILE
+
+
+def read_selection_file(path: Path, catalogue: Catalogue, *, hint: str, then: str) -> Selection:
+    """Read a selection, and make sure that the catalogue still computes its features as when they were chosen.
+
+    Compared is what decides the values of each chosen feature (:func:`mia_fast.loading.definitions`): its row and the
+    rows and inputs it rests on. Not the digest of the whole catalogue: rows that no chosen feature reads may change,
+    and so may texts, units and ranges, without making the order of a network's input mean anything else.
+
+    Parameters
+    ----------
+    path
+        The file.
+    catalogue
+        That of the workspace which is to use the selection.
+    hint, then
+        For the error: what to do about it, and what did not happen.
+
+    Raises
+    ------
+    ConfigError
+        There is no file; it is damaged, was edited or names a feature twice; the catalogue lacks a feature or computes
+        one otherwise than when it was chosen.
+    """
     try:
         selection = Selection.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise ConfigError("no features were chosen yet", where=str(path), hint=again, then=_THEN) from None
-    except (OSError, ValueError, ValidationError) as error:
+        raise ConfigError("no features were chosen yet", where=str(path), hint=hint, then=then) from None
+    except (OSError, ValueError) as error:  # of pydantic too
         if isinstance(error, ValidationError):
             fault = error.errors()[0]
             what = f"{'.'.join(map(str, fault['loc']))} {fault['msg']}".strip()
         else:
             what = str(error) or type(error).__name__
-        raise ConfigError(f"cannot be used ({what})", where=str(path), hint=again, then=_THEN) from error
-    if catalogue is not None:
-        unknown = [name for name in selection.names if name not in catalogue.names]
-        if unknown:
-            raise ConfigError(
-                f"names what the catalogue lacks: {', '.join(unknown)}", where=str(path), hint=again, then=_THEN
-            )
+        raise ConfigError(f"cannot be used ({what})", where=str(path), hint=hint, then=then) from error
+    present = definitions(catalogue, selection.names)
+    unknown = [name for name in selection.names if name not in catalogue.names]
+    if unknown:
+        raise ConfigError(f"names what the catalogue lacks: {_some(unknown)}", where=str(path), hint=hint, then=then)
+    changed = [
+        name for name, before in zip(selection.names, selection.definitions, strict=True) if present[name] != before
+    ]
+    if changed:
+        raise ConfigError(
+            f"the catalogue computes {len(changed)} of the {len(selection.names)} otherwise than when they were "
+            f"chosen: {_some(changed)}",
+            where=str(path),
+            hint=f"{hint}; or restore their rows of feature_sets.yaml",
+            then=then,
+        )
     return selection
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

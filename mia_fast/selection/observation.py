@@ -17,7 +17,7 @@ from mia_fast.files import stamp
 from mia_fast.selection.config import FILE as CONFIG
 from mia_fast.selection.config import selection_config
 from mia_fast.selection.data import Floats
-from mia_fast.selection.manifest import FILE, Selection, read_selection
+from mia_fast.selection.manifest import Selection, read_selection, selection_path
 from mia_fast.tables import frame_of
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
@@ -49,7 +49,7 @@ class Observer:
 
     def __init__(self, workspace: Workspace) -> None:
         catalogue = catalogues.read(workspace)
-        self.selection: Selection = read_selection(workspace, catalogue)
+        self.selection: Selection = read_selection(workspace)
         self.names = self.selection.names
         self._medians = np.array(self.selection.medians)
         family = {feature.name: feature.family for feature in catalogue.features}
@@ -189,7 +189,7 @@ def create_observation(
 def _observer(workspace: Workspace) -> Observer:
     """One observer for each state of the files it rests on."""
     paths = (
-        workspace.data / "features" / FILE,
+        selection_path(workspace),
         workspace.config(CONFIG),
         workspace.config(CATALOGUE),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,8 @@ _STABLE, _SHIFTED = 0.1, 0.25
 _INK: Final = "#1f2933"
 _BAR: Final = "#4c78a8"
 _DOT: Final = "#c2410c"
+_LINE: Final = "#cbd5e1"
+_NOTHING: Final = "#e2e8f0"
 
 
 def check() -> None:
@@ -75,13 +78,16 @@ def _pictures(audit: Audit) -> list[tuple[str, Callable[[], bytes]]]:
 
 
 def order_of(correlation: Floats) -> NDArray[np.int64]:
-    """The rows of a correlation matrix so that like stands by like: leaves of average linkage on ``1 - |r|``."""
+    """The rows of a correlation matrix so that like stands by like: leaves of average linkage on ``1 - |r|``.
+
+    A pair without a correlation is as far apart as one of 0.
+    """
     from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
     from scipy.spatial.distance import squareform
 
     if len(correlation) < 3:
         return np.arange(len(correlation))
-    distance = np.clip(1.0 - np.abs(correlation), 0.0, 1.0)
+    distance = np.clip(1.0 - np.abs(np.nan_to_num(correlation)), 0.0, 1.0)
     distance = (distance + distance.T) / 2
     np.fill_diagonal(distance, 0.0)
     flat = squareform(distance, checks=False)
@@ -109,34 +115,55 @@ def _bytes(figure: Any) -> bytes:
 
 
 def _importance(selection: Selection) -> bytes:
-    """A bar for the median, a dot for every fold."""
+    """The median as a bar's end, a dot for every fold, a line over their spread; sizes lie far apart, hence logs."""
     count = min(_SHOWN, len(selection.names))
-    figure, axes = _figure(9.5, 1.6 + 0.19 * count)
+    figure, axes = _figure(9.5, 1.9 + 0.2 * count)
     rows = np.arange(count)
     folds = np.array(selection.shap_folds)[:, :count]
-    axes.barh(rows, selection.shap_values[:count], height=0.72, color=_BAR, label="median of the folds")
+    median = np.array(selection.shap_values[:count])
+    positive = median[median > 0]
+    left = float(positive.min()) / 10 if len(positive) else 1e-12
+    folds, median = np.maximum(folds, left), np.maximum(median, left)
+    axes.hlines(rows, folds.min(axis=0), folds.max(axis=0), color=_LINE, linewidth=3.2, label="lowest to highest fold")
     for k, fold in enumerate(folds):
-        axes.plot(fold, rows, ".", color=_DOT, markersize=4.5, alpha=0.75, label="a fold" if k == 0 else None)
+        axes.plot(fold, rows, ".", color=_DOT, markersize=5, alpha=0.8, label="a fold" if k == 0 else None)
+    axes.plot(median, rows, "|", color=_BAR, markersize=11, markeredgewidth=2.6, label="median of the folds")
+    axes.set_xscale("log")
+    axes.set_xlim(left=left)
     axes.set_yticks(rows, selection.names[:count])
     axes.set_ylim(count - 0.4, -0.6)
-    axes.set_xlim(left=0)
-    axes.set_xlabel(f"mean |SHAP value| on test rows ({selection.target}, {selection.target_unit})", fontsize=9)
-    more = f", {count} best" if count < len(selection.names) else ""
-    axes.set_title(f"Importance of {len(selection.names)} features{more}: {selection.target}", loc="left", fontsize=11)
-    axes.grid(axis="x", color="#e4e7eb", linewidth=0.7)
+    axes.set_xlabel(
+        f"mean |SHAP value| on test rows ({selection.target}, {selection.target_unit}); "
+        "logarithmic, at the left edge: that or less",
+        fontsize=9,
+    )
+    axes.tick_params(axis="x", top=True, labeltop=True)
+    what = (
+        f"the best {count} of {len(selection.names)} features" if count < len(selection.names) else f"{count} features"
+    )
+    skill = ", ".join(f"{fold.skill:+.2f}" for fold in selection.folds)
+    axes.set_title(f"Importance for {selection.target}: {what}\nskill of the folds {skill}", loc="left", fontsize=11)
+    axes.grid(axis="both", color="#e4e7eb", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return _bytes(figure)
 
 
+def drift_order(audit: Audit) -> list[int]:
+    """The features with a drift, family by family as in the catalogue, in each the larger first."""
+    found = audit.frame["drift"].to_list()
+    place = {family: k for k, family in enumerate(dict.fromkeys(audit.families))}
+    there = [k for k, drift in enumerate(found) if drift is not None]
+    return sorted(there, key=lambda k: (place[audit.families[k]], -found[k]))
+
+
 def _drift(audit: Audit) -> bytes:
-    """Features by their worst month, months from left to right; colours change at the customary marks."""
+    """Months from left to right; colours change at the customary marks."""
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
-    worst = np.where(np.isnan(audit.drift).all(axis=1), -1.0, np.nanmax(np.nan_to_num(audit.drift, nan=-1.0), axis=1))
-    order = np.argsort(-worst, kind="stable")[:_SHOWN]
+    order = drift_order(audit)
     names = audit.frame["feature"].to_list()
-    figure, axes = _figure(max(7.5, 2.6 + 0.19 * len(audit.months)), 1.9 + 0.19 * len(order))
+    figure, axes = _figure(max(8.5, 3.4 + 0.19 * len(audit.months)), 2.2 + 0.155 * max(len(order), 8))
     marks = [0.0, _STABLE, _SHIFTED, 0.5, 1.0, 2.0, 4.0, 50.0]
     colours = ["#f1f5f9", "#fde9c8", "#fbc98a", "#f49b55", "#dd6a38", "#b23a2a", "#701c1f"]
     mesh = axes.pcolormesh(
@@ -147,50 +174,88 @@ def _drift(audit: Audit) -> bytes:
         norm=BoundaryNorm(marks, len(colours)),
     )
     axes.set_yticks(np.arange(len(order)), [names[k] for k in order])
+    axes.tick_params(axis="y", labelsize=7.5)
     axes.set_ylim(len(order) - 0.5, -0.5)
+    families = [audit.families[k] for k in order]
+    for row, family in enumerate(families):
+        if row == 0 or families[row - 1] != family:
+            axes.axhline(row - 0.5, color=_INK, linewidth=1.1)
+            last = row + families[row:].count(family)
+            axes.text(
+                1.012,
+                1.0 - (row + last) / 2 / len(order),
+                family,
+                transform=axes.transAxes,
+                fontsize=8.5,
+                color=_INK,
+                va="center",
+            )
     step = max(1, len(audit.months) // 14)
-    axes.set_xticks(np.arange(0, len(audit.months), step), audit.months[::step], rotation=60, ha="right")
-    shown = f"the {len(order)} that drift most" if len(order) < len(names) else "all features"
+    ticks = np.arange(0, len(audit.months), step)
+    axes.set_xticks(ticks, audit.months[::step], rotation=60, ha="right")
+    upper = axes.secondary_xaxis("top")
+    upper.set_xticks(ticks, audit.months[::step], rotation=60, ha="left")
+    upper.tick_params(colors=_INK, labelsize=8)
+    without = len(names) - len(order)
+    bare = f" ({without} have no value in the reference)" if without else ""
     axes.set_title(
-        f"Drift by month against {audit.reference[0][:10]} .. {audit.reference[1][:10]}: {shown}",
+        f"Drift of {len(order)} features by month{bare}\n"
+        f"against {audit.reference[0][:10]} to {audit.reference[1][:10]}, in each family the largest over all first",
         loc="left",
         fontsize=11,
     )
-    bar = figure.colorbar(mesh, ax=axes, ticks=marks[:-1], fraction=0.035, pad=0.02, extend="max")
+    bar = figure.colorbar(
+        mesh, ax=axes, ticks=marks[:-1], location="bottom", aspect=40, shrink=0.8, pad=0.01, extend="max"
+    )
     bar.ax.tick_params(labelsize=8)
     bar.set_label(f"population stability index (below {_STABLE} stable, above {_SHIFTED} shifted)", fontsize=8)
     return _bytes(figure)
 
 
 def _correlation(audit: Audit) -> bytes:
-    """The correlation matrix with like by like."""
-    order = order_of(audit.correlation)
+    """The correlation matrix with like by like; every feature that has correlations is named."""
+    there = np.flatnonzero(np.isfinite(np.diagonal(audit.correlation)))
+    own = audit.correlation[np.ix_(there, there)]
+    order = order_of(own)
     names = audit.frame["feature"].to_list()
-    size = float(np.clip(2.6 + 0.115 * len(order), 7.0, 16.0))
-    figure, axes = _figure(size + 1.2, size)
-    mesh = axes.imshow(audit.correlation[np.ix_(order, order)], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-    step = max(1, len(order) // 110)
+    size = float(np.clip(3.2 + 0.105 * len(order), 7.0, 42.0))
+    figure, axes = _figure(size + 1.0, size + 0.6)
+    axes.set_facecolor(_NOTHING)
+    mesh = axes.imshow(
+        np.ma.masked_invalid(own[np.ix_(order, order)]), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest"
+    )
+    step = -(-len(order) // 400) or 1
     ticks = np.arange(0, len(order), step)
-    labels = [names[order[k]] for k in ticks]
+    labels = [names[there[order[k]]] for k in ticks]
     axes.set_xticks(ticks, labels, rotation=90)
     axes.set_yticks(ticks, labels)
     axes.tick_params(labelsize=6.5, length=2)
-    every = "" if step == 1 else f" (every {step}th is named)"
-    axes.set_title(f"Correlation of {len(order)} features, like by like{every}", loc="left", fontsize=11)
-    bar = figure.colorbar(mesh, ax=axes, fraction=0.03, pad=0.015)
+    axes.tick_params(labelright=True, right=True, labeltop=True, top=True)
+    axes.tick_params(axis="x", rotation=90)
+    without = len(names) - len(there)
+    bare = f" ({without} others are constant or have too few values)" if without else ""
+    every = "" if step == 1 else f"; every {_ordinal(step)} is named"
+    axes.set_title(f"Correlation of {len(there)} features{bare}, like by like{every}", loc="left", fontsize=11)
+    bar = figure.colorbar(mesh, ax=axes, location="bottom", aspect=40, shrink=0.6, fraction=0.03, pad=0.015)
     bar.ax.tick_params(labelsize=8)
-    bar.set_label("Pearson correlation", fontsize=8)
+    bar.set_label("Pearson correlation on the rows where both have a value; grey: too few", fontsize=8)
     return _bytes(figure)
+
+
+def _ordinal(number: int) -> str:
+    return {2: "second", 3: "third"}.get(number, f"{number}th")
 
 
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-img { max-width: 100%; height: auto; }
+img { max-width: 100%; height: auto; display: block; }
+.picture { overflow: auto; } input:checked ~ .picture img { max-width: none; }
+section > label { font-size: 13px; color: #52606d; }
 table { border-collapse: collapse; font-size: 13px; width: 100%; }
 th { position: sticky; top: 0; background: #f1f5f9; text-align: left; }
 th, td { padding: 3px 8px; border-bottom: 1px solid #e4e7eb; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .box { max-height: 480px; overflow: auto; border: 1px solid #e4e7eb; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 1rem; } dt { color: #52606d; } dd { margin: 0; }
 """
@@ -198,10 +263,12 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 1rem; } dt 
 
 def _page(audit: Audit, pictures: dict[str, str], title: str) -> str:
     captions = {
-        "importance": "Bars: median over the folds of the mean absolute SHAP value on rows the fold's model had not "
-        "seen. Dots: the folds. A bar whose dots lie far apart was important for a time only.",
-        "drift": "Population stability index of each month against the reference. Prices and levels of volatility "
-        "shift by nature; a ratio or a score that does so deserves a look.",
+        "importance": "Mark: median over the folds of the mean absolute SHAP value on rows the fold's model had not "
+        "seen. Dots: the folds. A feature whose dots lie far apart was important for a time only. Skill is 1 less the "
+        "model's error by that of the mean: where it is not above 0, the order is that of fitted noise.",
+        "drift": "Population stability index of each month against the reference. Prices, levels of volatility and "
+        "the calendar shift by nature; a ratio or a score that does so deserves a look. Empty values count as a value "
+        "of their own: a feature that is there in the reference only shifts in every month.",
         "correlation": "Red: rise together; blue: move against each other. Blocks on the diagonal say the same thing "
         "several times.",
     }
@@ -213,8 +280,11 @@ def _page(audit: Audit, pictures: dict[str, str], title: str) -> str:
     ]
     for name in PICTURES:
         if name in pictures:
-            parts.append(f"<h2>{name.capitalize()}</h2><p>{captions[name]}</p>")
-            parts.append(f'<img alt="{name}" src="data:image/png;base64,{pictures[name]}">')
+            parts.append(f"<section><h2>{name.capitalize()}</h2><p>{captions[name]}</p>")
+            parts.append(
+                f'<input type="checkbox" id="{name}"><label for="{name}">full size</label><div class="picture">'
+                f'<img alt="{name}" src="data:image/png;base64,{pictures[name]}"></div></section>'
+            )
     if audit.selection is not None:
         parts += ["<h2>The chosen features, in order</h2>", _chosen(audit.selection)]
         parts += ["<h2>Folds</h2>", _folds(audit.selection)]
@@ -243,10 +313,24 @@ def _facts(audit: Audit) -> str:
     return f"<dl>{rows}</dl>"
 
 
+def _decimals(values: Sequence[float]) -> int:
+    """So many that the largest shows five digits."""
+    largest = max(values, default=0.0)
+    return max(0, 4 - math.floor(math.log10(largest))) if largest > 0 else 1
+
+
 def _chosen(selection: Selection) -> str:
+    digits = _decimals(selection.shap_values)
     spread = np.array(selection.shap_folds).std(axis=0)
     rows = [
-        (str(k + 1), name, f"{mean:.6g}", f"{wide:.2g}", f"{folds} of {len(selection.folds)}", f"{share:.1%}")
+        (
+            str(k + 1),
+            name,
+            f"{mean:.{digits}f}",
+            f"{wide:.{digits}f}",
+            f"{folds} of {len(selection.folds)}",
+            f"{share:.1%}",
+        )
         for k, (name, mean, wide, folds, share) in enumerate(
             zip(
                 selection.names,
@@ -278,14 +362,15 @@ def _folds(selection: Selection) -> str:
 
 
 def _audited(audit: Audit) -> str:
+    digits = _decimals(audit.frame["shap_value"].drop_nulls().to_list())
     rows = []
-    for row in audit.frame.sort("drift_worst", descending=True, nulls_last=True).iter_rows(named=True):
+    for row in audit.frame.sort("drift", descending=True, nulls_last=True).iter_rows(named=True):
         rows.append(
             (
                 row["feature"],
                 f"{row['nan_ratio']:.2%}",
                 f"{row['outlier_count']:,}",
-                "" if row["shap_value"] is None else f"{row['shap_value']:.6g}",
+                "" if row["shap_value"] is None else f"{row['shap_value']:.{digits}f}",
                 "" if row["drift"] is None else f"{row['drift']:.3f}",
                 "" if row["drift_worst"] is None else f"{row['drift_worst']:.3f}",
                 row["drift_month"] or "",
@@ -295,7 +380,8 @@ def _audited(audit: Audit) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    kinds = [_numeric(cell) for cell in rows[0]] if rows else [""] * len(heads)
+    head = "".join(f"<th{kind}>{html.escape(name)}</th>" for name, kind in zip(heads, kinds, strict=True))
     body = "".join(
         "<tr>" + "".join(f"<td{_numeric(cell)}>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )

@@ -20,6 +20,7 @@ from mia_fast.features.cross import daily_closes
 from mia_fast.features.frame import read_cross
 from mia_fast.files import replacing
 from mia_fast.journal.schema import feature_list_digest
+from mia_fast.loading import definitions
 from mia_fast.selection.config import SelectRules, selection_config
 from mia_fast.selection.data import Features, Floats, Integers
 from mia_fast.selection.manifest import IMPORTANCE, Fold, Selection, Stability, write_selection
@@ -310,6 +311,7 @@ def _selection(
     return Selection(
         names=names,
         digest=feature_list_digest(names),
+        definitions=tuple(definitions(catalogue, names).values()),
         catalogue=catalogue.digest,
         all_taken=len(order) <= rules.count,
         asked=rules.count,
