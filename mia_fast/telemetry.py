@@ -194,7 +194,18 @@ def retrying(
     BaseException
         The last error, unchanged.
     """
+    try:
+        return call()
+    except BaseException as error:  # only a failure pays for the library: 30 us, and a replay asks at every bar
+        if not transient(error):
+            raise
+        seen = [error]
     import tenacity
+
+    def attempt() -> T:
+        if seen:
+            raise seen.pop()
+        return call()
 
     def before_sleep(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
@@ -208,4 +219,4 @@ def retrying(
         before_sleep=before_sleep,
         sleep=sleep,
         reraise=True,
-    )(call)
+    )(attempt)
