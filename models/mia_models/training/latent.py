@@ -20,7 +20,7 @@ from mia_models.training import prepare
 from mia_models.training.rows import Floats, Integers, Mask, Singles
 
 DIMENSIONS = 5
-_RELATED = 0.4
+_RELATED = 0.6
 _DISTINCT = 50
 _PERPLEXITY = 30.0
 _NEIGHBOURS = 10
@@ -87,7 +87,7 @@ def view(names: Sequence[str], matrix: Singles, from_bars: Mask, prices: Mask) -
     """Choose what the map reads, on training rows (n, features) with NaN where missing.
 
     A column is taken if bars alone give it, it is no price, positive (zero in at most 5 % of the rows), no label (more
-    than 50 values), and its logarithm correlates with that of the present volatility by more than 0.4 in size.
+    than 50 values), and its logarithm correlates with that of the present volatility by more than 0.6 in size.
 
     Raises
     ------

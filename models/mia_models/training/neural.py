@@ -41,7 +41,7 @@ from mia_models.training.response import INPUTS, UNITS
 from mia_models.training.rows import LONG, REGIME, REGIMES, SHORT, TARGETS, VIX, Floats, Mask, Rows, instant
 
 NAME = "networks"
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 BARS, VIX_GROUP = "bars", "vix"
 SETTLED = 1e-3
 """Settled is what differs by no more than this share of each output's range, wherever the state began from zeros."""
@@ -50,7 +50,7 @@ REQUIRED_COVERAGE = 0.999
 """A feature of bars alone that is there in so many of the training rows is required; the others may be missing."""
 PARITY = 1e-5
 """The graph against PyTorch, in units of each output's scale."""
-_LATENT_STEPS, _LATENT_BATCH = 600, 768
+_LATENT_STEPS, _LATENT_BATCH = 600, 512
 _COMPARED = 2000
 
 Progress = Callable[[str], None]
