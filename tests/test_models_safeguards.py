@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,9 +34,9 @@ def fitted(rows):
     return fit(rows)
 
 
-def fit(rows: Rows, settings: networks.Settings = SHORT_RUN) -> judge.Fitted:
+def fit(rows: Rows, settings: networks.Settings = SHORT_RUN, checkpoint: Path | None = None) -> judge.Fitted:
     optional = np.array([name in ("treasury_10y_yield", "spike") for name in NAMES])
-    return judge.fit(rows, END, np.zeros(9), optional, settings)[0]
+    return judge.fit(rows, END, np.zeros(9), optional, settings, checkpoint=checkpoint)[0]
 
 
 def held_from(rows: Rows) -> int:
@@ -101,13 +102,17 @@ def test_scaling_does_not_see_the_early_stopping_rows(rows, fitted):
 
 
 @pytest.mark.parametrize("where", ["learned", "held"])
-def test_targets_that_end_behind_the_first_day_are_unknown(rows, where):
+def test_targets_that_end_behind_the_first_day_are_unknown(rows, where, tmp_path):
+    """Nor does the checkpoint's fingerprint, which is of all that a training was given, tell the two apart."""
     first = held_from(rows)
     part = rows.known_at < first - DAY if where == "learned" else rows.known_at >= first
     late = part & (np.arange(len(rows)) % 7 == 0)
     ends = {name: np.where(late, instant(END), values) for name, values in rows.ends_at.items()}
     reaching = dataclasses.replace(rows, ends_at=ends)
-    assert differences(fit(with_targets(reaching, late)), fit(reaching)) == []
+    path = tmp_path / "c.safetensors"
+    assert differences(fit(reaching, checkpoint=path), fit(with_targets(reaching, late), checkpoint=path)) == []
+    with pytest.raises(ModelError, match="on other rows"):
+        fit(with_targets(rows, late), checkpoint=path)
 
 
 def test_vix_targets_that_reach_into_the_early_stopping_rows_are_unknown(rows):

@@ -96,7 +96,8 @@ FOLDS = (
         "2022-07-01",
         "2022H1 decided nothing, but it is no longer fresh: it was looked at in each of the four steps of the "
         "preparation's design, in the first shipped training, in the one after the catalogue's review, in an audit and "
-        "in the present one, which changed what is served and the map. A fresh judgement needs later data.",
+        "in the present one, which changed what is served and the map; the map was compared on it twice, before and "
+        "after its axes were given one scale. A fresh judgement needs later data.",
     ),
 )
 

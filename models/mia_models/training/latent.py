@@ -22,7 +22,8 @@ from mia_models.training.rows import Floats, Integers, Mask, Singles
 DIMENSIONS = 5
 _RELATED = 0.6
 _DISTINCT = 50
-_PERPLEXITY = 30.0
+_PERPLEXITY = 10.0
+_PRINCIPAL_STEPS, _PRINCIPAL_BATCH = 300, 1024
 _NEIGHBOURS = 10
 _ANCHORS = ("volatility_rolling_30", prepare.REFERENCE)
 """The present volatility: the first of these that is among the features."""
@@ -121,15 +122,27 @@ def view(names: Sequence[str], matrix: Singles, from_bars: Mask, prices: Mask) -
 
 
 def fit(matrix: Singles, chosen: View, *, steps: int, batch: int, seed: int, progress: Progress) -> Map:
-    """Train the encoder on raw rows (n, features) in order, then find the clusters of the map."""
+    """Train the encoder on raw rows (n, features) in order, then find the clusters of the map.
+
+    It begins as the principal components: from random weights, axes beyond the second may never come to say anything.
+    The rate falls to zero along a cosine.
+    """
     z = chosen.apply(matrix)
     torch.set_num_threads(1)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = _encoder(z.shape[1])
-        optimiser = torch.optim.Adam(encoder.parameters(), lr=2e-3)
         generator = torch.Generator().manual_seed(seed)
-        source = torch.from_numpy(z)
+        source, principal = torch.from_numpy(z), torch.from_numpy(_principal(z))
+        optimiser = torch.optim.Adam(encoder.parameters(), lr=2e-3)
+        for _ in range(_PRINCIPAL_STEPS):
+            rows = torch.randint(0, len(source), (_PRINCIPAL_BATCH,), generator=generator)
+            apart = ((encoder(source[rows]) - principal[rows]) ** 2).mean()
+            optimiser.zero_grad()
+            apart.backward()  # type: ignore[no-untyped-call, unused-ignore]
+            optimiser.step()
+        optimiser = torch.optim.Adam(encoder.parameters(), lr=3e-3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
         for step in range(steps):
             rows = torch.randint(0, len(source), (batch,), generator=generator)
             x = source[rows]
@@ -139,14 +152,18 @@ def fit(matrix: Singles, chosen: View, *, steps: int, batch: int, seed: int, pro
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
             optimiser.step()
+            schedule.step()
             if (step + 1) % max(1, steps // 5) == 0:
                 progress(f"map: step {step + 1} of {steps}, divergence {float(loss.detach()):.3f}")
     encoder.eval()
     with torch.no_grad():
         placed = encoder(source[:: max(1, len(source) // 20_000)])
-        centre, scale = placed.mean(dim=0), placed.std(dim=0).clamp(min=1e-6)
+        centre, scale = (
+            placed.mean(dim=0),
+            placed[:, :2].std().clamp(min=1e-6),
+        )  # one for all: distances keep their sense
         last = encoder[-1]
-        last.weight /= scale[:, None]
+        last.weight /= scale
         last.bias -= centre
         last.bias /= scale
     points = _placed(encoder, z[:: max(1, len(z) // 20_000)])[:, :2]
@@ -221,8 +238,17 @@ def _encoder(inputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, DIMENSIONS))
 
 
+def _principal(z: Singles) -> Singles:
+    """The first principal components, float32 (n, 5), in units of the first one's deviation."""
+    centred = z.astype(np.float64) - z.mean(axis=0, dtype=np.float64)
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    found = centred @ directions[:, ::-1][:, :DIMENSIONS]
+    scaled: Singles = (found / max(float(found[:, 0].std()), 1e-9)).astype(np.float32)
+    return scaled
+
+
 def _affinities(x: Tensor) -> Tensor:
-    """Symmetric neighbour probabilities of t-SNE, (n, n); the widths by bisection for perplexity 30."""
+    """Symmetric neighbour probabilities of t-SNE, (n, n); the widths by bisection for the perplexity."""
     squared = torch.cdist(x, x) ** 2
     squared.fill_diagonal_(float("inf"))
     low, high = torch.full((len(x), 1), 1e-4), torch.full((len(x), 1), 1e4)

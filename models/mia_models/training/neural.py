@@ -166,11 +166,13 @@ def train(
         rows.targets[REGIME][behind],
         seed=settings.seed,
     )
+    needed_by_vix = np.isin(rows.names, INPUTS)
     blanked = [
         part
         for inputs, missing in (
-            ("those that bars alone do not give", ~from_bars),
-            ("all that may be missing", optional),
+            ("all that bars alone do not give", ~from_bars),
+            ("all that no output requires", optional & ~needed_by_vix),
+            ("besides, what `predicted_vix` alone requires", optional),
         )
         for part in _blanked(fitted, rows, test, found, served, inputs, missing)
     ]

@@ -93,8 +93,8 @@ training. Let so many rows of history run through first.
 
 - {months} months are few. Features that mostly vary from month to month (yields, levels of the VIX) get no weight in
   the networks: by {months} values of them a network would tell dates.
-- Five minutes ahead the return can hardly be told from chance: {pressure} The same holds for the probabilities of
-  success: what is not above zero on the card's last interval is not worth trading on.
+- Five minutes ahead the return can hardly be told from chance: {pressure}
+- The probabilities of success are hardly better than their base rates: nobody should trade on them alone.
 - Regimes are those of the next hour, against the last 60 sessions of before; around halts and week-ends they have
   no label.
 - No order flow and no options were at hand for these years: features of them are not candidates.
