@@ -23,7 +23,7 @@ from mia_models.session import OnnxModel, Reason
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
-from mia_models.training import graph, judge, latent, networks, neural, prepare  # noqa: E402
+from mia_models.training import graph, judge, latent, networks, neural, neural_card, prepare  # noqa: E402
 from mia_models.training.response import INPUTS  # noqa: E402
 from mia_models.training.rows import LONG, PRESSURE, REGIME, SHORT, TARGETS, VIX, VOLATILITY, Rows, instant  # noqa: E402
 
@@ -349,9 +349,17 @@ def test_shipped_artefacts():
     assert manifest.chosen.all_taken
     assert manifest.training.last.year == 2021
     assert manifest.memory is not None
-    card = (ARTIFACTS / "networks.md").read_text()
-    for metric in manifest.metrics:
-        assert f"{metric.gain:+.1%}" in card
+    assert (ARTIFACTS / "networks.md").read_text() == neural_card.render(manifest)
+    assert manifest.chosen.period == tuple(selection["period"])
+    assert manifest.parity is not None
+    assert manifest.parity.largest <= manifest.parity.allowed == neural.PARITY
+    assert manifest.memory.settled_within == neural.SETTLED
+    served = {m.output: m.model for m in manifest.metrics}
+    assert all(model in judge.CANDIDATES[name] for name, model in served.items())
+    last = [m for m in manifest.metrics if m.period == "2022H1" and m.view == "all bars"]
+    assert {b.output: b.whole for b in manifest.blanked}.items() <= {
+        m.output: pytest.approx(m.errors[m.model], abs=2e-5) for m in last
+    }.items()
 
 
 def test_loading_is_quick_and_without_torch(tmp_path):

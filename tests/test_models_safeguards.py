@@ -370,5 +370,5 @@ def test_the_card_says_what_the_manifest_holds(rows, tmp_path):
     other = neural_card.render(type(manifest).model_validate(content))
     assert "over the walk-forward years too" in other
     assert "The hold-out was seen twice." in other
-    assert "trustworthiness: PCA, 2 better" in other
+    assert "by trustworthiness, PCA, 2 do better; by continuity" in other
     assert "0.500, no more than" in other

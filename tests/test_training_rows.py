@@ -211,6 +211,33 @@ def test_train_networks_from_the_command_line(bars, workspace, tmp_path, monkeyp
     assert "begins on 2022-01-01" in str(again.exception)
 
 
+def test_the_shipped_graph_settles_as_its_manifest_says(bars, workspace):
+    """On the sample's bars, which its training has not seen; yields and further inputs are missing there."""
+    from mia_fast.features.frame import generate_features
+    from mia_models.session import OnnxModel
+
+    model = OnnxModel.load(ARTIFACTS, "networks")
+    memory = model.manifest.memory
+    assert memory is not None
+    assert memory.settled_within is not None
+    extra = [name for name in INPUTS if name not in catalogues.read(workspace).names]
+    frame = generate_features(
+        bars, cross=SAMPLE / "cross.parquet", events=SAMPLE / "events.parquet", auxiliary=extra, workspace=workspace
+    )
+    matrix = np.column_stack([frame[name].cast(pl.Float64).fill_null(math.nan).to_numpy() for name in model.features])
+    needed = np.array([part.groups is not None and memory.group in part.groups for part in model.manifest.inputs])
+    matrix = matrix[np.isfinite(matrix[:, needed]).all(axis=1)]
+    assert len(matrix) > 9000
+    whole = model.predict(matrix)
+    labels = [model.outputs.index(name) for name in ("neural_regime", "cluster_id")]
+    size = np.maximum(np.nanmax(whole, axis=0) - np.nanmin(whole, axis=0), 1e-2)
+    size[labels] = np.inf
+    for start in (1500, 3111, 5000, 6500):
+        apart = np.nan_to_num(np.abs(model.predict(matrix[start:]) - whole[start:]) / size)
+        assert apart[0].max() > 10 * memory.settled_within
+        assert apart[memory.settle_rows :].max() <= memory.settled_within
+
+
 # --- real data ----------------------------------------------------------------------------------------------
 
 

@@ -210,21 +210,27 @@ def _choice(chosen: Chosen) -> str:
 
 
 def _map_verdict(manifest: Manifest) -> str:
+    """Who is better by what, at the three digits that the table shows."""
     ours, whole, *others = (m for m in manifest.maps if m.stability is not None)
     said = []
-    for what, values in (
-        ("trustworthiness", {m.method: m.trustworthiness for m in (ours, *others)}),
-        ("continuity", {m.method: m.continuity for m in (ours, *others)}),
-        ("stability of the clusters", {m.method: m.stability or 0.0 for m in (ours, *others)}),
-    ):
-        better = [name for name, value in values.items() if value > values[ours.method]]
-        said.append(f"{what}: {' and '.join(better)} better" if better else f"{what}: this map is best")
-    axes = (
-        f"With all five axes the trustworthiness is {whole.trustworthiness:.3f}, "
-        + ("more" if whole.trustworthiness > max(m.trustworthiness for m in (ours, *others)) else "no more")
-        + " than in any two dimensions."
+    measures = {
+        "trustworthiness": [m.trustworthiness for m in (ours, *others)],
+        "continuity": [m.continuity for m in (ours, *others)],
+        "stability of the clusters": [m.stability or 0.0 for m in (ours, *others)],
+    }
+    for what, values in measures.items():
+        own, *rest = (round(value, 3) for value in values)
+        better = [m.method for m, value in zip(others, rest, strict=True) if value > own]
+        equal = [m.method for m, value in zip(others, rest, strict=True) if value == own]
+        if better:
+            said.append(f"{what}, {' and '.join(better)} do better")
+        else:
+            said.append(f"{what}, {' and '.join(equal)} do as well" if equal else f"{what}, this one is best")
+    more = whole.trustworthiness > max(m.trustworthiness for m in (ours, *others))
+    return (
+        f"Of the maps in two dimensions that can place a new row: by {'; by '.join(said)}. With all five axes the "
+        f"trustworthiness is {whole.trustworthiness:.3f}, {'more' if more else 'no more'} than in any two of these."
     )
-    return f"Of the maps in two dimensions that can place a new row, by {'; by '.join(said)}. {axes}"
 
 
 def _verdict(metrics: list[Metric]) -> str:
