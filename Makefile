@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs sessions torture train clean
+.PHONY: help demo test lint bench docs sessions torture train networks clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -45,6 +45,22 @@ train: $(VENV)/.train ## Train the shipped model again, in place (needs the real
 	$(BIN)/mia-fast train predicted_vix --out models/mia_models/artifacts \
 	  $(foreach y,2019 2020 2021 2022h1,--bars $(DATA)/bars/es_1m_$(y).parquet) \
 	  --vix $(DATA)/vol/vix_family_daily_to_202206.parquet --index $(DATA)/cross/daily_prices_to_202206.parquet
+
+HISTORY ?= build/history
+FILES := --vix $(DATA)/vol/vix_family_daily_to_202206.parquet --index $(DATA)/cross/daily_prices_to_202206.parquet
+YIELDS := $(DATA)/cross/fred_yields_daily_to_202206.parquet
+EVENTS := $(DATA)/macro/us_high_impact_2014_202206.parquet
+networks: $(VENV)/.train ## Choose the features, then train the shipped networks again, in place (DATA=folder)
+	$(BIN)/python -m pip install --quiet -e '.[select]'
+	mkdir -p $(HISTORY)
+	MIA_WORKSPACE=$(HISTORY) $(BIN)/mia-fast features $(foreach y,2019 2020 2021,$(DATA)/bars/es_1m_$(y).parquet) $(HISTORY)/es \
+	  --cross $(word 2,$(FILES)) --cross $(word 4,$(FILES)) --cross $(YIELDS) --events $(EVENTS) \
+	  --dtype float32 --compression uncompressed < /dev/null
+	MIA_WORKSPACE=$(HISTORY) $(BIN)/mia-fast select $(HISTORY)/es --target cnn_pressure --until 2022-01-01
+	MIA_WORKSPACE=$(HISTORY) $(BIN)/mia-fast train networks --out models/mia_models/artifacts \
+	  $(foreach y,2019 2020 2021 2022h1,--bars $(DATA)/bars/es_1m_$(y).parquet) $(FILES) --cross $(YIELDS) --events $(EVENTS)
+	cp $(HISTORY)/data/features/selection.json models/mia_models/artifacts/selection.json
+	rm -rf models/mia_models/artifacts/checkpoints
 
 clean: ## Remove the environment and what tools left behind
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -23,7 +23,7 @@ from mia_models.session import OnnxModel, Reason
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
-from mia_models.training import graph, judge, latent, networks, neural, prepare  # noqa: E402
+from mia_models.training import graph, judge, latent, networks, neural, neural_card, prepare  # noqa: E402
 from mia_models.training.response import INPUTS  # noqa: E402
 from mia_models.training.rows import LONG, PRESSURE, REGIME, SHORT, TARGETS, VIX, VOLATILITY, Rows, instant  # noqa: E402
 
@@ -39,7 +39,7 @@ FOLDS = (
 )
 NAMES = (
     "close", "low", "volume", "volatility_rolling_30", "vol_historical_5d", "time_of_day_sin", "time_of_day_cos",
-    "wave", "treasury_10y_yield", "spike", "atr_14", "realized_vol_30m",
+    "wave", "treasury_10y_yield", "spike", "atr_14", "realized_vol_30m", "realized_vol_15m", "vol_label",
 )  # fmt: skip
 
 
@@ -77,6 +77,8 @@ def simulated(seed: int = 1) -> Rows:
         "spike": np.where(g.random(count) < 0.1, np.nan, g.normal(size=count)),
         "atr_14": vol * 10 * np.exp(g.normal(0, 0.2, count)),
         "realized_vol_30m": vol * np.exp(g.normal(0, 0.1, count)),
+        "realized_vol_15m": vol * np.exp(g.normal(0, 0.2, count)),
+        "vol_label": np.digitize(vol, [0.1, 0.2]) + 1.0,
     }
     targets = {
         PRESSURE: np.clip(0.3 * np.tanh(wave) + g.normal(0, 0.3, count), -1, 1),
@@ -108,7 +110,10 @@ def declared() -> dict[str, neural.Declared]:
     return {n: neural.Declared("-", f"d{k}", n != "treasury_10y_yield") for k, n in enumerate((*NAMES, *INPUTS))}
 
 
-CHOSEN = neural.Chosen(digest="x", catalogue="y", asked=150, candidates=12, features=350, all_taken=True)
+CHOSEN = neural.Chosen(
+    digest="x", catalogue="y", asked=150, candidates=14, features=350, all_taken=True,
+    period=("2021-01-04T14:01:00.000000Z", "2021-03-21T20:00:00.000000Z"),
+)  # fmt: skip
 
 
 def train(rows: Rows, out: Path, settings: networks.Settings = TINY, progress=lambda _: None):
@@ -204,8 +209,9 @@ def test_every_head_of_the_graph_is_what_pytorch_says(rows, served, tmp_path):
     """Whatever is served, and whether rows come one by one or in blocks; missing ones among them."""
     optional = np.array([name in ("treasury_10y_yield", "spike") for name in NAMES])
     fitted, learned = judge.fit(rows, "2021-03-22", np.zeros(9), optional, TINY)
-    z = fitted.preparation.apply(rows.matrix[learned])
-    placed = latent.fit(z, np.array([2, 3]), steps=5, batch=64, seed=1, progress=lambda _: None)
+    raw = rows.matrix[learned]
+    view = latent.view(NAMES, raw, ~optional, fitted.preparation.kind == prepare.LEVEL)
+    placed = latent.fit(raw, view, steps=5, batch=64, seed=1, progress=lambda _: None)
     pressure, volatility, regime, success, vix = served
     choice = {PRESSURE: pressure, VOLATILITY: volatility, REGIME: regime, LONG: success, SHORT: success, VIX: vix}
     names = (*NAMES, *(name for name in INPUTS if name not in NAMES))
@@ -366,9 +372,17 @@ def test_shipped_artefacts():
     assert manifest.chosen.all_taken
     assert manifest.training.last.year == 2021
     assert manifest.memory is not None
-    card = (ARTIFACTS / "networks.md").read_text()
-    for metric in manifest.metrics:
-        assert f"{metric.gain:+.1%}" in card
+    assert (ARTIFACTS / "networks.md").read_text() == neural_card.render(manifest)
+    assert manifest.chosen.period == tuple(selection["period"])
+    assert manifest.parity is not None
+    assert manifest.parity.largest <= manifest.parity.allowed == neural.PARITY
+    assert manifest.memory.settled_within == neural.SETTLED
+    served = {m.output: m.model for m in manifest.metrics}
+    assert all(model in judge.CANDIDATES[name] for name, model in served.items())
+    last = [m for m in manifest.metrics if m.period == "2022H1" and m.view == "all bars"]
+    assert {b.output: b.whole for b in manifest.blanked}.items() <= {
+        m.output: pytest.approx(m.errors[m.model], abs=2e-5) for m in last
+    }.items()
 
 
 def test_loading_is_quick_and_without_torch(tmp_path):

@@ -79,6 +79,11 @@ class Memory(_Part):
     states: tuple[State, ...] = Field(min_length=1)
     group: str = Field(description="a row without the inputs of this group is passed over: the state stays as it was")
     settle_rows: int = Field(ge=0, description="so many rows after a start from zeros the outputs are as in training")
+    settled_within: float | None = Field(
+        default=None,
+        description="largest difference from then on in any output, as a share of its range; null: unmeasured",
+    )
+    settle_starts: int | None = Field(default=None, description="from how many starts that was measured")
 
 
 class Chosen(_Part):
@@ -90,12 +95,16 @@ class Chosen(_Part):
     candidates: int
     features: int
     all_taken: bool
+    period: tuple[str, str] | None = Field(
+        default=None, description="first and last bar they were chosen on, ISO-8601 UTC; null: not recorded"
+    )
 
 
 class MapQuality(_Part):
     """How well a map of the regimes keeps neighbourhoods, on rows behind the training."""
 
     method: str
+    rows: int | None = Field(default=None, description="on how many rows; null: not recorded")
     trustworthiness: float
     continuity: float
     rand_index: float = Field(description="adjusted, of three clusters with the regime that came")
@@ -119,6 +128,7 @@ class Training(_Part):
     seed: int
     method: str
     data: tuple[DataFile, ...]
+    remarks: tuple[str, ...] = Field(default=(), description="what the figures do not say of themselves")
 
 
 class Metric(_Part):
@@ -145,6 +155,25 @@ class Calibration(_Part):
     predicted: tuple[float, ...]
     observed: tuple[float, ...]
     error: float = Field(description="mean absolute difference of the two")
+
+
+class Blanked(_Part):
+    """The loss of what is served with a group of inputs missing as a whole, on the rows of the last period."""
+
+    output: str
+    inputs: str = Field(description="which inputs were missing")
+    count: int = Field(ge=1, description="how many they are")
+    loss: float
+    whole: float = Field(description="the loss with all inputs, on the same rows")
+
+
+class Parity(_Part):
+    """The exported graph against what was trained, row by row at export."""
+
+    rows: int = Field(ge=1)
+    output: str = Field(description="the output that is furthest off")
+    largest: float = Field(ge=0, description="its largest difference, as a share of its range over these rows")
+    allowed: float = Field(gt=0, description="with more, nothing would have been written")
 
 
 class SelfTest(_Part):
@@ -176,6 +205,9 @@ class Manifest(_Part):
     chosen: Chosen | None = None
     calibration: tuple[Calibration, ...] = ()
     maps: tuple[MapQuality, ...] = ()
+    map_inputs: tuple[str, ...] = Field(default=(), description="which of the inputs the map reads")
+    blanked: tuple[Blanked, ...] = ()
+    parity: Parity | None = None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Manifest:

@@ -188,9 +188,13 @@ def build(
             logit = b.node("Add", [b.node("Mul", [by_linear[0], b.constant(0.0)]), b.constant(rate)])
         success.append(b.node("Sigmoid", [logit]))
 
-    place = {column: k for k, column in enumerate(order)}
     layers = [layer for layer in found.encoder if isinstance(layer, nn.Linear)]
-    placed = b.columns(z, [place[int(k)] for k in found.columns])
+    view = found.view
+    levels = b.columns(INPUT_NAME, view.columns.tolist())
+    logs = b.node("Log", [b.node("Max", [levels, b.constant(view.floor, np.float64)])])
+    centred = b.node("Sub", [logs, b.constant(view.centre, np.float64)])
+    scaled = b.node("Div", [centred, b.constant(view.scale, np.float64)])
+    placed = b.cast(_finished(b, scaled, b.node("IsNaN", [levels])), TensorProto.FLOAT)
     for k, layer in enumerate(layers):
         placed = b.dense(placed, layer.weight.detach().numpy(), layer.bias.detach().numpy())
         if k < len(layers) - 1:
@@ -270,9 +274,7 @@ def _prepared(b: _Builder, p: prepare.Preparation) -> tuple[str, list[int], str]
     shaped = b.node("Concat", [plain, logs, levels], axis=1)
     centred = b.node("Sub", [shaped, b.constant(p.centre[order], np.float64)])
     scaled = b.node("Div", [centred, b.constant(p.scale[order], np.float64)])
-    nothing = b.constant(0.0, np.float64)
-    filled = b.node("Where", [missing, nothing, scaled])
-    clipped = b.node("Clip", [filled, b.constant(-prepare.CLIP, np.float64), b.constant(prepare.CLIP, np.float64)])
+    clipped = _finished(b, scaled, missing)
     clock = b.columns(INPUT_NAME, [p.names.index(name) for name in prepare.CLOCK])
     turned = b.dense(
         clock, prepare.SHARPNESS * prepare.hours().T, np.full(prepare.BUMPS, -prepare.SHARPNESS), np.float64
@@ -281,6 +283,12 @@ def _prepared(b: _Builder, p: prepare.Preparation) -> tuple[str, list[int], str]
     bumps = b.node("Exp", [turned])
     z = b.cast(b.node("Concat", [clipped, bumps], axis=1), TensorProto.FLOAT)
     return z, [*order.tolist(), *range(len(p.names), p.width)], reference
+
+
+def _finished(b: _Builder, scaled: str, missing: str) -> str:
+    """0 where missing, and clipped."""
+    filled = b.node("Where", [missing, b.constant(0.0, np.float64), scaled])
+    return b.node("Clip", [filled, b.constant(-prepare.CLIP, np.float64), b.constant(prepare.CLIP, np.float64)])
 
 
 def _regression(b: _Builder, regression: Response, names: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from mia_models.manifest import (
     INPUT_NAME,
     OUTPUT_NAME,
     STATE_PREFIX,
+    Blanked,
     Calibration,
     Chosen,
     DataFile,
@@ -28,25 +29,28 @@ from mia_models.manifest import (
     Memory,
     Metric,
     Output,
+    Parity,
     SelfTest,
     Training,
     graph_path,
     manifest_path,
     schema_sha256,
 )
-from mia_models.training import export, graph, judge, latent, networks, neural_card
+from mia_models.training import export, graph, judge, latent, networks, neural_card, prepare
 from mia_models.training.response import INPUTS, UNITS
 from mia_models.training.rows import LONG, REGIME, REGIMES, SHORT, TARGETS, VIX, Floats, Mask, Rows, instant
 
 NAME = "networks"
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 BARS, VIX_GROUP = "bars", "vix"
-SETTLE_ROWS = 512
+SETTLED = 1e-3
+"""Settled is what differs by no more than this share of each output's range, wherever the state began from zeros."""
+_SETTLE_STARTS, _SETTLE_LONGEST, _SETTLE_STEP = 24, 8192, 256
 REQUIRED_COVERAGE = 0.999
 """A feature of bars alone that is there in so many of the training rows is required; the others may be missing."""
 PARITY = 1e-5
 """The graph against PyTorch, in units of each output's scale."""
-_LATENT_STEPS, _LATENT_BATCH = 600, 768
+_LATENT_STEPS, _LATENT_BATCH = 600, 512
 _COMPARED = 2000
 
 Progress = Callable[[str], None]
@@ -92,16 +96,18 @@ def train(
     chosen
         How the features came to be chosen.
     folds
-        In order; the last is the hold-out, which decides nothing.
+        In order; the last is the hold-out, which decides nothing, nor may the features have been chosen on it.
     latent_steps, latent_batch, compared
         Steps of the map's training and rows in each; rows of the hold-out on which it is compared with others.
 
     Raises
     ------
     ModelError
-        The rows cannot be used, a checkpoint is of another training, or the graph does not compute what was trained.
+        The rows cannot be used, the features were chosen on the hold-out or nobody knows on what, a checkpoint is of
+        another training, or the graph does not compute what was trained.
     """
     settings = settings or networks.Settings()
+    _chosen_before(chosen, folds[-1])
     if rows.known_at[-1] < instant(folds[-1].first) or rows.known_at[0] >= instant(folds[0].first):
         raise ModelError(
             f"the rows do not reach from before {folds[0].first} into the hold-out from {folds[-1].first}",
@@ -110,7 +116,7 @@ def train(
             then="nothing was trained",
         )
     optional = _optional(rows, declared, instant(folds[0].first))
-    losses: dict[str, dict[str, list[float]]] = {name: {} for name in TARGETS}
+    scores: dict[str, list[judge.Scores]] = {name: [] for name in TARGETS}
     judged: list[tuple[judge.Fold, slice, judge.Predictions]] = []
     for fold in folds:
         fitted, learned = judge.fit(
@@ -128,10 +134,16 @@ def train(
         if fold is folds[-1]:
             break
         for name in TARGETS:
-            target = rows.targets[name][test]
-            for method, values in found[name].items():
-                losses[name].setdefault(method, []).append(float(np.nanmean(judge.loss(name, values, target))))
-    served = {name: judge.winner(name, losses[name]) for name in TARGETS}
+            score = judge.scores(name, rows, test, found)
+            if score is None:
+                raise ModelError(
+                    f"no bar of {fold.period} has a value of {name} and of all that is measured against it",
+                    where="rows",
+                    hint="give whole years of bars and the VIX of those years",
+                    then="nothing was written",
+                )
+            scores[name].append(score)
+    served = {name: judge.winner(name, scores[name], settings.seed) for name in TARGETS}
     progress("served: " + ", ".join(f"{name} by {method}" for name, method in served.items()))
     metrics = [
         metric
@@ -140,22 +152,30 @@ def train(
         for metric in judge.metrics(name, served[name], fold.period, rows, test, found, settings.seed)
     ]
     fold, test, found = judged[-1]
-    prepared = fitted.preparation.apply(rows.matrix[learned])
-    anchor = rows.names.index("volatility_rolling_30") if "volatility_rolling_30" in rows.names else 0
-    stride = max(1, len(prepared) // 60_000)
-    columns = latent.related(prepared[::stride, : len(rows.names)], anchor)
-    placed = latent.fit(
-        prepared[::stride], columns, steps=latent_steps, batch=latent_batch, seed=settings.seed, progress=progress
-    )
+    raw = rows.matrix[learned]
+    raw = raw[:: max(1, len(raw) // 60_000)]
+    from_bars = np.array([declared[name].from_bars for name in rows.names])
+    view = latent.view(rows.names, raw, from_bars, fitted.preparation.kind == prepare.LEVEL)
+    placed = latent.fit(raw, view, steps=latent_steps, batch=latent_batch, seed=settings.seed, progress=progress)
     progress("comparing the map")
     behind = np.linspace(test.start, test.stop - 1, min(compared, test.stop - test.start)).astype(np.int64)
     maps = latent.compare(
         placed,
-        prepared[:: max(1, len(prepared) // (3 * compared))],
-        fitted.preparation.apply(rows.matrix[behind]),
+        raw[:: max(1, len(raw) // (3 * compared))],
+        rows.matrix[behind],
         rows.targets[REGIME][behind],
         seed=settings.seed,
     )
+    needed_by_vix = np.isin(rows.names, INPUTS)
+    blanked = [
+        part
+        for inputs, missing in (
+            ("all that bars alone do not give", ~from_bars),
+            ("all that no output requires", optional & ~needed_by_vix),
+            ("besides, what `predicted_vix` alone requires", optional),
+        )
+        for part in _blanked(fitted, rows, test, found, served, inputs, missing)
+    ]
     rates = {name: float(np.nanmean(rows.targets[name][: fitted.rows])) for name in (LONG, SHORT)}
     calibration = []
     for name in (LONG, SHORT):
@@ -181,8 +201,10 @@ def train(
         metrics=tuple(metrics),
         calibration=tuple(calibration),
         maps=maps,
+        blanked=tuple(blanked),
+        remarks=tuple(fold.seen for fold in folds if fold.seen),
     )
-    (out / f"{NAME}.md").write_text(neural_card.render(manifest, served), encoding="utf-8")
+    (out / f"{NAME}.md").write_text(neural_card.render(manifest), encoding="utf-8")
     progress(f"wrote {NAME} to {out}")
     return manifest
 
@@ -203,27 +225,17 @@ def write(
     metrics: tuple[Metric, ...],
     calibration: tuple[Calibration, ...],
     maps: tuple[MapQuality, ...],
+    blanked: tuple[Blanked, ...] = (),
+    remarks: tuple[str, ...] = (),
 ) -> Manifest:
-    """Build the graph, hold it against PyTorch, write it and after it the manifest."""
+    """Build the graph, hold it against PyTorch, measure when it settles, write it and after it the manifest."""
     extra = tuple(name for name in INPUTS if name not in rows.names)
     names = (*rows.names, *extra)
     content = graph.build(fitted.preparation, fitted.networks, placed, fitted.regression, served, rates, names)
     tested = slice(max(0, fitted.rows - 4000), fitted.rows)
     matrix = raw_inputs(rows, names, tested)
-    wanted = expected(fitted, placed, served, rates, matrix, names)
-    given = run(content, matrix, settings)
-    low, high = np.nanquantile(wanted, [0.0, 1.0], axis=0)
-    off = np.nanmax(np.abs(given - wanted) / np.maximum(high - low, 1e-2), axis=0)
-    whole = [graph.OUTPUTS.index(name) for name in ("neural_regime", "cluster_id")]
-    off[whole] = 0.0  # two classes may be as likely as each other to the last digit
-    if not (off <= PARITY).all() or np.mean(given[:, whole] != wanted[:, whole]) > 1e-3:
-        raise ModelError(
-            f"the exported graph does not compute what was trained: {graph.OUTPUTS[int(np.argmax(off))]} is off by "
-            f"{off.max():.1e} of its scale",
-            where="export",
-            hint="report this: the export and mia_models.training.networks differ",
-            then="nothing was written",
-        )
+    parity = compare(run(content, matrix, settings), expected(fitted, placed, served, rates, matrix, names))
+    settle_rows, settle_starts = settle(content, rows, names, slice(0, fitted.rows), optional, settings)
     p = fitted.preparation
     inputs = [
         Input(
@@ -282,6 +294,7 @@ def write(
             seed=settings.seed,
             method="; ".join(f"{name}: {method}" for name, method in served.items()),
             data=data,
+            remarks=remarks,
         ),
         self_test=SelfTest(
             inputs=tuple(tuple(row) for row in sample.tolist()),
@@ -290,15 +303,130 @@ def write(
             absolute_tolerance=1e-4,
         ),
         metrics=metrics,
-        memory=Memory(states=graph.states(settings), group=BARS, settle_rows=SETTLE_ROWS),
+        memory=Memory(
+            states=graph.states(settings),
+            group=BARS,
+            settle_rows=settle_rows,
+            settled_within=SETTLED,
+            settle_starts=settle_starts,
+        ),
         chosen=chosen,
         calibration=calibration,
         maps=maps,
+        map_inputs=tuple(rows.names[k] for k in placed.view.columns),
+        blanked=blanked,
+        parity=parity,
     )
     out.mkdir(parents=True, exist_ok=True)
     export.replace(graph_path(out, NAME), content)
     export.replace(manifest_path(out, NAME), (manifest.model_dump_json(indent=1) + "\n").encode())
     return manifest
+
+
+_WHOLE = tuple(graph.OUTPUTS.index(name) for name in ("neural_regime", "cluster_id"))
+"""Labels: two may be as likely, or as near, as each other to the last digit."""
+
+
+def compare(given: Floats, wanted: Floats) -> Parity:
+    """Hold the graph's answers (n, outputs) against PyTorch's.
+
+    Raises
+    ------
+    ModelError
+        An output differs by more than :data:`PARITY` of its range, is missing on one side, or a label differs in more
+        than a thousandth of the rows.
+    """
+    low, high = np.nanquantile(wanted, [0.0, 1.0], axis=0)
+    apart = np.where(np.isnan(given) & np.isnan(wanted), 0.0, np.abs(given - wanted))
+    off = np.where(np.isnan(apart), np.inf, apart).max(axis=0) / np.maximum(high - low, 1e-2)
+    off[list(_WHOLE)] = 0.0
+    furthest = int(np.argmax(off))
+    labels = (given != wanted)[:, _WHOLE].mean(axis=0)
+    if off[furthest] > PARITY or labels.max() > 1e-3:
+        wrong = furthest if off[furthest] > PARITY else _WHOLE[int(np.argmax(labels))]
+        raise ModelError(
+            f"the exported graph does not compute what was trained: {graph.OUTPUTS[wrong]} is off by "
+            f"{off[furthest]:.1e} of its range, labels in {labels.max():.1%} of the rows",
+            where="export",
+            hint="report this: the export and mia_models.training.networks differ",
+            then="nothing was written",
+        )
+    return Parity(rows=len(given), output=graph.OUTPUTS[furthest], largest=float(off[furthest]), allowed=PARITY)
+
+
+def settle(
+    content: bytes, rows: Rows, names: tuple[str, ...], past: slice, optional: Mask, settings: networks.Settings
+) -> tuple[int, int]:
+    """After how many rows a start from zeros is forgotten, on the last rows of ``past``; and from how many starts.
+
+    The least multiple of 256 behind which no output differs by more than :data:`SETTLED` of its range from the walk
+    that began long before, from any of the starts, which lie evenly.
+
+    Raises
+    ------
+    ModelError
+        There is a start that was not forgotten at the end of its rows.
+    """
+    part = slice(max(past.start, past.stop - 60_000), past.stop)
+    matrix = raw_inputs(rows, names, part)
+    needed = np.concatenate([~optional, np.zeros(len(names) - len(optional), dtype=np.bool_)])
+    matrix = matrix[np.isfinite(matrix[:, needed]).all(axis=1)]
+    longest = min(_SETTLE_LONGEST, len(matrix) // 2)
+    whole = run(content, matrix, settings)
+    size = np.maximum(np.ptp(np.nan_to_num(whole), axis=0), 1e-2)
+    size[list(_WHOLE)] = np.inf
+    unsettled = 0
+    starts = np.unique(np.linspace(longest // 4, len(matrix) - longest, _SETTLE_STARTS).astype(np.int64))
+    for start in starts:
+        cut = slice(int(start), int(start) + longest)
+        apart = np.nan_to_num(np.abs(run(content, matrix[cut], settings) - whole[cut])) / size
+        late = np.flatnonzero((apart > SETTLED).any(axis=1))
+        unsettled = max(unsettled, int(late[-1]) + 1 if late.size else 0)
+    if unsettled == longest:
+        raise ModelError(
+            f"the state that the graph begins with still matters {longest} rows later",
+            where="export",
+            hint="train on more rows, or with a smaller rate: the LSTM does not forget",
+            then="nothing was written",
+        )
+    return -(-unsettled // _SETTLE_STEP) * _SETTLE_STEP, len(starts)
+
+
+def _blanked(
+    fitted: judge.Fitted,
+    rows: Rows,
+    test: slice,
+    whole: judge.Predictions,
+    served: Mapping[str, str],
+    inputs: str,
+    missing: Mask,
+) -> list[Blanked]:
+    """What the served outputs lose when the ``missing`` features are NaN; without outputs that read none of them."""
+    without = judge.answers(fitted, rows, test, missing)
+    result = []
+    for name in TARGETS:
+        if not missing.any() or served[name] not in without[name]:
+            continue
+        target = rows.targets[name][test]
+        with_all, found = (judge.loss(name, p[name][served[name]], target) for p in (whole, without))
+        known = np.isfinite(with_all) & np.isfinite(found)
+        if known.any():
+            loss, complete = round(float(found[known].mean()), 5), round(float(with_all[known].mean()), 5)
+            result.append(Blanked(output=name, inputs=inputs, count=int(missing.sum()), loss=loss, whole=complete))
+    return result
+
+
+def _chosen_before(chosen: Chosen, hold_out: judge.Fold) -> None:
+    """A choice that saw the hold-out is refused: its losses would say nothing."""
+    last = None if chosen.period is None else chosen.period[1]
+    if last is None or instant(last.removesuffix("Z")) >= instant(hold_out.first):
+        raise ModelError(
+            f"the features were chosen on bars up to {last or 'nobody knows when'}, "
+            f"and the hold-out {hold_out.period} begins on {hold_out.first}",
+            where="selection",
+            hint=f"choose them again: mia-fast select HISTORY --until {hold_out.first}",
+            then="nothing was trained",
+        )
 
 
 def raw_inputs(rows: Rows, names: tuple[str, ...], part: slice) -> Floats:
@@ -344,7 +472,7 @@ def expected(
         )
         for k, name in enumerate((LONG, SHORT))
     ]
-    points = placed.place(z)
+    points = placed.place(matrix)
     columns = [vix, pressure, reference * np.exp(ratio), chances.argmax(axis=1), chances, *success]
     return np.column_stack([*columns, raw["components"], points, placed.clusters(points)])
 
