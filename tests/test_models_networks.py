@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import mia_models
@@ -185,19 +186,17 @@ def test_same_seed_same_bytes_and_no_sight_of_the_hold_out(rows, trained, tmp_pa
     ]
 
 
-def by_rows(content: bytes, matrix: np.ndarray, settings: networks.Settings) -> np.ndarray:
+def by_rows(content: bytes, matrix: np.ndarray) -> np.ndarray:
     """The graph's answers to rows one by one, the state carried by hand."""
     options = neural.ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = neural.ort.InferenceSession(content, sess_options=options, providers=["CPUExecutionProvider"])
-    states = graph.states(settings)
+    states = session.get_inputs()[1:]
     carried = [np.zeros(state.shape, dtype=np.float32) for state in states]
     out = []
     for row in matrix:
-        feeds = {f"state_{state.name}": value for state, value in zip(states, carried, strict=True)}
-        answer, *carried = session.run(
-            ["predictions", *(f"next_{s.name}" for s in states)], {"features": row[None], **feeds}
-        )
+        feeds = {state.name: value for state, value in zip(states, carried, strict=True)}
+        answer, *carried = session.run(None, {"features": row[None], **feeds})
         out.append(answer[0])
     return np.array(out)
 
@@ -219,7 +218,7 @@ def test_every_head_of_the_graph_is_what_pytorch_says(rows, served, tmp_path):
     content = graph.build(fitted.preparation, fitted.networks, placed, fitted.regression, choice, rates, names)
     matrix = neural.raw_inputs(rows, names, slice(2000, 12_000))
     wanted = neural.expected(fitted, placed, choice, rates, matrix, names)
-    found = neural.run(content, matrix, TINY)
+    found = neural.run(content, matrix)
     scale = np.maximum(wanted.max(axis=0) - wanted.min(axis=0), 1e-2)
     whole = [graph.OUTPUTS.index(name) for name in ("neural_regime", "cluster_id")]
     rest = np.delete(np.arange(len(graph.OUTPUTS)), whole)
@@ -227,8 +226,11 @@ def test_every_head_of_the_graph_is_what_pytorch_says(rows, served, tmp_path):
     assert (np.abs(found - wanted) / scale)[:, rest].max() <= 1e-5
     assert np.array_equal(found[:, whole], wanted[:, whole])
     assert len(found) == 10_000
+    # A network that serves nothing is not in the graph, and no state of it is carried.
+    held = {node.op_type for node in onnx.load_from_string(content).graph.node}
+    assert ("Conv" in held) == (pressure == "cnn") == any(s.name.startswith("bars") for s in graph.states(TINY, choice))
     # Row by row the bits are those of the block, but for the convolution's.
-    one_by_one = by_rows(content, matrix, TINY)
+    one_by_one = by_rows(content, matrix)
     exact = [k for k, name in enumerate(graph.OUTPUTS) if name != "cnn_pressure" or pressure != "cnn"]
     assert np.array_equal(one_by_one[:, exact].view(np.int64), found[:, exact].view(np.int64))
     assert (np.abs(one_by_one - found) / scale).max() <= 1e-5

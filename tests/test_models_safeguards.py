@@ -188,7 +188,7 @@ def test_all_that_may_win_can_be_served(rows, fitted):
         served = {name: options[min(turn, len(options) - 1)] for name, options in judge.CANDIDATES.items()}
         content = graph.build(fitted.preparation, fitted.networks, placed, fitted.regression, served, rates, names)
         wanted = neural.expected(fitted, placed, served, rates, matrix, names)
-        assert neural.compare(neural.run(content, matrix, TINY), wanted).largest <= neural.PARITY
+        assert neural.compare(neural.run(content, matrix), wanted).largest <= neural.PARITY
 
 
 # --- the training itself ------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ def test_settling_is_measured(rows, fitted, tmp_path):
     content = (tmp_path / "networks.onnx").read_bytes()
     matrix = neural.raw_inputs(rows, manifest.features, slice(0, 8000))
     matrix = matrix[np.isfinite(matrix[:, [bool(part.groups) for part in manifest.inputs]]).all(axis=1)]
-    whole, late = neural.run(content, matrix, SHORT_RUN), neural.run(content, matrix[3111:], SHORT_RUN)
+    whole, late = neural.run(content, matrix), neural.run(content, matrix[3111:])
     apart = np.abs(late - whole[3111:])[:, : graph.OUTPUTS.index("cluster_id")] / np.maximum(
         np.ptp(whole, axis=0)[: graph.OUTPUTS.index("cluster_id")], 1e-2
     )
@@ -340,7 +340,7 @@ def test_settling_is_measured(rows, fitted, tmp_path):
     served = {name: options[-1] for name, options in judge.CANDIDATES.items()}
     content = graph.build(fitted.preparation, keeps, placed, fitted.regression, served, {LONG: 0.4, SHORT: 0.6}, names)
     with pytest.raises(ModelError, match="still matters"):
-        neural.settle(content, rows, names, slice(0, 8000), np.zeros(len(NAMES), dtype=bool), SHORT_RUN)
+        neural.settle(content, rows, names, slice(0, 8000), np.zeros(len(NAMES), dtype=bool))
 
 
 def test_a_choice_that_saw_the_hold_out_is_refused(rows, tmp_path):

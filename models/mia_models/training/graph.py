@@ -39,10 +39,19 @@ _FAR = np.iinfo(np.int64).max
 _LANES = 8
 
 
-def states(settings: networks.Settings) -> tuple[State, ...]:
+def held(served: Mapping[str, str]) -> tuple[str, ...]:
+    """The networks in the graph: those that serve an output, and the LSTM, whose components are outputs themselves.
+
+    A network that serves nothing would cost every bar its nodes and change no answer.
+    """
+    return tuple(part for part in networks.PARTS if part == "lstm" or part in served.values())
+
+
+def states(settings: networks.Settings, served: Mapping[str, str]) -> tuple[State, ...]:
     """What is carried from row to row, in the order of the networks' own state."""
     past = tuple(
-        State(name=f"bars_{d}", shape=(1, settings.channels, (networks.TAPS - 1) * d)) for d in networks.DILATIONS
+        State(name=f"bars_{d}", shape=(1, settings.channels, (networks.TAPS - 1) * d))
+        for d in (networks.DILATIONS if "cnn" in held(served) else ())
     )
     return (*past, *(State(name=name, shape=(1, 1, settings.hidden)) for name in ("hidden", "cell")))
 
@@ -123,33 +132,22 @@ def build(
     def entry(part: str) -> tuple[Floats, Floats]:
         return weights[f"{part}.entry.weight"][:, order], weights[f"{part}.entry.bias"]
 
-    sizes = [settings.channels, settings.entry, settings.wide]
-    parts = [entry(part) for part in networks.PARTS]
-    first = b.dense(z, np.concatenate([w for w, _ in parts]), np.concatenate([bias for _, bias in parts]))
-    bars, into_lstm, into_mlp = b.split(b.node("Relu", [first]), sizes)
+    parts, carried = held(served), states(settings, served)
+    entries = [entry(part) for part in parts]
+    first = b.dense(z, np.concatenate([w for w, _ in entries]), np.concatenate([bias for _, bias in entries]))
+    into = dict(zip(parts, b.split(b.node("Relu", [first]), [len(bias) for _, bias in entries]), strict=True))
     linear = b.dense(z, weights["linear.head.weight"][:, order], weights["linear.head.bias"])
     by_linear = b.split(linear, [1, 1, 3, 1, 1])
 
-    seen = b.node("Unsqueeze", [b.node("Transpose", [bars], perm=[1, 0]), b.whole(0)])
-    for d, state in zip(networks.DILATIONS, states(settings), strict=False):
-        joined = b.node("Concat", [STATE_PREFIX + state.name, seen], axis=2)
-        b.node("Slice", [joined, b.whole(-state.shape[2]), b.whole(_FAR), b.whole(2)], NEXT_PREFIX + state.name)
-        kernel = [b.constant(weights[f"cnn.conv_{d}.{kind}"]) for kind in ("weight", "bias")]
-        seen = b.node("Relu", [b.node("Conv", [joined, *kernel], dilations=[d])])
-    late = b.node("Transpose", [b.node("Squeeze", [seen, b.whole(0)])], perm=[1, 0])
-    by_cnn = b.node(
-        "Tanh",
-        [b.dense(b.node("Concat", [bars, late], axis=1), weights["cnn.head.weight"], weights["cnn.head.bias"])],
-    )
-
-    h, c = states(settings)[-2:]
+    by_cnn = _pressure(b, weights, into["cnn"], carried) if "cnn" in parts else ""
+    h, c = carried[-2:]
     gates = [_onnx_gates(weights[f"lstm.cell.{name}"], settings.hidden) for name in ("weight_ih_l0", "weight_hh_l0")]
     biases = [_onnx_gates(weights[f"lstm.cell.{name}"], settings.hidden) for name in ("bias_ih_l0", "bias_hh_l0")]
     b.nodes.append(
         helper.make_node(
             "LSTM",
             [
-                b.node("Unsqueeze", [into_lstm, b.whole(1)]),
+                b.node("Unsqueeze", [into["lstm"], b.whole(1)]),
                 *(b.constant(g[None]) for g in gates),
                 b.constant(np.concatenate(biases)[None]),
                 "",
@@ -164,8 +162,10 @@ def build(
     hidden = b.node("Squeeze", ["lstm_rows", b.whole(1, 2)])
     components = b.node("Tanh", [b.dense(hidden, weights["lstm.features.weight"], weights["lstm.features.bias"])])
     by_lstm = b.split(b.dense(components, weights["lstm.head.weight"], weights["lstm.head.bias"]), [1, 3, 1])
-    narrow = b.node("Relu", [b.dense(into_mlp, weights["mlp.second.weight"], weights["mlp.second.bias"])])
-    by_mlp = b.split(b.dense(narrow, weights["mlp.head.weight"], weights["mlp.head.bias"]), [1, 3, 1, 1])
+    by_mlp = [""] * 4
+    if "mlp" in parts:
+        narrow = b.node("Relu", [b.dense(into["mlp"], weights["mlp.second.weight"], weights["mlp.second.bias"])])
+        by_mlp = b.split(b.dense(narrow, weights["mlp.head.weight"], weights["mlp.head.bias"]), [1, 3, 1, 1])
 
     vix = _regression(b, regression, names)
     if served[VIX] == "lstm":
@@ -191,7 +191,7 @@ def build(
     layers = [layer for layer in found.encoder if isinstance(layer, nn.Linear)]
     view = found.view
     levels = b.columns(INPUT_NAME, view.columns.tolist())
-    logs = b.node("Log", [b.node("Max", [levels, b.constant(view.floor, np.float64)])])
+    logs = b.in_lanes("Log", b.node("Max", [levels, b.constant(view.floor, np.float64)]), len(view.columns))
     centred = b.node("Sub", [logs, b.constant(view.centre, np.float64)])
     scaled = b.node("Div", [centred, b.constant(view.scale, np.float64)])
     placed = b.cast(_finished(b, scaled, b.node("IsNaN", [levels])), TensorProto.FLOAT)
@@ -213,14 +213,26 @@ def build(
         OUTPUT_NAME,
         axis=1,
     )
-    return _serialised(b, names, settings)
+    return _serialised(b, names, carried)
 
 
-def _serialised(b: _Builder, names: Sequence[str], settings: networks.Settings) -> bytes:
+def _pressure(b: _Builder, weights: Mapping[str, Floats], bars: str, carried: Sequence[State]) -> str:
+    """The CNN over the last bars: rows of its entry, its past in and out."""
+    seen = b.node("Unsqueeze", [b.node("Transpose", [bars], perm=[1, 0]), b.whole(0)])
+    for d, state in zip(networks.DILATIONS, carried, strict=False):
+        joined = b.node("Concat", [STATE_PREFIX + state.name, seen], axis=2)
+        b.node("Slice", [joined, b.whole(-state.shape[2]), b.whole(_FAR), b.whole(2)], NEXT_PREFIX + state.name)
+        kernel = [b.constant(weights[f"cnn.conv_{d}.{kind}"]) for kind in ("weight", "bias")]
+        seen = b.node("Relu", [b.node("Conv", [joined, *kernel], dilations=[d])])
+    late = b.node("Transpose", [b.node("Squeeze", [seen, b.whole(0)])], perm=[1, 0])
+    both = b.node("Concat", [bars, late], axis=1)
+    return b.node("Tanh", [b.dense(both, weights["cnn.head.weight"], weights["cnn.head.bias"])])
+
+
+def _serialised(b: _Builder, names: Sequence[str], carried: Sequence[State]) -> bytes:
     def value(name: str, kind: int, shape: Sequence[int | str]) -> Any:
         return helper.make_tensor_value_info(name, kind, list(shape))
 
-    carried = states(settings)
     proto = helper.make_model(
         helper.make_graph(
             b.nodes,

@@ -18,7 +18,6 @@ from mia_models.manifest import (
     FORMAT,
     INPUT_NAME,
     OUTPUT_NAME,
-    STATE_PREFIX,
     Blanked,
     Calibration,
     Chosen,
@@ -234,8 +233,8 @@ def write(
     content = graph.build(fitted.preparation, fitted.networks, placed, fitted.regression, served, rates, names)
     tested = slice(max(0, fitted.rows - 4000), fitted.rows)
     matrix = raw_inputs(rows, names, tested)
-    parity = compare(run(content, matrix, settings), expected(fitted, placed, served, rates, matrix, names))
-    settle_rows, settle_starts = settle(content, rows, names, slice(0, fitted.rows), optional, settings)
+    parity = compare(run(content, matrix), expected(fitted, placed, served, rates, matrix, names))
+    settle_rows, settle_starts = settle(content, rows, names, slice(0, fitted.rows), optional)
     p = fitted.preparation
     inputs = [
         Input(
@@ -298,13 +297,13 @@ def write(
         ),
         self_test=SelfTest(
             inputs=tuple(tuple(row) for row in sample.tolist()),
-            outputs=tuple(tuple(row) for row in run(content, sample, settings).tolist()),
+            outputs=tuple(tuple(row) for row in run(content, sample).tolist()),
             relative_tolerance=1e-4,
             absolute_tolerance=1e-4,
         ),
         metrics=metrics,
         memory=Memory(
-            states=graph.states(settings),
+            states=graph.states(settings, served),
             group=BARS,
             settle_rows=settle_rows,
             settled_within=SETTLED,
@@ -354,9 +353,7 @@ def compare(given: Floats, wanted: Floats) -> Parity:
     return Parity(rows=len(given), output=graph.OUTPUTS[furthest], largest=float(off[furthest]), allowed=PARITY)
 
 
-def settle(
-    content: bytes, rows: Rows, names: tuple[str, ...], past: slice, optional: Mask, settings: networks.Settings
-) -> tuple[int, int]:
+def settle(content: bytes, rows: Rows, names: tuple[str, ...], past: slice, optional: Mask) -> tuple[int, int]:
     """After how many rows a start from zeros is forgotten, on the last rows of ``past``; and from how many starts.
 
     The least multiple of 256 behind which no output differs by more than :data:`SETTLED` of its range from the walk
@@ -372,14 +369,14 @@ def settle(
     needed = np.concatenate([~optional, np.zeros(len(names) - len(optional), dtype=np.bool_)])
     matrix = matrix[np.isfinite(matrix[:, needed]).all(axis=1)]
     longest = min(_SETTLE_LONGEST, len(matrix) // 2)
-    whole = run(content, matrix, settings)
+    whole = run(content, matrix)
     size = np.maximum(np.ptp(np.nan_to_num(whole), axis=0), 1e-2)
     size[list(_WHOLE)] = np.inf
     unsettled = 0
     starts = np.unique(np.linspace(longest // 4, len(matrix) - longest, _SETTLE_STARTS).astype(np.int64))
     for start in starts:
         cut = slice(int(start), int(start) + longest)
-        apart = np.nan_to_num(np.abs(run(content, matrix[cut], settings) - whole[cut])) / size
+        apart = np.nan_to_num(np.abs(run(content, matrix[cut]) - whole[cut])) / size
         late = np.flatnonzero((apart > SETTLED).any(axis=1))
         unsettled = max(unsettled, int(late[-1]) + 1 if late.size else 0)
     if unsettled == longest:
@@ -477,12 +474,12 @@ def expected(
     return np.column_stack([*columns, raw["components"], points, placed.clusters(points)])
 
 
-def run(content: bytes, matrix: Floats, settings: networks.Settings) -> Floats:
+def run(content: bytes, matrix: Floats) -> Floats:
     """The graph's answers to rows in order, state from zero."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(content, sess_options=options, providers=["CPUExecutionProvider"])
-    feeds = {STATE_PREFIX + s.name: np.zeros(s.shape, dtype=np.float32) for s in graph.states(settings)}
+    feeds = {one.name: np.zeros(one.shape, dtype=np.float32) for one in session.get_inputs()[1:]}
     answers: Floats = session.run([OUTPUT_NAME], {INPUT_NAME: matrix, **feeds})[0]
     return answers
 
