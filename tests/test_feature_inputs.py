@@ -723,8 +723,11 @@ def test_several_symbols_side_by_side(everything: tuple[Any, ...]) -> None:
         events=brought["events"],
         inputs=catalogues.TABLES,
     )
+    deaf = Features(workspace=place)
     for levels in read_levels(brought["levels"], place):
         live.take_levels(levels)
+        with pytest.raises(DataError, match="made without option levels"):
+            deaf.take_levels(levels)
     last: dict[str, np.ndarray] = {}
     for row in by_time.rows(named=True):
         last[row["symbol"]] = live.update(row)

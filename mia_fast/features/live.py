@@ -167,7 +167,20 @@ class Features:
                 state.engine.hold(table, chosen)
 
     def take_levels(self, levels: Levels, symbol: str | None = None) -> None:
-        """New option levels, on the underlying's scale: held from the first bar on whose close they are known."""
+        """New option levels, on the underlying's scale: held from the first bar on whose close they are known.
+
+        Raises
+        ------
+        DataError
+            No level was announced in ``inputs``, so no feature would read them; nothing was set.
+        """
+        if not self.plan.held.get("levels"):
+            raise DataError(
+                "the plan was made without option levels",
+                where="Features.take_levels",
+                hint='announce them when Features is made: inputs=["levels"]',
+                then="nothing was set",
+            )
         for state in self._symbols.values() if symbol is None else [self._of(symbol)]:
             state.levels.take(levels)
 
