@@ -1,8 +1,9 @@
 """Errors of two forecasts as they become known, and what they say: three numbers at each bar.
 
-The state is one flat array: a head, then rings of errors of the daily forecast, of forecasts that are still open, of
-log returns, and of errors of matured forecasts. A bar is taken in two steps: first what is seen at it, from which the
-numbers follow, then what is forecast at it. So a forecast cannot touch the numbers of its own bar.
+The state is one flat array: a head, then rings of each close's mean error and mean absolute error, of the forecasts of
+the coming close, of volatility forecasts that are still open, of log returns, and of errors of matured forecasts. A bar
+is taken in two steps: first what is seen at it, from which the numbers follow, then what is forecast at it. So a
+forecast cannot touch the numbers of its own bar.
 ``mia_models.drift`` says what the numbers are.
 """
 
@@ -20,9 +21,11 @@ WINDOW, FEWEST = 1380, 120
 AHEAD = 30
 BARS_PER_YEAR = 252 * 23 * 60
 
-BARS, LOG_CLOSE, KNOWN_AT, LAST, CLOSES, MATURED = range(6)
-_VIX = 8
-_OPEN = _VIX + SESSIONS
+BARS, LOG_CLOSE, KNOWN_AT, MADE, CLOSES, MATURED = range(6)
+_MEANS = 8
+_SIZES = _MEANS + SESSIONS
+_COMING = _SIZES + SESSIONS
+_OPEN = _COMING + WINDOW
 _MOVES = _OPEN + AHEAD
 _ERRORS = _MOVES + AHEAD
 STATE_SIZE = _ERRORS + WINDOW
@@ -32,7 +35,7 @@ OUTPUTS = 3
 def initial_state() -> NDArray[np.float64]:
     """The state before the first bar, (STATE_SIZE,)."""
     state = np.zeros(STATE_SIZE)
-    state[[LOG_CLOSE, KNOWN_AT, LAST]] = np.nan
+    state[[LOG_CLOSE, KNOWN_AT]] = np.nan
     state[_OPEN:_ERRORS] = np.nan
     return state
 
@@ -40,11 +43,17 @@ def initial_state() -> NDArray[np.float64]:
 @inlined
 def _see(close: float, vix: float, known_at: float, state: NDArray[np.float64]) -> None:
     if (vix - vix == 0.0) & (known_at - known_at == 0.0):
-        last = state[LAST]
-        if (known_at > state[KNOWN_AT]) & (last - last == 0.0):
-            state[_VIX + int(state[CLOSES]) % SESSIONS] = vix - last
+        count = int(min(state[MADE], WINDOW))
+        if (known_at > state[KNOWN_AT]) & (count > 0):
+            mean, size = 0.0, 0.0
+            for k in range(_COMING, _COMING + count):
+                error = vix - state[k]
+                mean += error
+                size += abs(error)
+            place = int(state[CLOSES]) % SESSIONS
+            state[_MEANS + place], state[_SIZES + place] = mean / count, size / count
             state[CLOSES] += 1.0
-            state[LAST] = np.nan
+            state[MADE] = 0.0
         state[KNOWN_AT] = known_at
     place = int(state[BARS]) % AHEAD
     log_close = math.log(close) if close > 0.0 else np.nan
@@ -66,7 +75,8 @@ def _see(close: float, vix: float, known_at: float, state: NDArray[np.float64]) 
 @inlined
 def _expect(predicted_vix: float, predicted_volatility: float, state: NDArray[np.float64]) -> None:
     if predicted_vix - predicted_vix == 0.0:
-        state[LAST] = predicted_vix
+        state[_COMING + int(state[MADE]) % WINDOW] = predicted_vix
+        state[MADE] += 1.0
     state[_OPEN + int(state[BARS] - 1.0) % AHEAD] = predicted_volatility
 
 
@@ -76,14 +86,16 @@ def _of_sessions(state: NDArray[np.float64], typical: float) -> tuple[float, flo
     count = int(min(state[CLOSES], SESSIONS))
     if count < FEWEST_SESSIONS:
         return np.nan, np.nan
-    total, squares = 0.0, 0.0
-    for k in range(_VIX, _VIX + count):
-        total += state[k]
-        squares += state[k] * state[k]
+    total, size = 0.0, 0.0
+    for k in range(count):
+        total += state[_MEANS + k]
+        size += state[_SIZES + k]
     mean, spread = total / count, 0.0
-    for k in range(_VIX, _VIX + count):
-        spread += (state[k] - mean) * (state[k] - mean)
-    return 1.0 / (1.0 + squares / count / (typical * typical)), math.sqrt(spread / count)
+    for k in range(count):
+        away = state[_MEANS + k] - mean
+        spread += away * away
+    ratio = size / count / typical
+    return 1.0 / (1.0 + ratio * ratio), math.sqrt(spread / count)
 
 
 @inlined
@@ -113,7 +125,7 @@ def measure(state: NDArray[np.float64], expected: NDArray[np.float64], out: NDAr
     state
         (STATE_SIZE,), from :func:`initial_state` and the other kernels.
     expected
-        (2,): what the root mean square of the daily errors is expected to be, and the mean of the matured ones.
+        (2,): the mean absolute errors to expect, of the coming close and of matured forecasts.
     out
         (3,), NaN where there are too few errors.
     """

@@ -7,14 +7,16 @@ still ahead, and two windows of errors; its state can be saved. Live bars and bl
 A bar's numbers rest on the errors that are known at it, and none of its own forecasts is: so they are there before the
 bar's forecasts are made (:meth:`Drift.see`, then :meth:`Drift.expect`).
 
-* ``error_rolling_std``: standard deviation of the errors of ``predicted_vix`` over the last :data:`SESSIONS` closes,
-  index points. An error is the close less the last forecast made before it became known.
+Each close of the VIX judges all forecasts made since the one before it (of more than :data:`WINDOW`, the last so many),
+as the card's error does: those of the morning are further off than those of the last minutes.
+
+* ``error_rolling_std``: standard deviation over the last :data:`SESSIONS` closes of their mean errors (close less
+  forecast), index points.
+* ``prediction_confidence``: 0..1. ``1 / (1 + (e / m)^2)`` with e the mean over the last :data:`SESSIONS` closes of
+  their mean absolute errors and m that of the hold-out: one half while the forecasts are as good as on the card.
 * ``model_drift_score``: 0..1. r is the mean absolute log error of ``predicted_volatility`` over the last
   :data:`WINDOW` matured forecasts, over that of the hold-out; the score is ``clip(r - 1, 0, 1)``: 0 while the errors
   are no larger than when the model was judged, 1 when they are twice as large.
-* ``prediction_confidence``: 0..1. ``1 / (1 + (e / m)^2)`` with e the root mean square of the last VIX errors and m
-  what the hold-out's mean absolute error stands for, ``m = sqrt(pi / 2) * error``: one half while the forecasts are as
-  good as on the card.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ class Drift:
                     where="drift",
                     hint="it is an error out of sample, from the manifest: finite and above 0",
                 )
-        self._expected = np.array([math.sqrt(math.pi / 2.0) * vix_error, volatility_error])
+        self._expected = np.array([vix_error, volatility_error])
         self._state = kernels.initial_state()  # one array, so that a state is its bytes
         self._bar = np.empty(3)
         self.values: Floats = np.full(len(OUTPUTS), np.nan)
