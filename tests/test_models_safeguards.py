@@ -34,6 +34,12 @@ def fitted(rows):
     return fit(rows)
 
 
+@pytest.fixture(scope="module")
+def trained(rows, tmp_path_factory):
+    out = tmp_path_factory.mktemp("networks")
+    return train(rows, out, SHORT_RUN), out
+
+
 def fit(rows: Rows, settings: networks.Settings = SHORT_RUN, checkpoint: Path | None = None) -> judge.Fitted:
     optional = np.array([name in ("treasury_10y_yield", "spike") for name in NAMES])
     return judge.fit(rows, END, np.zeros(9), optional, settings, checkpoint=checkpoint)[0]
@@ -310,12 +316,12 @@ def test_parity_counts_missing_answers_and_labels():
         neural.compare(labels, wanted)
 
 
-def test_settling_is_measured(rows, fitted, tmp_path):
+def test_settling_is_measured(rows, trained):
     """What the manifest says holds for a start that the measurement did not use; an LSTM that keeps all is refused."""
-    manifest = train(rows, tmp_path, SHORT_RUN)
+    manifest, out = trained
     assert manifest.memory is not None
     assert manifest.memory.settle_rows % 256 == 0
-    content = (tmp_path / "networks.onnx").read_bytes()
+    content = (out / "networks.onnx").read_bytes()
     matrix = neural.raw_inputs(rows, manifest.features, slice(0, 8000))
     matrix = matrix[np.isfinite(matrix[:, [bool(part.groups) for part in manifest.inputs]]).all(axis=1)]
     whole, late = neural.run(content, matrix), neural.run(content, matrix[3111:])
@@ -325,13 +331,14 @@ def test_settling_is_measured(rows, fitted, tmp_path):
     apart[:, graph.OUTPUTS.index("neural_regime")] = 0.0
     assert apart[0].max() > neural.SETTLED
     assert np.nanmax(apart[manifest.memory.settle_rows :]) <= neural.SETTLED
+    fitted = fit(rows)  # not the shared one: its weights are changed here
     keeps = fitted.networks
     hidden = SHORT_RUN.hidden
     with torch.no_grad():
         for name, value in keeps.lstm["cell"].named_parameters():
             value.zero_()
             if name == "weight_ih_l0":
-                value[2 * hidden : 3 * hidden] = 0.01 * torch.randn(hidden, value.shape[1])
+                value[2 * hidden : 3 * hidden] = 1e-5  # a slow sum of all that was ever seen
             if name == "bias_ih_l0":
                 value[hidden : 2 * hidden] = 40.0  # the forget gate stays open
     names = manifest.features
@@ -354,11 +361,12 @@ def test_a_choice_that_saw_the_hold_out_is_refused(rows, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_card_says_what_the_manifest_holds(rows, tmp_path):
-    manifest = train(rows, tmp_path, SHORT_RUN)
-    assert (tmp_path / "networks.md").read_text() == neural_card.render(read(tmp_path, "networks"))
+def test_the_card_says_what_the_manifest_holds(trained):
+    manifest, out = trained
+    assert (out / "networks.md").read_text() == neural_card.render(read(out, "networks"))
     assert {b.output for b in manifest.blanked} >= {REGIME, VOLATILITY, LONG, SHORT}
     assert {b.count for b in manifest.blanked} == {1, 2}
+    assert any(b.loss != b.whole for b in manifest.blanked if b.count == 2)  # "spike" is read, if to little avail
     card = neural_card.render(manifest)
     assert "All candidates were taken" in card
     assert "250 rows of hold-out" in card
@@ -372,3 +380,80 @@ def test_the_card_says_what_the_manifest_holds(rows, tmp_path):
     assert "The hold-out was seen twice." in other
     assert "by trustworthiness, PCA, 2 do better; by continuity" in other
     assert "0.500, no more than" in other
+
+
+# --- the map ------------------------------------------------------------------------------------------------
+
+
+def levels(count: int = 4000) -> tuple[tuple[str, ...], np.ndarray]:
+    g = np.random.default_rng(11)
+    vol = np.exp(np.cumsum(g.normal(0, 0.05, count)) * 0.5)
+
+    def near(noise: float) -> np.ndarray:
+        return vol * np.exp(g.normal(0, noise, count))
+
+    columns = {
+        "volatility_rolling_30": near(0.0),
+        "atr_14": near(0.1),
+        "atr_7": near(0.2),
+        "realized_vol_15m": np.where(g.random(count) < 0.05, np.nan, near(0.2)),
+        "volatility_rolling_10": near(0.3),
+        "close": 4000 * near(0.01),  # a price
+        "treasury_10y_yield": near(0.05),  # not of bars
+        "unrelated": np.exp(g.normal(size=count)),
+        "signed": np.log(vol),
+        "label": 1.0 + np.digitize(vol, np.quantile(vol, [0.3, 0.6])),
+        "mostly_zero": np.where(g.random(count) < 0.1, 0.0, vol),
+    }
+    return tuple(columns), np.column_stack(list(columns.values())).astype(np.float32)
+
+
+def test_the_map_reads_levels_of_volatility_that_bars_give():
+    names, matrix = levels()
+    from_bars = np.array([name != "treasury_10y_yield" for name in names])
+    prices = np.array([name == "close" for name in names])
+    view = latent.view(names, matrix, from_bars, prices)
+    assert [names[k] for k in view.columns] == list(names[:5])
+    z = view.apply(matrix)
+    missing = np.isnan(matrix[:, 3])
+    assert missing.any()
+    assert not z[missing, 3].any()
+    logs = np.log(matrix[:, 1].astype(float))
+    low, centre, high = np.quantile(logs, [0.16, 0.5, 0.84])
+    inside = matrix[:, 1] > view.floor[1]
+    np.testing.assert_allclose(z[inside, 1], np.clip((logs - centre) / ((high - low) / 2), -5, 5)[inside], atol=1e-5)
+    with pytest.raises(ModelError, match="4 features go with the present volatility: too few"):
+        latent.view(names, matrix, from_bars & (np.array(names) != "atr_7"), prices)
+    # Without the first of the anchors the next one is what the others are held against.
+    other = tuple(name.replace("volatility_rolling_30", "vol_historical_5d") for name in names)
+    assert latent.view(other, matrix, from_bars, prices).columns.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_training_gives_the_map_what_bars_give(rows, trained, tmp_path):
+    manifest, _ = trained
+    assert set(manifest.map_inputs) == {
+        "volatility_rolling_30", "vol_historical_5d", "atr_14", "realized_vol_30m", "realized_vol_15m"
+    }  # fmt: skip
+    without = declared() | {"atr_14": neural.Declared("-", "d", from_bars=False)}
+    with pytest.raises(ModelError, match="4 features go with the present volatility"):
+        neural.train(rows, np.zeros(9), tmp_path, declared=without, chosen=CHOSEN, settings=SHORT_RUN, folds=FOLDS)
+
+
+def test_the_map_keeps_neighbours_and_its_axes_proportions():
+    """The axes are in one unit, so a faint one stays faint; calm and storm lie apart."""
+    names, matrix = levels()
+    everything = np.array([name != "treasury_10y_yield" for name in names])
+    view = latent.view(names, matrix, everything, np.array([name == "close" for name in names]))
+    found = latent.fit(matrix, view, steps=40, batch=128, seed=1, progress=lambda _: None)
+    placed = found.place(matrix)
+    assert placed.shape == (4000, 5)
+    assert placed[:, :2].std() == pytest.approx(1.0, rel=0.1)
+    assert placed.std(axis=0)[2:].max() < 0.7 * placed.std(axis=0)[:2].max()
+    order = np.argsort(matrix[:, 0])
+    calm, storm = placed[order[:400]], placed[order[-400:]]
+    apart = np.linalg.norm(calm.mean(axis=0) - storm.mean(axis=0))
+    assert apart > 2 * max(np.linalg.norm(part.std(axis=0)) for part in (calm, storm))
+    labels = found.clusters(placed)
+    wanted = ((placed[:, None, :2] - found.centres[None]) ** 2).sum(axis=2).argmin(axis=1)
+    assert np.array_equal(labels, wanted)
+    assert 4 <= len(found.centres) <= 7

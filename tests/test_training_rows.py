@@ -242,7 +242,6 @@ def test_the_shipped_graph_settles_as_its_manifest_says(bars, workspace):
 
 
 @pytest.mark.real
-@pytest.mark.skipif("MIA_WHOLE" not in os.environ, reason="computes two years of bars; make torture")
 def test_the_shipped_graph_has_the_cards_losses_on_fresh_rows(real_data, workspace):
     """The shipped file, asked about 2022H1 rows that are computed here, loses what its manifest says."""
     from mia_models.session import OnnxModel
