@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mia_fast import registry
 from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
-from mia_fast.files import replacing
+from mia_fast.files import fill
 from mia_fast.loading import load_model
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
@@ -200,8 +200,7 @@ def encode_vol_regime(data: Any, *, missing: Missing = "error", workspace: Works
     stamp = pl.col("timestamp")
     if isinstance(found.schema["timestamp"], pl.Datetime):
         stamp = stamp.dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ")
-    with replacing(workspace.data / LATENT_FILE) as temporary:
-        found.select(stamp, *LATENT).write_csv(temporary)
+    fill(workspace.data / LATENT_FILE, found.select(stamp, *LATENT).write_csv)
     return found
 
 

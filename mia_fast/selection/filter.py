@@ -24,7 +24,7 @@ import polars as pl
 
 from mia_fast.errors import DataError
 from mia_fast.features.frame import LATEST_ROWS
-from mia_fast.files import replacing
+from mia_fast.files import fill
 from mia_fast.selection.config import FilterSettings, selection_config
 from mia_fast.selection.data import Features, Floats
 from mia_fast.selection.manifest import FILE, read_selection
@@ -190,8 +190,7 @@ def filtered(
     learnt = features if reference is None else Features(reference, workspace, symbol=symbol)
     result = FilterRules.fit(learnt, settings, manifest).apply(features.frame())
     latest = result.frame.tail(LATEST_ROWS).with_columns(pl.col("timestamp").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"))
-    with replacing(_path(workspace)) as temporary:
-        latest.write_csv(temporary)
+    fill(_path(workspace), latest.write_csv)
     return result
 
 

@@ -102,7 +102,7 @@ class Selection(Model):
 def write_selection(selection: Selection, workspace: Workspace) -> Path:
     """Write the manifest; returns where."""
     path = workspace.data / "features" / FILE
-    write_json(path, selection.model_dump(mode="json"), durable=True)
+    write_json(path, selection.model_dump(mode="json"), durable=True, wait=True)
     return path
 
 
