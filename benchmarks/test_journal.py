@@ -24,6 +24,7 @@ import pandas as pd
 import psutil
 import pytest
 
+from benchmarks import gates
 from mia_fast import clock, telemetry
 from mia_fast.journal import Journal, log_decision
 from mia_fast.workspace import Workspace
@@ -112,7 +113,8 @@ def test_one_decision(opened: Journal, place: Workspace, capsys: pytest.CaptureF
             pass
 
     timed = _in_turns(1500, old=lambda n: old(f"T{n}", START + n), plain=plain, seen=seen, operation=operation)
-    timed |= {"burst": _in_turns(20_000, plain=plain)["plain"], "durable": _in_turns(1500, durable=durable)["durable"]}
+    timed |= {"burst": _in_turns(20_000, plain=plain)["plain"], "warm": _in_turns(20_000, warm=operation)["warm"]}
+    timed |= _in_turns(1500, durable=durable, disk=gates.synced(place.root / "sync"))
     ratio = statistics.median(timed["old"]) / statistics.median(timed["plain"])
     _say(
         capsys,
@@ -123,12 +125,19 @@ def test_one_decision(opened: Journal, place: Workspace, capsys: pytest.CaptureF
             "... with 150 features": timed["seen"],
             "log_decision, one after the other": timed["burst"],
             "durable": timed["durable"],
+            "the disk's own write and fdatasync, in turns with it": timed["disk"],
             "operation, as a context manager": timed["operation"],
+            "... one after the other": timed["warm"],
         },
         f"ratio {ratio:.0f} x cold, {statistics.median(timed['old']) / statistics.median(timed['burst']):.0f} x warm",
     )
     stored = opened.query("SELECT count(*) FROM decisions").item()
     assert stored == 50 + 1500 * 3 + 20_000, "what was timed is all there"
+    middle = {name: statistics.median(values) for name, values in timed.items()}
+    gates.at_least("log_decision, times the old way", ratio, 50)
+    gates.at_most("log_decision p50, us", middle["burst"], 15)
+    gates.at_most("durable p50, us; a disk that is slower itself counts", middle["durable"], max(350, middle["disk"]))
+    gates.at_most("operation, us", middle["warm"], 3)
 
 
 def test_sustained(opened: Journal, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,6 +175,7 @@ def test_sustained(opened: Journal, capsys: pytest.CaptureFixture[str]) -> None:
         f"callers held {opened.stats()['waits']} times",
     )
     assert opened.query("SELECT count(*) FROM decisions").item() == sent
+    gates.at_least("sustained rows/s", sent / spent, rate)
 
 
 def test_export(opened: Journal, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,6 +214,8 @@ def test_export(opened: Journal, capsys: pytest.CaptureFixture[str]) -> None:
         f"{rows / statistics.median(parquet) / 1e6:.2f} M rows/s; CSV after one more row "
         f"{statistics.median(by_day) * 1e3:.0f} ms against {statistics.median(whole) * 1e3:.0f} ms whole",
     )
+    gates.at_least("export, CSV rows/s, the fastest", rows / min(whole), 1e6)
+    gates.at_least("export, Parquet rows/s, the fastest", rows / min(parquet), 1e6)
 
 
 def test_log_decision_in_the_loop(
@@ -295,6 +307,7 @@ def test_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
         f"p50 {p50[True]:.0f} with the journal, {p50[False]:.0f} without; p99 {p99[True]:.0f} and {p99[False]:.0f}: "
         f"{p99[True] / p99[False]:.2f} x (p99 of each run: {runs})",
     )
+    gates.at_most("p99 of a bar with the journal, times that without", p99[True] / p99[False], 1.3)
 
 
 def _in_turns(rounds: int, **functions: Callable[[int], None]) -> dict[str, list[float]]:

@@ -7,9 +7,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from mia_fast.telemetry import retrying
 
 
 @contextlib.contextmanager
@@ -43,15 +46,48 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_text(path: Path, text: str, *, durable: bool = False) -> None:
-    """Write ``text`` as UTF-8 with the guarantees of :func:`replacing`."""
-    with replacing(path, durable=durable) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+def fill(path: Path, write: Callable[[Path], Any], *, durable: bool = False, wait: bool = True) -> None:
+    """Let ``write`` fill a temporary path, with the guarantees of :func:`replacing`.
+
+    A transient fault (:func:`~mia_fast.telemetry.is_transient`: a file that another program holds, a network file
+    system that lost its handle) begins anew 2, 4 and 8 seconds later, from an empty temporary file: what a file that
+    failed still holds is not to be trusted, nor a second fsync of it.
+
+    Parameters
+    ----------
+    path
+        The file.
+    write
+        Called with the temporary path; safe to call again.
+    durable
+        As for :func:`replacing`.
+    wait
+        False in the live path, where nothing sleeps: the first fault is raised.
+
+    Raises
+    ------
+    OSError
+        The last fault, unchanged; the old file stays.
+    """
+
+    def once() -> None:
+        with replacing(path, durable=durable) as temporary:
+            write(temporary)
+
+    if wait:
+        retrying(once, sleep=time.sleep)
+    else:
+        once()
 
 
-def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = False) -> None:
+def write_text(path: Path, text: str, *, durable: bool = False, wait: bool = False) -> None:
+    """Write ``text`` as UTF-8 with the guarantees of :func:`replacing`; ``wait`` as for :func:`fill`."""
+    fill(path, lambda part: part.write_text(text, encoding="utf-8", newline=""), durable=durable, wait=wait)
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = False, wait: bool = False) -> None:
     """Write a JSON object in the given key order. NaN and infinities are refused, not written."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n", durable=durable)
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n", durable=durable, wait=wait)
 
 
 Stamp = tuple[int, int, int]

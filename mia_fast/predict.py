@@ -18,7 +18,7 @@ from mia_fast.errors import DataError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.plan import make_plan, rests_on
-from mia_fast.files import replacing, stamp
+from mia_fast.files import fill, stamp
 from mia_fast.loading import load_model
 from mia_fast.tables import frame_of
 from mia_fast.telemetry import operation
@@ -246,8 +246,7 @@ def encode_vol_regime(data: Any, *, missing: Missing = "error", workspace: Works
     stamp = pl.col("timestamp")
     if isinstance(found.schema["timestamp"], pl.Datetime):
         stamp = stamp.dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ")
-    with replacing(workspace.data / LATENT_FILE) as temporary:
-        found.select(stamp, *LATENT).write_csv(temporary)
+    fill(workspace.data / LATENT_FILE, found.select(stamp, *LATENT).write_csv)
     return found
 
 

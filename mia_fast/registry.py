@@ -170,7 +170,7 @@ def _swap(
     row = {"timestamp": clock.now_ns(), "model": name, "code": code, "detail": seen}
     journal.of(workspace).append("training", row)
     content[name] = {"version": version, "before": history}
-    write_json(_path(workspace), content, durable=True)
+    write_json(_path(workspace), content, durable=True, wait=True)
 
 
 def _match(workspace: Workspace, name: str, version: str) -> str:

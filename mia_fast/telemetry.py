@@ -18,10 +18,12 @@ killed are lost; the ones that did not fit are counted.
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import itertools
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -154,16 +156,40 @@ def _resident_bytes() -> int:
         return int(psutil.Process().memory_info().rss)
 
 
+_BUSY: Final = frozenset(
+    {
+        errno.EBUSY,
+        errno.ETXTBSY,
+        errno.EAGAIN,
+        errno.EDEADLK,
+        errno.ENOLCK,
+        errno.EINTR,
+        errno.ETIMEDOUT,
+        errno.ESTALE,
+    }
+)
+
+
+def _number(error: OSError) -> int | None:
+    """The system's number of an error; Polars has it in the text only, as Rust writes it."""
+    if error.errno is None and (found := re.search(r"\(os error (\d+)\)$", str(error))):
+        return int(found[1])
+    return error.errno
+
+
 def is_transient(error: BaseException) -> bool:
-    """A locked database or a busy file: worth another try. A programming or data error is not."""
+    """A locked database or a busy file: worth another try. A programming or data error is not.
+
+    Of the system's errors: a file or a mount in use (EBUSY, ETXTBSY), a lock that is taken or not to be had for now
+    (EAGAIN, EDEADLK, ENOLCK), an interruption (EINTR), a network file system that did not answer or gave the file a new
+    handle (ETIMEDOUT, ESTALE). Not a full disk, missing rights, a read-only or a failing disk: waiting mends none.
+    """
     if isinstance(error, sqlite3.OperationalError):
         return (error.sqlite_errorcode & 0xFF) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
     if isinstance(error, BlockingIOError | InterruptedError | TimeoutError):
         return True
     if isinstance(error, OSError):
-        import errno
-
-        return error.errno in (errno.EBUSY, errno.ETXTBSY, errno.EDEADLK, errno.ENOLCK)
+        return _number(error) in _BUSY
     return type(error).__module__.endswith("duckdb") and "could not set lock" in str(error).lower()
 
 

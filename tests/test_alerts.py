@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
+import io
 import json
 import logging
 import os
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -323,6 +326,96 @@ def test_what_may_be_a_credential_is_masked_and_what_is_not_stays(
         assert secret not in masked(f"before {secret} after")
     for word in plain:
         assert masked(f"before {word} after") == f"before {word} after"
+
+
+def test_the_reason_of_a_transport_that_raises_is_masked(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """apprise catches what requests declares; what else comes out of the transport may quote all it was given."""
+    import requests
+
+    def broken(_: object, request: requests.PreparedRequest, **__: object) -> None:
+        raise RuntimeError(f"cannot frame {request.url} with {request.headers['Authorization']}")
+
+    channel = Channel("phone", {"MIA_ALERT_PHONE": desk.url()})
+    monkeypatch.setattr(requests.Session, "send", broken)
+    reason = channel.send("t", "b", 4)
+    assert reason is not None
+    assert reason.startswith("RuntimeError: cannot frame http://127.0.0.1:")
+    assert reason.endswith(" with Basic ***==")
+    for secret in (TOKEN, PASSWORD, basic("trader", PASSWORD)):
+        assert secret not in reason
+
+
+def basic(user: str, password: str) -> str:
+    return base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("address", "shown", "wanted"),
+    [
+        ("json://me:abc@127.0.0.1/x", "abc refused, 'abc', me:abc, xabcx", "*** refused, '***', ***, xabcx"),
+        ("json://me:7@127.0.0.1/x", "login me:7, or 7 of 17", "login ***, or *** of 17"),
+        ("json://127.0.0.1/x?token=q7&format=md", "?token=q7 q7 format=md md", "?*** *** *** md"),
+        ("json://me:pa%40ss@127.0.0.1/x", "Authorization: Basic " + basic("me", "pa@ss"), "Authorization: Basic ***="),
+        ("json://me:pa%40ss@127.0.0.1/x", "PLAIN AG1lAHBhQHNz, LOGIN cGFAc3M=", "PLAIN ***, LOGIN ***="),
+        ("json://me:pa%22%5Css@127.0.0.1/x", json.dumps(['pa"\\ss']) + repr('pa"\\ss'), "[\"***\"]'***'"),
+        ("json://me:pa@ss@127.0.0.1/x", "pa%40ss", "***"),
+        ("json://me:p%20a%2fs@127.0.0.1/x", "p a/s p%20a/s p%20a%2Fs p+a%2Fs", "*** *** *** ***"),
+        ("json://127.0.0.1/ab/cd", "ab cd /ab/cd", "ab cd ***"),
+    ],
+)
+def test_short_and_encoded_credentials_are_masked(address: str, shown: str, wanted: str) -> None:
+    channels.hide(address)
+    assert masked(shown) == wanted
+
+
+class _Json(logging.Formatter):
+    """As structured loggers do: formats the exception itself, from ``exc_info``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {"message": record.getMessage(), "stack": record.stack_info, "text": record.exc_text}
+        if record.exc_info:
+            fields["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+        return json.dumps(fields)
+
+
+def test_a_formatter_of_another_kind_shows_no_credential_either(capsys: pytest.CaptureFixture[str]) -> None:
+    channels.hide(f"json://trader:{PASSWORD}@127.0.0.1/{TOKEN}")
+    told = io.StringIO()
+    handler = logging.StreamHandler(told)
+    handler.setFormatter(_Json())
+    logger = logging.getLogger("structured")
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        for text in (f"no route to {TOKEN}", "no route to the host"):
+            try:
+                raise RuntimeError(text)
+            except RuntimeError:
+                logger.exception("so it is")
+        logger.error("with the stack", stack_info=True)  # shown with this line, s3cr3t-t0k3n-abcdef
+        logger.error("one %s", TOKEN, PASSWORD)  # noqa: PLE1205 - the fault itself
+        logger.error("%(name)s", {"other": TOKEN})
+        logger.error("%d of %s", _Unprintable(), TOKEN)
+    finally:
+        logger.removeHandler(handler)
+    lines = [json.loads(line) for line in told.getvalue().splitlines()]
+    assert "no route to ***" in lines[0]["text"]
+    assert "traceback" not in lines[0]
+    assert "no route to the host" in lines[1]["traceback"], "what holds no credential stays as it was"
+    assert "shown with this line, ***" in lines[2]["stack"]
+    assert [line["message"] for line in lines[3:]] == [
+        "one %s ('***', '***') (arguments that do not fit)",
+        "%(name)s {'other': '***'} (arguments that do not fit)",
+        "%d of %s <tuple> (arguments that do not fit)",
+    ]
+    shown = told.getvalue() + "".join(capsys.readouterr())
+    assert TOKEN not in shown
+    assert PASSWORD not in shown
+
+
+class _Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError(TOKEN)
 
 
 def test_an_address_in_the_configuration_is_refused(workspace: Workspace) -> None:

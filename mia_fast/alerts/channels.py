@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
+import json
 import logging
 import os
 import re
@@ -11,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 from mia_fast.errors import ConfigError
 
@@ -22,7 +24,9 @@ PREFIX: Final = "MIA_ALERT_"
 MASK: Final = "***"
 _HOST: Final = re.compile(r"([a-z0-9-]+\.)+[a-z]{2,}|localhost", re.IGNORECASE)
 _SHORTEST: Final = 4
-"""A part of an address with fewer characters is no credential, and masking it would maim every log."""
+"""Masking a shorter part of an address wherever its letters meet would maim every log: a password is then masked as a
+whole word and beside its user, another part (a path's piece) only where the path stands whole."""
+_SECRET_NAME: Final = re.compile(r"pass|pwd|token|key|secret|auth", re.IGNORECASE)
 
 _secrets: tuple[str, ...] = ()
 _secrets_lock: Final = threading.Lock()
@@ -131,7 +135,10 @@ def hide(address: str) -> None:
 def masked(text: str) -> str:
     """The text without any credential that was hidden."""
     for secret in _secrets:
-        text = text.replace(secret, MASK)
+        if len(secret) >= _SHORTEST:
+            text = text.replace(secret, MASK)
+        else:
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", MASK, text)
     return text
 
 
@@ -139,14 +146,40 @@ def _parts(address: str) -> set[str]:
     """The address whole and in pieces, as libraries may quote it: user, password, token, webhook, chat."""
     split = urlsplit(address)
     credentials, _, host = split.netloc.rpartition("@")
+    user, _, password = map(unquote, credentials.partition(":"))
     pieces = [address, address.partition("://")[2], split.path, split.query]
     pieces += [credentials, *credentials.split(":")]
     if not _is_place(host.partition(":")[0]):  # in tgram://token/chat the token stands where a host does
         pieces += [host, *host.split(":")]
     pieces += split.path.split("/")
-    pieces += [value for _, value in parse_qsl(split.query)]
+    named = parse_qsl(split.query)
+    pieces += [value for _, value in named] + split.query.split("&")
     pieces += [split.fragment]
-    return {form for piece in pieces for form in (piece, unquote(piece)) if len(form.strip("/")) >= _SHORTEST}
+    forms = {form for piece in pieces for form in _written(piece) if len(form.strip("/")) >= _SHORTEST}
+    secret = [password, *(value for name, value in named if _SECRET_NAME.search(name))]
+    forms |= {form for piece in secret if piece for form in (*_written(piece), _base64(piece))}
+    if password:  # beside its user as HTTP's Basic and SMTP's PLAIN send them
+        forms |= {f"{user}:{password}", _base64(f"{user}:{password}"), _base64(f"\0{user}\0{password}")}
+    return forms
+
+
+def _written(piece: str) -> set[str]:
+    """A piece as it stands, plain, quoted for an address, and within JSON or a repr."""
+    plain = unquote(piece)
+    return {
+        piece,
+        plain,
+        quote(plain),
+        quote(plain, safe=""),
+        quote_plus(plain),
+        json.dumps(plain)[1:-1],
+        repr(plain)[1:-1],
+    }
+
+
+def _base64(text: str) -> str:
+    """Without the padding, which some leave out."""
+    return base64.b64encode(text.encode()).decode().rstrip("=")
 
 
 def _is_place(host: str) -> bool:
@@ -158,16 +191,32 @@ def _is_place(host: str) -> bool:
 
 
 def _masking(*args: Any, **kwargs: Any) -> logging.LogRecord:
-    """A log record whose text is final and masked, traceback included."""
+    """A log record whose text is final and masked, traceback included. Never raises for what it was given.
+
+    An exception whose text holds a credential is kept as text only: a handler's own formatting of it would show it.
+    What a handler digs out itself - a frame's local variables, fields of ``extra`` - is not seen here.
+    """
     assert _factory is not None
     record = _factory(*args, **kwargs)
     try:
         text = record.getMessage()
-    except (TypeError, ValueError):
-        return record  # wrong arguments for its format: logging itself will report that
-    clean = masked(text)
+        clean = masked(text)
+    except Exception:  # arguments that do not fit: logging would print them to stderr as they are
+        text, clean = "", masked(f"{_shown(record.msg)} {_shown(record.args)} (arguments that do not fit)")
     if clean != text:
         record.msg, record.args = clean, None
     if record.exc_info and record.exc_info[0] is not None:
-        record.exc_text = masked("".join(traceback.format_exception(*record.exc_info)).rstrip("\n"))
+        text = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
+        record.exc_text = masked(text)
+        if record.exc_text != text:
+            record.exc_info = None
+    if record.stack_info:
+        record.stack_info = masked(record.stack_info)
     return record
+
+
+def _shown(given: object) -> str:
+    try:
+        return str(given)
+    except Exception:
+        return f"<{type(given).__name__}>"

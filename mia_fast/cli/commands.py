@@ -192,7 +192,7 @@ def _features_file(
     from mia_fast.errors import DataError
     from mia_fast.features.frame import feature_availability, generate_features, read_cross
     from mia_fast.features.levels import read_levels
-    from mia_fast.files import replacing
+    from mia_fast.files import fill
     from mia_fast.histories import expand
     from mia_fast.tables import read_table
 
@@ -221,8 +221,8 @@ def _features_file(
     with show.progress("rows") as advance:
         frame = generate_features(table, cross=others, levels=known, events=calendar, workspace=place, progress=advance)
     computed = time.perf_counter()
-    with show.working("writing"), replacing(out) as temporary:
-        frame.write_parquet(temporary)
+    with show.working("writing"):
+        fill(out, frame.write_parquet)
     show.features_written(out, frame, computed - began, time.perf_counter() - computed)
 
 
@@ -420,7 +420,7 @@ def filter_command(
 
     Example: [cyan]mia-fast filter history filtered.parquet[/cyan]
     """
-    from mia_fast.files import replacing
+    from mia_fast.files import fill
     from mia_fast.selection import filtered
 
     place = Workspace.current(workspace)
@@ -429,8 +429,7 @@ def filter_command(
     show.filtered(result)
     paths = [place.data / "features" / "features_latest_filtered.csv"]
     if out is not None:
-        with replacing(out) as temporary:
-            result.frame.write_parquet(temporary)
+        fill(out, result.frame.write_parquet)
         paths.append(out)
     show.files(paths, place)
 
@@ -565,7 +564,7 @@ def query(
     """
     from mia_fast import journal
     from mia_fast.errors import DataError
-    from mia_fast.files import replacing
+    from mia_fast.files import fill
 
     if out is not None and out.suffix not in (".csv", ".parquet"):
         raise DataError(
@@ -575,11 +574,7 @@ def query(
     if out is None:
         show.rows(frame, rows)
         return
-    with replacing(out) as temporary:
-        if out.suffix == ".csv":
-            frame.write_csv(temporary)
-        else:
-            frame.write_parquet(temporary)
+    fill(out, frame.write_csv if out.suffix == ".csv" else frame.write_parquet)
     show.say(f"{frame.height:,} rows to {out}")
 
 

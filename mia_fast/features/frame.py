@@ -23,7 +23,7 @@ from mia_fast.features.events import EventSchedule
 from mia_fast.features.levels import LevelsHistory, read_levels
 from mia_fast.features.plan import Plan, make_plan
 from mia_fast.features.sample import Sample
-from mia_fast.files import replacing
+from mia_fast.files import fill
 from mia_fast.options.config import options_config
 from mia_fast.options.levels import Levels
 from mia_fast.tables import Table, read_table
@@ -256,8 +256,8 @@ def write_latest(frame: pl.DataFrame, workspace: Workspace) -> Path:
     ``data/features/features_latest.csv``."""
     rows = config.market(workspace).latest_rows
     path = workspace.data / "features" / "features_latest.csv"
-    with replacing(path) as temporary:
-        frame.tail(rows).with_columns(pl.col("timestamp").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ")).write_csv(temporary)
+    latest = frame.tail(rows).with_columns(pl.col("timestamp").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"))
+    fill(path, latest.write_csv)
     return path
 
 

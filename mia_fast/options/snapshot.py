@@ -27,13 +27,14 @@ RECORD_SCHEMA = 1
 _ATTEMPTS = 10_000
 
 
-def save(levels: Levels, workspace: Workspace) -> Levels:
+def save(levels: Levels, workspace: Workspace, *, wait: bool = False) -> Levels:
     """Write ``data/options_snapshots/levels_<instant>.json`` and return the levels with ``path`` set.
 
     The file appears whole, under the instant that it holds, and never takes another's place: when
     that microsecond is taken, also by another process, both the name and the ``timestamp`` are those
     of the next free one. The name is claimed by creating ``.levels_<instant>.json.claim``
-    exclusively, which is removed once the snapshot stands.
+    exclusively, which is removed once the snapshot stands. With ``wait`` a busy file is tried again
+    (:func:`mia_fast.files.fill`); the live path does not wait.
 
     Raises
     ------
@@ -65,7 +66,7 @@ def save(levels: Levels, workspace: Workspace) -> Levels:
                     continue
                 stamped = dataclasses.replace(levels, timestamp_ns=instant, path=path)
                 record = stamped.record()
-                write_json(path, {key: record[key] for key in SNAPSHOT_KEYS})
+                write_json(path, {key: record[key] for key in SNAPSHOT_KEYS}, wait=wait)
                 return stamped
             finally:
                 claim.unlink()
@@ -135,7 +136,7 @@ def recalculate_levels(
             levels = engine.update(table, now_ns)
         if now_ns is not None or levels.timestamp_ns is None:
             levels = dataclasses.replace(levels, timestamp_ns=stamp)
-    saved = save(levels, place)
+    saved = save(levels, place, wait=True)
     journal.of(place).append("levels", journal_row(saved, place))
     return saved
 

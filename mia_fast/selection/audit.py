@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mia_fast.clock import iso
 from mia_fast.errors import DataError
-from mia_fast.files import replacing
+from mia_fast.files import fill
 from mia_fast.selection.config import AuditSettings, selection_config
 from mia_fast.selection.data import Features, Floats, Integers
 from mia_fast.selection.filter import standardised
@@ -115,8 +115,7 @@ def audited(
     features = Features(data, workspace, symbol=symbol)
     found = examine(features, settings, selection, reference_until)
     path = workspace.data / "logs" / "market" / REPORT
-    with replacing(path) as temporary:
-        found.frame.select("feature", "nan_ratio", "outlier_count", "shap_value").write_csv(temporary)
+    fill(path, found.frame.select("feature", "nan_ratio", "outlier_count", "shap_value").write_csv)
     return found
 
 

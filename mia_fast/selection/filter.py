@@ -25,7 +25,7 @@ import polars as pl
 
 from mia_fast import config
 from mia_fast.errors import DataError
-from mia_fast.files import replacing
+from mia_fast.files import fill
 from mia_fast.selection.config import FilterSettings, selection_config
 from mia_fast.selection.data import Features, Floats
 from mia_fast.selection.manifest import read_selection, selection_path
@@ -197,8 +197,7 @@ def filtered(
     result = FilterRules.fit(learnt, settings, manifest).apply(features.frame())
     rows = config.market(workspace).latest_rows
     latest = result.frame.tail(rows).with_columns(pl.col("timestamp").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"))
-    with replacing(_path(workspace)) as temporary:
-        latest.write_csv(temporary)
+    fill(_path(workspace), latest.write_csv)
     return result
 
 

@@ -108,7 +108,7 @@ class Selection(Model):
 def write_selection(selection: Selection, workspace: Workspace) -> Path:
     """Write the manifest; returns where."""
     path = selection_path(workspace)
-    write_json(path, selection.model_dump(mode="json"), durable=True)
+    write_json(path, selection.model_dump(mode="json"), durable=True, wait=True)
     return path
 
 

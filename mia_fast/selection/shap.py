@@ -18,7 +18,7 @@ from mia_fast.errors import ConfigError, DataError
 from mia_fast.features.catalogue import Catalogue
 from mia_fast.features.cross import daily_closes
 from mia_fast.features.frame import read_cross
-from mia_fast.files import replacing
+from mia_fast.files import fill
 from mia_fast.journal.schema import feature_list_digest
 from mia_fast.loading import definitions
 from mia_fast.selection.config import SelectRules, selection_config
@@ -131,8 +131,7 @@ def select_features(
     selection, importance = choose(features, aim, rules, progress)
     write_selection(selection, workspace)
     frame = pl.DataFrame({"feature": selection.names, "shap_value": selection.shap_values})
-    with replacing(workspace.data / "features" / IMPORTANCE) as temporary:
-        frame.write_csv(temporary)
+    fill(workspace.data / "features" / IMPORTANCE, frame.write_csv)
     return selection, importance
 
 
