@@ -209,7 +209,8 @@ def train_networks(
     DataError
         The files cannot be used, or a chosen feature cannot be computed from them.
     ModelError
-        They do not cover the periods, a checkpoint is of another training, or the extra ``train`` is not installed.
+        They do not cover the periods, the features were chosen on bars of the hold-out, a checkpoint is of another
+        training, or the extra ``train`` is not installed.
     ConfigError
         The selection cannot be used.
     """
