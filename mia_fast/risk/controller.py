@@ -113,7 +113,7 @@ class RiskController:
         run_id: str = "risk",
         sessions: Sessions | None = None,
     ) -> None:
-        if not (isinstance(max_drawdown, int | float) and 0.0 < max_drawdown <= 1.0):
+        if not 0.0 < _float(max_drawdown) <= 1.0:
             raise RiskError(
                 f"max_drawdown = {max_drawdown!r} is not a fraction in (0, 1]",
                 where="config/market_config.yaml",
@@ -783,7 +783,9 @@ class RiskController:
 
 
 def _float(value: Any) -> float:
-    """As a float; NaN for what is not a number."""
+    """As a float; NaN for what is not a number: a truth value and a text are none."""
+    if isinstance(value, bool | np.bool_ | str | bytes):
+        return math.nan
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
