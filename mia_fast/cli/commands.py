@@ -785,8 +785,10 @@ def risk_halt(
     """
     from mia_fast.risk import desk
 
-    desk(Workspace.current(workspace)).controller.halt(reason)
+    here = desk(Workspace.current(workspace))
+    here.controller.halt(reason)
     show.say("halted: entries are blocked until a reset, exits continue; no position was closed")
+    show.left(here)
 
 
 @risk_app.command("reset")
@@ -800,7 +802,9 @@ def risk_reset(
     """
     from mia_fast.risk import desk
 
-    show.say(str(desk(Workspace.current(workspace)).controller.reset(reason)))
+    here = desk(Workspace.current(workspace))
+    show.say(str(here.controller.reset(reason)))
+    show.left(here)
 
 
 @memory_app.command("status")

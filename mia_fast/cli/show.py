@@ -579,6 +579,14 @@ def risk(here: Desk, now_ns: int) -> None:
     out.print(table)
 
 
+def left(here: Desk) -> None:
+    """Say so where the journal's rows wait for another process."""
+    from mia_fast.risk.desk import WorkspaceJournal
+
+    if isinstance(here.journal, WorkspaceJournal) and here.journal.left is not None:
+        say(f"{here.journal.left}: the journal's lines wait in data/journal/outbox, that process takes them")
+
+
 def _blocks(done: Summary) -> Table:
     """Entries refused and bars closed to entries, by code."""
     closed = {code: (size, first, last) for code, size, first, last in _closed(done.marks)}

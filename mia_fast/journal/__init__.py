@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from mia_fast import clock
+from mia_fast.journal import outbox
 from mia_fast.journal.guard import JournalInUseError
 from mia_fast.journal.reader import Reader
 from mia_fast.journal.schema import TABLES
@@ -43,6 +44,7 @@ __all__ = [
     "is_open",
     "log_decision",
     "of",
+    "post",
     "query",
 ]
 
@@ -113,6 +115,31 @@ def log_decision(
         row["context"] = features
         row["input_hash"] = hashlib.sha256(features.data).hexdigest()
     return journal.append("decisions", row, durable=durable)
+
+
+def post(workspace: Workspace, table: str, row: Mapping[str, Any]) -> str | None:
+    """Append one row; where another process holds the journal, leave it there for that process.
+
+    For what must not wait for an engine to end: the kill switch, levels computed beside it. Such a row is in the
+    journal's outbox, on the disk, and goes into the journal when its holder (or the next opener) takes it,
+    usually within a second. A decision is not written so: :func:`log_decision` promises the line itself.
+
+    Returns
+    -------
+    str or None
+        Who holds the journal, where the row was left; None where it was accepted.
+
+    Raises
+    ------
+    JournalError
+        The row was neither accepted nor left.
+    """
+    try:
+        of(workspace, wait=False).append(table, row)
+    except JournalInUseError as error:
+        outbox.put(workspace, table, row)
+        return error.what
+    return None
 
 
 def flush(workspace: Workspace | None = None) -> list[Path]:

@@ -112,13 +112,14 @@ def recalculate_levels(
     Returns
     -------
     Levels
-        A mapping; ``path`` is the file.
+        A mapping; ``path`` is the file. Where another process holds the journal, the record is left for it, and the
+        last of ``notes`` says so.
 
     Raises
     ------
     DataError, ConfigError, WorkspaceError
     JournalError
-        The snapshot stands, but its record cannot be journalled.
+        The snapshot stands, but its record can neither be journalled nor left for the process that holds the journal.
     """
     place = workspace if isinstance(workspace, Workspace) else Workspace.current(workspace)
     engine = _engine(place.config("options.yaml"))
@@ -141,8 +142,11 @@ def recalculate_levels(
         if now_ns is not None or levels.timestamp_ns is None:
             levels = dataclasses.replace(levels, timestamp_ns=stamp)
     saved = save(levels, place)
-    journal.of(place).append("levels", journal_row(saved, place))
-    return saved
+    holder = journal.post(place, "levels", journal_row(saved, place))
+    if holder is None:
+        return saved
+    left = f"{holder}: the row of these levels waits in data/journal/outbox, that process takes it"
+    return dataclasses.replace(saved, notes=(*saved.notes, left))
 
 
 def journal_row(levels: Levels, workspace: Workspace) -> dict[str, Any]:

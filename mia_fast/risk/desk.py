@@ -34,22 +34,36 @@ if TYPE_CHECKING:
 class WorkspaceJournal:
     """The journal of a workspace, opened when the first row comes.
 
-    Where it cannot be opened (another process holds it), rows are refused and ``health`` says why;
-    the next row tries again. So risk works, and blocks, without a journal.
+    Where another process holds it, a row is left for that process on the disk; ``health`` says who. Where it
+    cannot be opened for another reason, rows are refused, and the next row tries again. So risk works, and
+    blocks, without a journal.
+
+    Attributes
+    ----------
+    left
+        Who holds the journal, if a row was left for that process; else None.
     """
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
+        self.left: str | None = None
 
     def append(self, table: str, row: Mapping[str, Any], /) -> int:
-        """Take one row.
+        """Take one row; returns its number, or 0 where it was left for the journal's holder.
 
         Raises
         ------
         JournalError
-            The journal cannot be opened or does not take the row.
+            The journal cannot be opened or does not take the row, and the row could not be left for it.
         """
-        return self._open().append(table, row)
+        from mia_fast import journal
+
+        try:
+            return self._open().append(table, row)
+        except journal.JournalInUseError as error:
+            journal.outbox.put(self._workspace, table, row)
+            self.left = error.what
+            return 0
 
     def query(self, sql: str, parameters: Sequence[Any] | None = None) -> pl.DataFrame:
         """The result of one read-only statement over everything accepted so far.
