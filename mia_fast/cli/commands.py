@@ -60,6 +60,9 @@ ChainOption = Annotated[Path | None, typer.Option(help="Option chain (Parquet), 
 LevelsOption = Annotated[
     list[Path] | None, typer.Option(help="Option chains, or rows of levels (Parquet); repeat it for several files.")
 ]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Replace the file to write, whatever it holds; an input is never replaced.")
+]
 CrossOption = Annotated[
     list[Path] | None,
     typer.Option(help="Cross-asset closes with the daily VIX (Parquet or CSV); repeat it for several files."),
@@ -157,6 +160,7 @@ def features(
         bool, typer.Option("--dry-run", help="Show the plan and the expected size; write nothing.")
     ] = False,
     fresh: Annotated[bool, typer.Option(help="Begin again although a stopped run could go on.")] = False,
+    force: ForceOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Compute the features of bars, or show which of them can be computed.
@@ -172,7 +176,7 @@ def features(
     ins, out = (paths, None) if len(paths) == 1 else (paths[:-1], Path(paths[-1]))
     one = out is None and bool(levels)
     if one or (out is not None and out.suffix.lower() in (".parquet", ".pq") and not out.is_dir()):
-        _features_file(place, ins, out, (cross, levels, events), dry_run, plan)
+        _features_file(place, ins, out, (cross, levels, events), dry_run, plan, force)
     else:
         if levels:
             from mia_fast.errors import DataError
@@ -194,10 +198,12 @@ def _features_file(
     beside: tuple[list[Path] | None, list[Path] | None, Path | None],
     dry_run: bool,
     whole: bool,
+    force: bool,
 ) -> None:
     """One file of bars into one file of features."""
     import time
 
+    from mia_fast.cli import target
     from mia_fast.errors import DataError
     from mia_fast.features.frame import feature_availability, generate_features, read_cross
     from mia_fast.features.levels import read_levels
@@ -206,17 +212,18 @@ def _features_file(
     from mia_fast.tables import read_table
 
     files = expand(ins)
-    if len(files) > 1 or (out is not None and out.resolve() in {file.resolve() for file in files}):
+    if len(files) > 1:
         raise DataError(
-            f"{len(files)} files of bars do not make one file of features"
-            if len(files) > 1
-            else "is the file of bars itself",
+            f"{len(files)} files of bars do not make one file of features",
             where=str(out),
             hint="the last name is where to write: give a folder for a history, or another file for one file of bars",
             then="nothing was computed",
         )
-    table = read_table("bars", files[0], workspace=place)
     cross, levels, events = beside
+    if out is not None:
+        inputs = [*files, *(cross or ()), *(levels or ()), *([] if events is None else [events])]
+        target.check(out, "features", inputs, force=force)
+    table = read_table("bars", files[0], workspace=place)
     others = read_cross(cross, place) if cross else None
     known = read_levels(levels, place) if levels else None
     calendar = None if events is None else read_table("events", events, workspace=place)
@@ -231,7 +238,7 @@ def _features_file(
         frame = generate_features(table, cross=others, levels=known, events=calendar, workspace=place, progress=advance)
     computed = time.perf_counter()
     with show.working("writing"), replacing(out) as temporary:
-        frame.write_parquet(temporary)
+        frame.write_parquet(temporary, metadata=target.label("features"))
     show.features_written(out, frame, computed - began, time.perf_counter() - computed)
 
 
@@ -420,6 +427,7 @@ def filter_command(
     history: HistoryArgument,
     out: Annotated[Path | None, typer.Argument(help="Parquet file for all filtered rows.")] = None,
     symbol: SymbolOption = None,
+    force: ForceOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Leave out empty, constant and repeated features, clip outliers, and say what was done.
@@ -428,17 +436,20 @@ def filter_command(
 
     Example: [cyan]mia-fast filter history filtered.parquet[/cyan]
     """
+    from mia_fast.cli import target
     from mia_fast.files import replacing
     from mia_fast.selection import filtered
 
     place = Workspace.current(workspace)
+    if out is not None:
+        target.check(out, "filtered features", [history], force=force)
     with show.working("filtering"):
         result = filtered(history, workspace=place, symbol=symbol)
     show.filtered(result)
     paths = [place.data / "features" / "features_latest_filtered.csv"]
     if out is not None:
         with replacing(out) as temporary:
-            result.frame.write_parquet(temporary)
+            result.frame.write_parquet(temporary, metadata=target.label("filtered features"))
         paths.append(out)
     show.files(paths, place)
 
@@ -461,6 +472,7 @@ def bars(
     tick: Annotated[float | None, typer.Option(help="Price step of order events. Default: market_config.yaml.")] = None,
     infer_side: Annotated[bool, typer.Option(help="Fill missing aggressors: Lee-Ready, or the tick rule.")] = False,
     picture: Annotated[Path | None, typer.Option("--plot", help="PNG or SVG of the last bars (extra plot).")] = None,
+    force: ForceOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Turn a tick file into bars with order flow, book and spread columns.
@@ -473,10 +485,12 @@ def bars(
     from mia_fast import config
     from mia_fast.bars.plot import draw
     from mia_fast.bars.stream import is_orders, make_bars
+    from mia_fast.cli import target
     from mia_fast.sessions import Sessions
     from mia_fast.tables.mapping import interval_of
 
     place = Workspace.current(workspace)
+    target.check(out, "bars", [ticks] if book is None else [ticks, book], force=force)
     hours = None if product is None else Sessions.load(place, product)
     single = is_orders(ticks)
     length = None if volume is not None and interval is None else interval_of(interval or "1m")
@@ -493,6 +507,7 @@ def bars(
             tick=tick if tick is not None else config.market(place).instrument.tick_size,
             symbol=symbol,
             infer_sides=infer_side,
+            metadata=target.label("bars"),
             progress=advance,
         )
     show.bars(report)
@@ -562,6 +577,7 @@ def query(
     sql: Annotated[str, typer.Argument(help="One SELECT, DESCRIBE, SHOW or EXPLAIN.")],
     out: Annotated[Path | None, typer.Option(help="Write the result to this .csv or .parquet file.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 40,
+    force: ForceOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Ask the journal in SQL, read-only; also while an engine runs.
@@ -569,6 +585,7 @@ def query(
     Example: [cyan]mia-fast query "SELECT code, count(*) FROM decisions GROUP BY code"[/cyan]
     """
     from mia_fast import journal
+    from mia_fast.cli import target
     from mia_fast.errors import DataError
     from mia_fast.files import replacing
 
@@ -576,6 +593,8 @@ def query(
         raise DataError(
             "is neither .csv nor .parquet", where=str(out), hint="choose one of the two", then="nothing was run"
         )
+    if out is not None:
+        target.check(out, "rows of the journal", (), force=force)
     frame = journal.query(Workspace.current(workspace), sql)
     if out is None:
         show.rows(frame, rows)
@@ -584,7 +603,7 @@ def query(
         if out.suffix == ".csv":
             frame.write_csv(temporary)
         else:
-            frame.write_parquet(temporary)
+            frame.write_parquet(temporary, metadata=target.label("rows of the journal"))
     show.say(f"{frame.height:,} rows to {out}")
 
 
