@@ -227,7 +227,7 @@ def _features_file(
     others = read_cross(cross, place) if cross else None
     known = read_levels(levels, place) if levels else None
     calendar = None if events is None else read_table("events", events, workspace=place)
-    show.table_report(table)
+    show.table_report(table, place)
     show.availability(
         feature_availability(table, cross=others, levels=known, events=calendar, workspace=place), whole=whole
     )
@@ -279,7 +279,7 @@ def check_features(
         from mia_fast.tables import read_table
 
         table = read_table("bars", bars, workspace=place)
-        show.table_report(table)
+        show.table_report(table, place)
         one_symbol(table)
         data = sample_of(declared, table, workspace=place, cross=cross or None, levels=levels or None, events=events)
     with show.progress("checks") as advance:
@@ -313,7 +313,7 @@ def _features_history(
     with show.progress("bytes read") as advance:
         found = histories.survey(files, workspace=place, symbol=symbol, progress=advance)
     for table in beside.reports:
-        show.table_report(table)
+        show.table_report(table, place)
     if out is None or dry_run:
         name = symbol or config.market(place).instrument.symbol
         previewed = histories.preview(found, beside, workspace=place, settings=settings, symbol=name)
@@ -541,7 +541,7 @@ def levels(
     table = read_table("chain", read_chain(chain, workspace=place) if known else chain, workspace=place)
     latest = table.frame.filter(table.frame["quote_time"] == table.frame["quote_time"].max())
     at = int(latest["quote_time"].dt.epoch("ns")[0])
-    show.table_report(table)
+    show.table_report(table, place)
     found = recalculate_levels(latest, workspace=place, now_ns=at)
     show.levels(found, place)
     if plot is not None:
@@ -994,7 +994,7 @@ def _replay(
         inputs = read_inputs(place, bars=bars, events=events, cross=cross, chain=chain)
     for table in (inputs.bars, inputs.cross, inputs.chain):
         if table is not None:
-            show.table_report(table)
+            show.table_report(table, place)
     try:
         with show.progress("bars") as advance:
             summary = replay(place, inputs, start=start, end=end, fresh=fresh, progress=advance)

@@ -101,9 +101,16 @@ def simulated(sample: Path) -> None:
     out.print(Panel(escape(notice), style="yellow", title="SIMULATED DATA", title_align="left"))
 
 
-def table_report(table: InputTable) -> None:
-    """What an input brought, and what was taken out of it."""
+def table_report(table: InputTable, place: Workspace) -> None:
+    """What an input brought, and what was taken out of it; the rows themselves go to a file."""
+    from mia_fast.tables import left_out
+
     out.print(escape(table.report()), style="dim")
+    path = left_out.write(table, place)
+    if path is not None:
+        warn(
+            f"  {table.quarantine.height:,} rows were left out: {_relative(path, place)} lists them with value and hint"
+        )
 
 
 _COLUMNS_SHOWN = 8

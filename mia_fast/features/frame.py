@@ -27,6 +27,7 @@ from mia_fast.files import replacing
 from mia_fast.options.config import options_config
 from mia_fast.options.levels import Levels
 from mia_fast.tables import Table, read_table
+from mia_fast.tables.left_out import read_and_tell
 from mia_fast.tables.mapping import day_closes, unscheduled_events
 from mia_fast.telemetry import operation
 from mia_fast.workspace import Workspace
@@ -84,7 +85,14 @@ def read_cross(source: Any, workspace: Workspace) -> Table:
         A source cannot be used, or two of them disagree on a value.
     """
     parts = source if isinstance(source, list | tuple) else [source]
-    tables = [part if isinstance(part, Table) else read_table("cross", part, workspace=workspace) for part in parts]
+    if not parts:
+        raise DataError(
+            "holds no table",
+            where="cross",
+            hint="leave the argument out, or give the closes of other markets",
+            then="nothing was computed",
+        )
+    tables = [part if isinstance(part, Table) else read_and_tell("cross", part, workspace) for part in parts]
     if len(tables) == 1:
         return tables[0]
     named = ("timestamp", "symbol", "close", "volume")
@@ -325,7 +333,7 @@ def generate_features(
         An input cannot be used; says which row and why.
     """
     workspace = workspace or Workspace.current()
-    bars = data if isinstance(data, Table) else read_table("bars", data, workspace=workspace)
+    bars = data if isinstance(data, Table) else read_and_tell("bars", data, workspace)
     shared = _sources(bars, workspace, cross, events)
     known = [] if levels is None else read_levels(levels, workspace)
     frames = []
@@ -384,7 +392,7 @@ def feature_availability(
         of the input columns that are missing) and ``wanted_from`` (the tables and series that would bring them).
     """
     workspace = workspace or Workspace.current()
-    bars = data if isinstance(data, Table) else read_table("bars", data, workspace=workspace)
+    bars = data if isinstance(data, Table) else read_and_tell("bars", data, workspace)
     shared = _sources(bars, workspace, cross, events)
     known = [] if levels is None else read_levels(levels, workspace)
     plans = [

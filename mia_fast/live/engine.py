@@ -31,7 +31,7 @@ from mia_fast.live.policy import FEATURES, Policy
 from mia_fast.memory.recall import FEATURES as RECALLED
 from mia_fast.options.levels import FutureLevels, Levels, LevelsEngine, on_future
 from mia_fast.risk import Account, Desk, Gate, Market, Order, Side, client_id
-from mia_fast.tables import check_bar
+from mia_fast.tables import PriceJumps, check_bar, price_jumps
 
 if TYPE_CHECKING:
     import polars as pl
@@ -193,6 +193,8 @@ class Engine:
         self._level_feed = LevelsFeed(self.features, inputs, levels.config, skip=brought)
         self._daily = next((steps for steps in sources if steps.table == "daily"), None)
         self._closes: deque[tuple[int, float]] = deque(maxlen=CLOSES_KEPT)
+        self.jumps: PriceJumps | None = price_jumps(desk.workspace)
+        """The rule against bad prints; None where the bars were read as a table, which has been held to it."""
         self._rolls, self._shift = rolls, 0.0
         self._moved_closes = deque(self._closes, CLOSES_KEPT) if rolls else self._closes
         self._last_levels: tuple[Levels, float] | None = None
@@ -220,6 +222,8 @@ class Engine:
         fault = check_bar(
             now - self._interval, bar.open, bar.high, bar.low, bar.close, bar.volume, last if last > 0 else None
         )
+        if fault is None and self.jumps is not None:
+            fault = self.jumps.fault(now - self._interval, bar.high, bar.low, bar.close)
         if fault is not None:
             self.latency_ns = [0] * len(STAGES)
             if now > last:  # the account is no worse for the bar: its drawdown must not go unseen
@@ -236,6 +240,8 @@ class Engine:
                 then="the bar was not taken",
             )
         self._closes.append((now, bar.close))
+        if self.jumps is not None:
+            self.jumps.take(now - self._interval, bar.close)
         prices = self._moved(bar) if self._rolls else bar[1:6]
         for feed in self._feeds:
             feed.advance(now)

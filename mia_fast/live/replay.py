@@ -550,6 +550,7 @@ class _Run:
             memory=self.memory,
             rolls=self.rolls,
         )
+        self.engine.jumps = None  # the bars are a table's
 
     def _open_memory(self, until: int | None) -> memories.MemoryWatch:
         """The run's own memory: what the desk knew before the run, and the run's trades, up to ``until`` when resumed.
