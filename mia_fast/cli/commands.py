@@ -73,7 +73,8 @@ CrossOption = Annotated[
 def demo(workspace: WorkspaceOption = None) -> None:
     """Replay two [bold]simulated[/bold] sessions through everything.
 
-    Offline, from the sample that is shipped. Files are written to the workspace.
+    Offline, from the sample that is shipped. Files are written to the folder [bold]demo[/bold] of the workspace, a
+    workspace of its own: invented trades never stand beside a desk's.
 
     Example: [cyan]mia-fast demo --workspace /tmp/desk[/cyan]
     """
@@ -82,8 +83,9 @@ def demo(workspace: WorkspaceOption = None) -> None:
     from mia_fast.simulate import FIRST_SESSION
 
     sample = shipped() / "data" / "sample"
-    place = Workspace.current(workspace)
+    place = Workspace(Workspace.current(workspace).root / "demo")
     show.simulated(sample)
+    show.say(f"Written to {place.root}")
     label = pq.read_schema(sample / "bars.parquet").metadata
     _replay(
         place,
@@ -486,9 +488,12 @@ def bars(
     from mia_fast.bars.plot import draw
     from mia_fast.bars.stream import is_orders, make_bars
     from mia_fast.cli import target
+    from mia_fast.live import plot as pictures
     from mia_fast.sessions import Sessions
     from mia_fast.tables.mapping import interval_of
 
+    if picture is not None:
+        pictures.check(picture)
     place = Workspace.current(workspace)
     target.check(out, "bars", [ticks] if book is None else [ticks, book], force=force)
     hours = None if product is None else Sessions.load(place, product)
@@ -533,9 +538,12 @@ def levels(
 
     Example: [cyan]mia-fast levels spx.parquet --plot levels.png[/cyan]
     """
+    from mia_fast.live import plot as pictures
     from mia_fast.options import LevelsEngine, options_config, read_chain, recalculate_levels
     from mia_fast.tables import read_table
 
+    if plot is not None:
+        pictures.check(plot)
     place = Workspace.current(workspace)
     known = chain.suffix.lower() in {".json", ".csv"}
     table = read_table("chain", read_chain(chain, workspace=place) if known else chain, workspace=place)

@@ -30,7 +30,7 @@ from mia_fast.tables import Table, read_table
 from mia_fast.tables.left_out import read_and_tell
 from mia_fast.tables.mapping import day_closes, unscheduled_events
 from mia_fast.telemetry import operation
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 from mia_kernels.validity import validity_bitmap
 
 LATEST_ROWS = 1440
@@ -288,7 +288,7 @@ def generate_features(
     levels: Any = None,
     events: Any = None,
     auxiliary: Sequence[str] = (),
-    workspace: Workspace | None = None,
+    workspace: AnyWorkspace | None = None,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> pl.DataFrame:
@@ -332,7 +332,7 @@ def generate_features(
     DataError
         An input cannot be used; says which row and why.
     """
-    workspace = workspace or Workspace.current()
+    workspace = Workspace.current(workspace)
     bars = data if isinstance(data, Table) else read_and_tell("bars", data, workspace)
     shared = _sources(bars, workspace, cross, events)
     known = [] if levels is None else read_levels(levels, workspace)
@@ -376,7 +376,7 @@ def feature_availability(
     cross: Any = None,
     levels: Any = None,
     events: Any = None,
-    workspace: Workspace | None = None,
+    workspace: AnyWorkspace | None = None,
 ) -> pl.DataFrame:
     """Which features these inputs can give, and what the others lack; nothing is computed.
 
@@ -391,7 +391,7 @@ def feature_availability(
         One row per feature in the catalogue's order: ``feature``, ``family``, ``stage``, ``available``, ``lacks`` (list
         of the input columns that are missing) and ``wanted_from`` (the tables and series that would bring them).
     """
-    workspace = workspace or Workspace.current()
+    workspace = Workspace.current(workspace)
     bars = data if isinstance(data, Table) else read_and_tell("bars", data, workspace)
     shared = _sources(bars, workspace, cross, events)
     known = [] if levels is None else read_levels(levels, workspace)

@@ -21,7 +21,7 @@ from mia_fast.options.config import options_config
 from mia_fast.options.levels import Levels
 from mia_fast.tables import PriceJumps, check_bar, price_jumps
 from mia_fast.tables.mapping import interval_of
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 
 OHLCV: Final = ("open", "high", "low", "close", "volume")
 
@@ -56,7 +56,7 @@ class Features:
     def __init__(
         self,
         *,
-        workspace: Workspace | None = None,
+        workspace: AnyWorkspace | None = None,
         symbols: Sequence[str] = ("",),
         inputs: Sequence[str] = (),
         cross: Any = None,
@@ -64,7 +64,7 @@ class Features:
         auxiliary: Sequence[str] = (),
         interval: str = "1m",
     ) -> None:
-        place = self._place = workspace or Workspace.current()
+        place = self._place = Workspace.current(workspace)
         catalogue = catalogues.read(place)
         self._interval = interval_of(interval)
         self._declared = {column.name: column.table for column in catalogue.inputs}

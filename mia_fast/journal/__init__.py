@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from mia_fast import clock
+from mia_fast.journal import decision as decisions
 from mia_fast.journal import outbox
 from mia_fast.journal.guard import JournalInUseError
 from mia_fast.journal.reader import Reader
 from mia_fast.journal.schema import TABLES
 from mia_fast.journal.store import Journal, Settings, is_open, of
 from mia_fast.telemetry import operation
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 
 if TYPE_CHECKING:
     import polars as pl
@@ -59,7 +60,7 @@ def log_decision(
     regime_probs: Mapping[str, float] | None,
     context: Sequence[float] | np.ndarray | Mapping[str, float] | None = None,
     *,
-    workspace: Workspace | None = None,
+    workspace: AnyWorkspace | None = None,
     now_ns: int | None = None,
     durable: bool = False,
 ) -> int:
@@ -72,15 +73,17 @@ def log_decision(
     Parameters
     ----------
     trade_id
-        The desk's name for the trade.
+        The desk's name for the trade; not empty.
     decision
         What was decided: ``"buy"``, ``"sell"``, ``"exit"`` or ``"hold"``; nothing else is accepted.
     signal_score
-        The signal, as the policy gives it.
+        The signal, as the policy gives it; finite.
     regime_probs
-        Probability by regime. JSON has no NaN: a number that is not finite is written as null.
+        Probability, 0 to 1, of each regime or of some: ``trend``, ``range``, ``defensive``.
+        JSON has no NaN: a number that is not finite is written as null.
     context
-        The 150 features seen: in manifest order, or by name (the names are then kept beside them).
+        The 150 features seen: in manifest order and as many as the workspace's ``selection.json`` names (where it has
+        one), or by name (the names are then kept beside them).
         Stored as little-endian float64, with their SHA-256 as ``input_hash``.
     workspace
         Default: ``MIA_WORKSPACE``, else the current directory.
@@ -99,7 +102,9 @@ def log_decision(
     JournalError
         The line was not accepted.
     """
-    journal = of(workspace or _current())
+    place = _given(workspace)
+    decisions.check(trade_id, signal_score, regime_probs)
+    journal = of(place)
     row: dict[str, Any] = {
         "timestamp": clock.now_ns() if now_ns is None else now_ns,
         "trade_id": trade_id,
@@ -112,6 +117,8 @@ def log_decision(
             row["context_names"] = list(context)
             context = list(context.values())
         features = np.ascontiguousarray(context, dtype="<f8")
+        if "context_names" not in row:
+            decisions.check_context(place, features.size)
         row["context"] = features
         row["input_hash"] = hashlib.sha256(features.data).hexdigest()
     return journal.append("decisions", row, durable=durable)
@@ -142,7 +149,7 @@ def post(workspace: Workspace, table: str, row: Mapping[str, Any]) -> str | None
     return None
 
 
-def flush(workspace: Workspace | None = None) -> list[Path]:
+def flush(workspace: AnyWorkspace | None = None) -> list[Path]:
     """Bring everything accepted so far into DuckDB and refresh the CSV exports; the files written.
 
     Raises
@@ -150,7 +157,7 @@ def flush(workspace: Workspace | None = None) -> list[Path]:
     JournalError
         The journal cannot be opened, its writer has failed, or a file cannot be written.
     """
-    return of(workspace or _current()).export()
+    return of(_given(workspace)).export()
 
 
 def export(
@@ -217,6 +224,10 @@ def query(source: Workspace, sql: str, parameters: Sequence[Any] | None = None) 
         return of(source).query(sql, parameters)
     with Reader(source) as reader:
         return reader.query(sql, parameters)
+
+
+def _given(workspace: AnyWorkspace | None) -> Workspace:
+    return _current() if workspace is None else Workspace.current(workspace)
 
 
 def _current() -> Workspace:

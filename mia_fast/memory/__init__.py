@@ -26,7 +26,7 @@ from mia_fast.memory.recall import FEATURES, NEIGHBOURS, TRADES, Recollection, r
 from mia_fast.memory.store import FILE, MARKER, Check, Counts, MemoryStore, Outcome, Purged, Row, exists, put_aside
 from mia_fast.memory.watch import MemoryWatch
 from mia_fast.telemetry import operation
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 
 __all__ = [
     "FEATURES",
@@ -68,7 +68,7 @@ _SETTINGS: Final = (
 _MUTEX: Final = threading.Lock()
 
 
-def of(workspace: Workspace | None = None, *, patient: bool = True) -> MemoryStore:
+def of(workspace: AnyWorkspace | None = None, *, patient: bool = True) -> MemoryStore:
     """The memory of a workspace in this process; opened, and created where none ever was, at the first call.
 
     Parameters
@@ -85,7 +85,7 @@ def of(workspace: Workspace | None = None, *, patient: bool = True) -> MemorySto
     ConfigError
         ``memory.yaml`` or the manifest is present but invalid.
     """
-    chosen = workspace if workspace is not None else Workspace.current()
+    chosen = Workspace.current(workspace)
     # A process that was forked must not use its parent's connection.
     key = (os.fspath(chosen.root), patient, os.getpid())
     settings = tuple(_stamp(chosen.root / name) for name in _SETTINGS)
@@ -117,7 +117,7 @@ def forget(workspace: Workspace) -> None:
 
 
 @operation("db_setup", "setup_database")
-def setup_database(workspace: Workspace | None = None) -> Path:
+def setup_database(workspace: AnyWorkspace | None = None) -> Path:
     """Create ``data/market_memory.db``, or bring an older file's tables up to date; the file's path.
 
     A memory that once existed and is gone is not made anew: that would unblock entries in silence.
@@ -138,7 +138,7 @@ def setup_database(workspace: Workspace | None = None) -> Path:
 def purge_old_data(
     days: int | None = None,
     *,
-    workspace: Workspace | None = None,
+    workspace: AnyWorkspace | None = None,
     now_ns: int | None = None,
     vacuum: bool | None = None,
 ) -> Purged:
@@ -204,7 +204,7 @@ def market_closed(now_ns: int) -> bool:
 
 
 @operation("market_memory", "store_pattern")
-def store_pattern(data: Any, profit: float, *, workspace: Workspace | None = None) -> int:
+def store_pattern(data: Any, profit: float, *, workspace: AnyWorkspace | None = None) -> int:
     """Write the state of a closed trade with its outcome: one row in ``clusters`` with ``event_type`` 'trade'.
 
     Parameters
@@ -245,7 +245,7 @@ def recall_patterns(
     *,
     outcome: Outcome = "winning",
     before_ns: int | None = None,
-    workspace: Workspace | None = None,
+    workspace: AnyWorkspace | None = None,
 ) -> pl.DataFrame:
     """The ``k`` nearest stored states by standardised Euclidean distance, exact; winning ones by default.
 
@@ -287,7 +287,9 @@ def recall_patterns(
     return store.describe(store.nearest(_vector(store, row), k, outcome, until=until))
 
 
-def memory_values(data: Any, *, before_ns: int | None = None, workspace: Workspace | None = None) -> dict[str, float]:
+def memory_values(
+    data: Any, *, before_ns: int | None = None, workspace: AnyWorkspace | None = None
+) -> dict[str, float]:
     """The memory's four features for one row of features, in the order of :data:`FEATURES`; NaN where unknown.
 
     Parameters and errors are those of :func:`recall_patterns`; ``before_ns`` defaults to the present.

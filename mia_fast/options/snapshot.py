@@ -23,6 +23,8 @@ from mia_fast.workspace import Workspace
 
 SNAPSHOT_KEYS = ("timestamp", "gamma_wall", "iv_atm", "dealer_position_bias")
 _ATTEMPTS = 10_000
+_IV_MOST = 5.0
+"""Per square root of a year. The VIX has never closed above 82.69 (0.83, March 2020); percents lie above."""
 
 
 def save(levels: Levels, workspace: Workspace) -> Levels:
@@ -100,9 +102,9 @@ def recalculate_levels(
     data
         A chain: any table that speaks Arrow (Polars, pandas, pyarrow, DuckDB), the path of a Parquet
         file or of Cboe's delayed quotes (CSV, JSON), what yfinance returns, a prepared
-        :class:`~mia_fast.options.chain.Chain`. Or a table with ``call_iv_atm`` and optionally
-        ``option_skew`` and no strikes: its last row is echoed, the levels that need a
-        chain are None. Or None: there is no chain.
+        :class:`~mia_fast.options.chain.Chain`. Or a table with ``call_iv_atm`` (a fraction: 0.25 is 25 %, at most 5)
+        and optionally ``option_skew`` and no strikes: its last row is echoed, the levels that need a chain are None.
+        Or None: there is no chain.
     workspace
         Where the file goes and the configuration comes from; default the current workspace.
     now_ns
@@ -129,10 +131,12 @@ def recalculate_levels(
         levels = no_chain(stamp, "CHAIN_MISSING: data=None")
     elif isinstance(table, pl.DataFrame) and "call_iv_atm" in table.columns and "strike" not in table.columns:
         given = _last(table, "call_iv_atm")
-        usable = given is None or given > 0.0
+        usable = given is None or 0.0 < given <= _IV_MOST
         levels = no_chain(
             stamp,
-            "CHAIN_MISSING: columns=call_iv_atm" if usable else f"IV_INVALID: call_iv_atm={given}",
+            "CHAIN_MISSING: columns=call_iv_atm"
+            if usable
+            else f"IV_INVALID: call_iv_atm={given} most={_IV_MOST} (a fraction: 0.25 is 25 %)",
             iv_atm=given if usable else None,
             option_skew=_last(table, "option_skew"),
         )

@@ -23,7 +23,7 @@ from mia_fast.risk.gate import Gate
 from mia_fast.risk.instance import Instance
 from mia_fast.risk.windows import Sessions, TradeWindowFilter, trading_hours
 from mia_fast.telemetry import operation
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 
 if TYPE_CHECKING:
     import polars as pl
@@ -242,7 +242,7 @@ _DESKS: Final[dict[str, Desk]] = {}
 _MUTEX: Final = threading.Lock()
 
 
-def desk(workspace: Workspace | None = None) -> Desk:
+def desk(workspace: AnyWorkspace | None = None) -> Desk:
     """The desk of a workspace in this process; made at the first call.
 
     Raises
@@ -250,7 +250,7 @@ def desk(workspace: Workspace | None = None) -> Desk:
     ConfigError
         A configuration file is present but invalid.
     """
-    chosen = workspace if workspace is not None else Workspace.current()
+    chosen = Workspace.current(workspace)
     key = os.fspath(chosen.root)
     with _MUTEX:
         found = _DESKS.get(key)
@@ -279,7 +279,7 @@ def detach(workspace: Workspace) -> None:
 
 
 @operation("risk", "stop_trading")
-def stop_trading(drawdown: float, *, workspace: Workspace | None = None) -> bool:
+def stop_trading(drawdown: float, *, workspace: AnyWorkspace | None = None) -> bool:
     """True when trading is latched, ``drawdown`` exceeds the limit, or it is not finite.
 
     A breach latches until ``mia-fast risk reset --reason``: penalty line, snapshot and alert are
@@ -303,7 +303,7 @@ def stop_trading(drawdown: float, *, workspace: Workspace | None = None) -> bool
 
 
 @operation("trade_window_filter", "block_trade")
-def block_trade(event_active: bool, *, workspace: Workspace | None = None, now_ns: int | None = None) -> bool:
+def block_trade(event_active: bool, *, workspace: AnyWorkspace | None = None, now_ns: int | None = None) -> bool:
     """True when entries are forbidden by macro events.
 
     Parameters

@@ -18,7 +18,7 @@ from mia_fast.selection.config import selection_config
 from mia_fast.selection.data import Floats
 from mia_fast.selection.manifest import FILE, Selection, read_selection
 from mia_fast.telemetry import operation
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 
 REGIMES: Final = ("trend", "range", "defensive")
 _THEN: Final = "no observation was made"
@@ -143,7 +143,7 @@ def create_observation(
     regime: str,
     *,
     missing: Literal["error", "impute"] = "error",
-    workspace: Workspace | None = None,
+    workspace: AnyWorkspace | None = None,
 ) -> Floats:
     """The observation of the last row of ``data``: its chosen features in the manifest's order, weighted by regime.
 
@@ -173,7 +173,7 @@ def create_observation(
     ConfigError
         No features were chosen yet, or the configuration is invalid.
     """
-    workspace = workspace or Workspace.current()
+    workspace = Workspace.current(workspace)
     frame = pl.DataFrame({name: [value] for name, value in data.items()}) if isinstance(data, Mapping) else _frame(data)
     values, _ = _observer(workspace).observe(frame.tail(1), regime, missing=missing)
     observation: Floats = values[0]
