@@ -183,7 +183,10 @@ def _explain(error: ValidationError, model: type[BaseModel], node: Any, path: Pa
             hint = hint or (f"did you mean {near!r}?" if near else "remove it, or see the shipped file for the keys")
         elif fault["type"] == "missing":
             message = f"{dotted!r} is missing"
-            hint = hint or f"add {dotted!r}; the shipped configuration shows it with its unit"
+            hint = hint or (
+                f"add {dotted!r}: a file applies whole. The shipped one, with units, is "
+                f"{shipped() / 'config' / path.name}; `mia-fast config init {path.name}` copies it"
+            )
         else:
             hint = hint or _hint(fault["type"], fault["input"])
             message = f"{dotted} = {fault['input']!r}: {fault['msg']}"

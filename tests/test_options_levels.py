@@ -994,10 +994,10 @@ def test_a_volatility_that_is_none_is_not_echoed(workspace):
     from mia_fast import journal
     from mia_fast.options import recalculate_levels
 
-    for given in (-1.0, 0.0, 5.01, 25.0):  # the last a percent
-        found = recalculate_levels(pl.DataFrame({"call_iv_atm": [given]}), workspace=workspace, now_ns=10**18)
+    for value in (-1.0, 0.0, 5.01, 25.0):  # the last a percent
+        found = recalculate_levels(pl.DataFrame({"call_iv_atm": [value]}), workspace=workspace, now_ns=10**18)
         assert found.iv_atm is None
-        assert f"IV_INVALID: call_iv_atm={given}" in found.reasons[0]
+        assert f"IV_INVALID: call_iv_atm={value}" in found.reasons[0]
     journal.of(workspace).close()
 
 

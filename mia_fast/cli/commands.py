@@ -26,6 +26,8 @@ memory_app = typer.Typer(no_args_is_help=True, help="The market memory: what it 
 app.add_typer(memory_app, name="memory")
 models_app = typer.Typer(no_args_is_help=True, help="Versions of the models: see them, serve one, go back.")
 app.add_typer(models_app, name="models")
+config_app = typer.Typer(no_args_is_help=True, help="The configuration in force: see it, copy it.")
+app.add_typer(config_app, name="config")
 alerts_app = typer.Typer(no_args_is_help=True, help="Who is told: the alert channels.")
 app.add_typer(alerts_app, name="alerts")
 
@@ -585,6 +587,9 @@ def query(
     sql: Annotated[str, typer.Argument(help="One SELECT, DESCRIBE, SHOW or EXPLAIN.")],
     out: Annotated[Path | None, typer.Option(help="Write the result to this .csv or .parquet file.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 40,
+    record: Annotated[
+        bool, typer.Option("--record", help="One row below the other, a line for each column: for SELECT *.")
+    ] = False,
     force: ForceOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -605,7 +610,7 @@ def query(
         target.check(out, "rows of the journal", (), force=force)
     frame = journal.query(Workspace.current(workspace), sql)
     if out is None:
-        show.rows(frame, rows)
+        (show.records if record else show.rows)(frame, rows)
         return
     with replacing(out) as temporary:
         if out.suffix == ".csv":
@@ -735,6 +740,75 @@ def validate(
     show.findings(names + faults, files, configs)
     if names or faults:
         raise typer.Exit(1)
+
+
+@config_app.command("show")
+def config_show(
+    name: Annotated[str | None, typer.Argument(help="A file, for instance risk.yaml. Default: the list.")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """List the configuration files and where each is read from, or print one.
+
+    Example: [cyan]mia-fast config show market_config.yaml[/cyan]
+    """
+    place = Workspace.current(workspace)
+    if name is None:
+        show.config_files([(one, place.config(one), place.config(one) == _own(place, one)) for one in _configs()])
+        return
+    typer.echo(place.config(_config(name)).read_text(encoding="utf-8"), nl=False)
+
+
+@config_app.command("init")
+def config_init(
+    names: Annotated[list[str] | None, typer.Argument(help="Files to copy. Default: all.")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Copy shipped configuration files into the workspace's config, to be edited there.
+
+    A file in the workspace applies whole, so a limit is changed in a copy of its file. Files that are there already
+    stay as they are.
+
+    Example: [cyan]mia-fast config init market_config.yaml risk.yaml[/cyan]
+    """
+    from mia_fast.files import replacing
+
+    place = Workspace.current(workspace)
+    chosen = [_config(name) for name in names] if names else _configs()
+    kept = [name for name in chosen if _own(place, name).exists()]
+    made = [_own(place, name) for name in chosen if name not in kept]
+    for path in made:
+        with replacing(path) as temporary:
+            temporary.write_bytes((shipped() / "config" / path.name).read_bytes())
+    if made:
+        show.files(made, place)
+    if kept:
+        show.say(f"There already, and left as they are: {', '.join(kept)}")
+
+
+def _configs() -> list[str]:
+    return sorted(path.name for path in (shipped() / "config").iterdir() if path.suffix in (".yaml", ".csv"))
+
+
+def _own(place: Workspace, name: str) -> Path:
+    return place.root / "config" / name
+
+
+def _config(name: str) -> str:
+    import difflib
+
+    from mia_fast.errors import ConfigError
+
+    known = _configs()
+    for one in (name, f"{name}.yaml"):
+        if one in known:
+            return one
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    raise ConfigError(
+        f"there is no configuration file {name!r}",
+        where="NAME",
+        hint=f"did you mean {near[0]!r}?" if near else f"the files are {', '.join(known)}",
+        then="nothing was copied",
+    )
 
 
 @alerts_app.command("status")
@@ -926,7 +1000,7 @@ def models_list(
     """Show the versions of a model, and which one is served."""
     from mia_fast import registry
 
-    show.versions(registry.versions(Workspace.current(workspace), _model(name)))
+    show.versions(name, registry.versions(Workspace.current(workspace), _model(name)))
 
 
 @models_app.command("promote")
