@@ -1,0 +1,129 @@
+"""A live engine from a workspace and the bars before the first one: what a replay assembles, for a feed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mia_fast import clock as clocks
+from mia_fast import config as configs
+from mia_fast import journal as journals
+from mia_fast import memory as memories
+from mia_fast.features import catalogue as catalogues
+from mia_fast.features.asof import Steps
+from mia_fast.features.frame import (
+    brought,
+    event_source,
+    input_arrays,
+    market_sources,
+    one_symbol,
+    plan_for,
+    read_cross,
+)
+from mia_fast.features.levels import CLOSES_KEPT, level_inputs
+from mia_fast.live.engine import MINUTE, Engine
+from mia_fast.live.policy import Policy
+from mia_fast.options.config import options_config
+from mia_fast.options.levels import LevelsEngine
+from mia_fast.predict import NeuralPipeline
+from mia_fast.risk import Desk, attach
+from mia_fast.risk import config as risk_config
+from mia_fast.risk.calendar import load_calendar
+from mia_fast.tables import Table, read_table
+from mia_fast.workspace import AnyWorkspace, Workspace
+
+if TYPE_CHECKING:
+    from mia_fast.live.engine import Journal
+
+_FILES = ("market_config.yaml", "risk.yaml", "policy.yaml", "options.yaml", "inputs.yaml", "feature_sets.yaml")
+
+
+def open_engine(
+    history: Any,
+    *,
+    account: str,
+    cross: Any = None,
+    events: Path | None = None,
+    workspace: AnyWorkspace | None = None,
+    clock: Callable[[], int] = clocks.now_ns,
+    journal: Journal | None = None,
+) -> Engine:
+    """An engine that has seen ``history`` and waits for the next bar, its gate disarmed.
+
+    The desk's own risk state, journal and market memory are used, so a latch from before stands. From here on
+    ``stop_trading``, ``block_trade`` and the rest of this process work on the engine's own desk.
+
+    Parameters
+    ----------
+    history
+        Bars of one symbol up to the last one that is closed: a path, or any table. The next bar must follow it. Six
+        sessions fill every warm-up of the shipped catalogue that the forecast needs.
+    account
+        The account's name at the venue.
+    cross
+        Daily and minute closes of other markets (VIX among them), as for :func:`mia_fast.generate_features`. Without
+        VIX there is no forecast, and no entry passes.
+    events
+        The macro calendar; by default ``data/macro_events.csv`` of the workspace.
+    workspace
+        Configuration and data; by default the current one.
+    clock
+        The engine's clock, ns UTC. A recording is played with the bar's time.
+    journal
+        By default the workspace's own, which no other process may hold.
+
+    Raises
+    ------
+    DataError, ConfigError, JournalError
+        An input, a configuration file or the journal cannot be used.
+    """
+    place = Workspace.current(workspace)
+    bars = history if isinstance(history, Table) else read_table("bars", history, workspace=place)
+    one_symbol(bars)
+    assert bars.interval_ns is not None
+    catalogue, model = catalogues.read(place), NeuralPipeline(place).model
+    calendar_path = events if events is not None else place.data / "macro_events.csv"
+    calendar = load_calendar(place, risk_config.risk(place).events, calendar_path)
+    recalled = [c.name for c in catalogue.inputs if c.table == "memory" and c.name in memories.FEATURES]
+    levels = [column.name for column in level_inputs(catalogue.inputs)]
+    sources: tuple[Steps, ...] = (
+        *(() if cross is None else market_sources(read_cross(cross, place).frame, place)),
+        *event_source(calendar, place, bars.interval_ns),
+        *((Steps.nothing("levels", levels),) if levels else ()),
+        *((Steps.nothing("memory", recalled),) if recalled else ()),
+    )
+    auxiliary = (MINUTE, *(name for name in model.features if name not in catalogue.names))
+    plan = plan_for(bars, workspace=place, sources=sources, auxiliary=auxiliary)
+    memory = memories.watch(place, plan.outputs)
+    own: Journal = journal if journal is not None else journals.of(place)
+    desk = Desk(place, journal=own, clock=clock, events=calendar_path, losing_share=memory.losing_share)
+    attach(desk)
+    engine = Engine(
+        plan=plan,
+        inputs=catalogue.inputs,
+        sources=sources,
+        brought=brought(bars.frame),
+        model=model,
+        policy=Policy.open(place),
+        desk=desk,
+        gate=desk.gate(account=account, model_sha256=model.manifest.graph_sha256),
+        journal=own,
+        levels=LevelsEngine(options_config(place)),
+        account_name=account,
+        interval_ns=bars.interval_ns,
+        run_id=None,
+        config_digest=configs.digest(*(place.config(name) for name in _FILES)),
+        memory=memory,
+    )
+    known_at, columns = input_arrays(plan, bars, sources)
+    matrix = engine.features.batch(known_at, columns)
+    memory.observe(int(known_at[-1]), np.ascontiguousarray(matrix[:, -1]))
+    closes = bars.frame["close"].tail(CLOSES_KEPT).to_list()
+    engine.restore_closes(list(zip(known_at[-CLOSES_KEPT:].tolist(), closes, strict=True)))
+    if engine.jumps is not None:
+        engine.jumps.take(int(known_at[-1]) - bars.interval_ns, closes[-1])
+    engine.journal_features(int(known_at[-1]))
+    return engine
