@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import mia_fast
 from mia_fast import config, journal
 from mia_fast.cli import show
 from mia_fast.cli.commands import app
-from mia_fast.errors import ConfigError, DataError
+from mia_fast.errors import ConfigError, DataError, MarketMemoryError
 from mia_fast.live.replay import Summary, read_inputs, replay
 from mia_fast.options import on_future
 from mia_fast.risk import detach
@@ -163,3 +164,47 @@ def test_a_wide_row_can_be_read_as_a_record_and_a_model_has_its_name(tmp_path: P
     assert max(len(line) for line in text.splitlines()) < 120
     assert "null" not in text
     assert "Versions of predicted_vix" in run("models", "list", "--workspace", tmp_path)
+
+
+def test_wording_of_common_slips(tmp_path: Path) -> None:
+    desk = ("--workspace", tmp_path / "desk")
+    frame = pl.read_parquet(SAMPLE / "bars.parquet").head(50)
+
+    def told(error: type[Exception], call: Callable[[], object]) -> str:
+        with pytest.raises(error) as caught:
+            call()
+        return str(caught.value)
+
+    def features(data: object = frame, **inputs: object) -> pl.DataFrame:
+        return mia_fast.generate_features(data, workspace=tmp_path, **inputs)  # type: ignore[arg-type]
+
+    assert "check the path" in told(DataError, lambda: features(cross=tmp_path / "none.parquet"))
+    assert "check the path" in told(DataError, lambda: features(events=tmp_path / "none.csv"))
+    assert ".collect()" in told(DataError, lambda: features(frame.lazy()))
+    assert "polars.DataFrame(data)" in told(DataError, lambda: features({"close": [1.0]}))
+    assert "is this a file of chain at all?" in told(DataError, lambda: run("levels", SAMPLE / "bars.parquet", *desk))
+    assert features(auxiliary="vix_mean_5").columns[-1] == "vix_mean_5"
+    bars = ("--bars", SAMPLE / "bars.parquet")
+    late = told(ConfigError, lambda: run("run", *bars, "--start", "2025-05-14", "--end", "2025-05-13", *desk))
+    assert "--end 2025-05-13 lies before --start 2025-05-14" in late
+    for profit in ("x", True, "100", None, float("nan")):
+        text = told(MarketMemoryError, lambda: mia_fast.store_pattern(frame[:1], profit, workspace=tmp_path))  # type: ignore[arg-type]  # noqa: B023
+        assert f"profit = {profit!r} is not" in text
+    refused = CliRunner().invoke(
+        app, ["bars", str(SAMPLE / "trades.parquet"), str(tmp_path / "b.parquet"), "--volume", "-3"]
+    )
+    assert refused.exit_code == 2
+    assert "--volume" in refused.output
+    (tmp_path / "data" / "macro_events.csv").write_text("start_time,typ,impact\n2030-01-01T00:00:00Z,FOMC,0.9\n")
+    assert "the column 'type' is missing" in run("risk", "status", "--workspace", tmp_path)
+    detach(mia_fast.Workspace.current(tmp_path))
+    if journal.is_open(mia_fast.Workspace.current(tmp_path)):
+        journal.of(mia_fast.Workspace.current(tmp_path)).close()
+
+
+def test_a_feature_of_another_length_is_no_slip_of_a_name(tmp_path: Path) -> None:
+    from mia_models.session import missing_features
+
+    manifest = mia_fast.NeuralPipeline(mia_fast.Workspace.current(tmp_path)).model.manifest
+    assert "names" not in str(missing_features(manifest, ["rsi_21"], ["rsi_14"]))
+    assert "'rsi_14' for 'rsi_14_'" in str(missing_features(manifest, ["rsi_14_"], ["rsi_14"]))

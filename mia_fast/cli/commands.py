@@ -102,7 +102,7 @@ def demo(workspace: WorkspaceOption = None) -> None:
 
 @app.command()
 def run(
-    bars: Annotated[Path, typer.Option(help="Bars of one symbol (Parquet or CSV).")],
+    bars: Annotated[Path, typer.Option(help="Bars of one symbol, or of its contracts over rolls (Parquet or CSV).")],
     events: Annotated[
         Path | None, typer.Option(help="Macro events. Default: data/macro_events.csv of the workspace.")
     ] = None,
@@ -126,6 +126,15 @@ def run(
     Example: [cyan]mia-fast run --bars es.parquet --events calendar.parquet --cross vix.parquet
     --start 2022-03-23 --end 2022-03-23 --chain spx.parquet[/cyan]
     """
+    if start is not None and end is not None and end < start:
+        from mia_fast.errors import ConfigError
+
+        raise ConfigError(
+            f"--end {end:%Y-%m-%d} lies before --start {start:%Y-%m-%d}",
+            where="--end",
+            hint="exchange the two",
+            then="nothing was started",
+        )
     _replay(
         Workspace.current(workspace),
         bars=bars,
@@ -467,7 +476,9 @@ def bars(
     ticks: Annotated[Path, typer.Argument(help="Trades, or single order events (Parquet or CSV).")],
     out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
     interval: Annotated[str | None, typer.Option(help="Length of a time bar: 250ms, 1s, 1m, 4h. Default: 1m.")] = None,
-    volume: Annotated[float | None, typer.Option(help="Contracts of a volume bar, instead of an interval.")] = None,
+    volume: Annotated[
+        float | None, typer.Option(min=1, help="Contracts of a volume bar, instead of an interval.")
+    ] = None,
     book: Annotated[Path | None, typer.Option(help="Book snapshots: order flow, spreads, depth.")] = None,
     product: Annotated[
         str | None, typer.Option(help="Root symbol of the session table (ES). Without it the market never closes.")
@@ -1050,7 +1061,10 @@ def _existing(workspace: Path | None) -> Workspace:
     place = Workspace.current(workspace)
     if not place.root.is_dir():
         raise WorkspaceError(
-            "there is no such folder", where=str(place.root), hint="check the path", then="nothing was changed"
+            "there is no such folder",
+            where=str(place.root),
+            hint="check the path; a command that writes, such as mia-fast config init, creates it",
+            then="nothing was changed",
         )
     return place
 

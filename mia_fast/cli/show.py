@@ -639,7 +639,7 @@ def risk(here: Desk, now_ns: int) -> None:
         ("trading hours", windows.closed(now_ns)),
         ("closures and expiry", windows.blackout(now_ns)),
     ):
-        table.add_row(name, "open" if blocked is None else f"[yellow]{escape(str(blocked))}[/yellow]")
+        table.add_row(name, "open" if blocked is None else f"[yellow]{escape(blocked.told())}[/yellow]")
     table.add_row("journal", here.journal.health())
     out.print(table)
 

@@ -312,7 +312,7 @@ def generate_features(
     events
         The macro calendar: a path, a table, or the risk room's calendar.
     auxiliary
-        Auxiliary columns of the catalogue to put after the features.
+        Auxiliary columns of the catalogue to put after the features: a list of names, or one name.
     workspace
         Where configuration is read and ``data/features/features_latest.csv`` is written.
     threads
@@ -341,7 +341,7 @@ def generate_features(
         sources = (*shared, *level_source(known, part, workspace))
         shape = _shape(part, workspace, sources)
         with _TURN:
-            engine = _engine(*shape, tuple(auxiliary))
+            engine = _engine(*shape, (auxiliary,) if isinstance(auxiliary, str) else tuple(auxiliary))
             plan = engine.plan
             known_at, columns = input_arrays(plan, part, sources)
             engine.reset()

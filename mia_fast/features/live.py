@@ -77,7 +77,7 @@ class Features:
             available,
             bar_minutes=self._interval / 60e9,
             tick_size=config.market(place).instrument.tick_size,
-            auxiliary=auxiliary,
+            auxiliary=(auxiliary,) if isinstance(auxiliary, str) else auxiliary,
         )
         """What is computed, and what is null for want of which input."""
         options = options_config(place)

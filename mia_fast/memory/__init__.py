@@ -235,7 +235,16 @@ def store_pattern(data: Any, profit: float, *, workspace: AnyWorkspace | None = 
     store = of(workspace)
     values = _vector(store, row)
     features = None if tuple(row) == store.manifest.names else row  # None: the same text, written faster
-    return store.store(values, _number(profit), at_ns=at_ns, features=features)
+    number = _number(profit)
+    if math.isnan(number):
+        raise MarketMemoryError(
+            f"profit = {profit!r} is not a finite number",
+            where="store_pattern",
+            hint="USD after fees",
+            then="nothing was stored",
+            reason="input",
+        )
+    return store.store(values, number, at_ns=at_ns, features=features)
 
 
 @operation("market_memory", "recall_patterns")
@@ -367,10 +376,13 @@ def _vector(store: MemoryStore, row: dict[str, Any]) -> Any:
 
 
 def _number(profit: Any) -> float:
+    """As a float; NaN for what is not a number: a truth value and a text are none."""
+    if isinstance(profit, bool | str | bytes):
+        return math.nan
     try:
         return float(profit)
     except (TypeError, ValueError):
-        return math.nan  # which the store refuses
+        return math.nan
 
 
 def _instant(value: Any) -> int:

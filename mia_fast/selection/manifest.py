@@ -122,7 +122,7 @@ def read_selection(workspace: Workspace, catalogue: Catalogue | None = None) -> 
         There is none; it is damaged or was edited; or the catalogue computes its features otherwise.
     """
     path = workspace.data / "features" / FILE
-    again = "choose the features again: mia-fast select HISTORY"
+    again = "choose the features: mia-fast select HISTORY (needs the extra: pip install 'mia-fast[select]')"
     try:
         selection = Selection.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
@@ -21,6 +22,7 @@ from mia_fast.telemetry import operation
 from mia_fast.workspace import AnyWorkspace, Workspace
 
 REGIMES: Final = ("trend", "range", "defensive")
+_NUMBERS: Final = re.compile(r"\d+")
 _THEN: Final = "no observation was made"
 
 
@@ -215,7 +217,11 @@ def _known(name: str, known: Any, where: str, what: str, file: str) -> None:
 
 def _missing(names: list[str], count: int, offered: Any, what: str) -> DataError:
     near = {name: difflib.get_close_matches(name, offered, n=1, cutoff=0.8) for name in names}
-    similar = [f"{found[0]!r} for {name!r}" for name, found in near.items() if found]
+    similar = [
+        f"{found[0]!r} for {name!r}"
+        for name, found in near.items()
+        if found and _NUMBERS.sub("", found[0]) != _NUMBERS.sub("", name)  # rsi_14 is no slip of rsi_21
+    ]
     hint = "compute them with generate_features, or pass missing='impute' to take the medians of the selection"
     return DataError(
         f"{len(names)} of the {count} {what}: {', '.join(names)}",

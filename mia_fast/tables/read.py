@@ -197,11 +197,17 @@ class _Reader:
         if isinstance(source, pl.DataFrame):
             return source
         is_path = isinstance(source, str | Path)
+        if isinstance(source, pl.LazyFrame):
+            self.refuse("unreadable", "a LazyFrame holds no rows yet", extra="call .collect() on it. Otherwise ")
+        if isinstance(source, dict):
+            self.refuse("unreadable", "a dict is no frame", extra="make one of it: polars.DataFrame(data). Otherwise ")
         if not is_path and not hasattr(source, "__arrow_c_stream__"):
             self.refuse("unreadable", f"{type(source).__name__} is neither a path nor a frame")
         name = Path(source).name.lower() if is_path else ""
         if is_path and not name.endswith((".parquet", ".pq", ".csv", ".csv.gz")):
             self.refuse("unreadable", f"{Path(source).suffix or 'no suffix'!r} is not a format that is read")
+        if is_path and not Path(source).exists():
+            self.refuse("not_found", "there is no such file")
         try:
             if not is_path:
                 return pl.DataFrame(_Stream(source))
@@ -279,12 +285,18 @@ class _Reader:
                 "column_missing",
                 f"{one if len(missing) == 1 else every}; the source has: {_some(columns)}",
                 key=f"{self.spec.kind}.columns.{column.name}",
-                extra=self.missing_hint(column, canonical, found, columns),
+                extra=self.other_table(missing) or self.missing_hint(column, canonical, found, columns),
             )
         renamed = [f"{own} as {name}" for name, own in found.items() if own != name]
         if renamed:
             self.notes.append(f"read {_some(renamed)}")
         return found
+
+    def other_table(self, missing: list[tuple[Column, str]]) -> str:
+        """Where half of what is required is missing, one more name in the mapping will not do."""
+        if 2 * len(missing) < len(self.spec.required()) or len(missing) < 2:
+            return ""
+        return f"is this a file of {self.spec.kind} at all? If it is, map each of these columns. The first: "
 
     def missing_hint(self, column: Column, canonical: str, found: dict[str, str], columns: list[str]) -> str:
         """What else can be done about a missing column, beyond naming it."""

@@ -440,9 +440,10 @@ PRICE_JUMP = Rule(
 
 _REFUSALS = (
     Refusal("kind_unknown", "the table is not one of those below", "ask for one of: " + ", ".join(TABLES)),
+    Refusal("not_found", "there is no such file", "check the path"),
     Refusal(
         "unreadable",
-        "the file is missing, truncated, damaged or of another format",
+        "the file is truncated, damaged or of another format",
         "write it again; Parquet, CSV and gzipped CSV are read, and any frame that has __arrow_c_stream__",
     ),
     Refusal("empty", "no row is there, or none is left after the mapping's filters", "check the file and the filters"),
