@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -35,9 +35,6 @@ from mia_fast.risk.calendar import load_calendar
 from mia_fast.tables import Table, read_table
 from mia_fast.workspace import AnyWorkspace, Workspace
 
-if TYPE_CHECKING:
-    from mia_fast.live.engine import Journal
-
 _FILES = ("market_config.yaml", "risk.yaml", "policy.yaml", "options.yaml", "inputs.yaml", "feature_sets.yaml")
 
 
@@ -49,7 +46,7 @@ def open_engine(
     events: Path | None = None,
     workspace: AnyWorkspace | None = None,
     clock: Callable[[], int] = clocks.now_ns,
-    journal: Journal | None = None,
+    journal: journals.Journal | None = None,
 ) -> Engine:
     """An engine that has seen ``history`` and waits for the next bar, its gate disarmed.
 
@@ -98,7 +95,7 @@ def open_engine(
     auxiliary = (MINUTE, *(name for name in model.features if name not in catalogue.names))
     plan = plan_for(bars, workspace=place, sources=sources, auxiliary=auxiliary)
     memory = memories.watch(place, plan.outputs)
-    own: Journal = journal if journal is not None else journals.of(place)
+    own = journal if journal is not None else journals.of(place)
     desk = Desk(place, journal=own, clock=clock, events=calendar_path, losing_share=memory.losing_share)
     attach(desk)
     engine = Engine(
