@@ -457,10 +457,13 @@ def test_the_faults_of_whole_inputs_name_source_value_and_way_out(tmp_path: Path
         ("zone_missing", "bars", good.with_columns(pl.col("timestamp").dt.replace_time_zone(None)), "bars.zone"),
         ("zone_missing", "events", events().with_columns(start_time=pl.lit("2024-03-04 10:00")), "events.zone"),
         ("unsorted", "bars", swapped, "row 11: timestamp 2024-03-04T14:40:00.* comes after 2024-03-04T14:41:00"),
-        ("unreadable", "bars", tmp_path / "none.parquet", "none.parquet: cannot be read"),
-        ("unreadable", "bars", tmp_path / "none.csv", "none.csv: cannot be read"),
+        ("not_found", "bars", tmp_path / "none.parquet", "none.parquet: there is no such file"),
+        ("not_found", "bars", tmp_path / "none.csv", "none.csv: there is no such file"),
         ("unreadable", "bars", tmp_path / "bars.xlsx", "'.xlsx' is not a format"),
-        ("unreadable", "bars", {"open": [1.0]}, "dict is neither a path nor a frame"),
+        ("unreadable", "bars", {"open": [1.0]}, "a dict is no frame"),
+        ("unreadable", "bars", [1.0], "list is neither a path nor a frame"),
+        ("unreadable", "bars", good.lazy(), "holds no rows yet"),
+        ("column_missing", "chain", good, "is this a file of chain at all"),
     ]
     for name, kind, source, pattern in cases:
         with pytest.raises(DataError, match=f"(?s){pattern}") as caught:

@@ -891,8 +891,8 @@ def risk_halt(
 ) -> None:
     """Stop trading now: entries are blocked in every process of the workspace until a reset.
 
-    It closes no position: exits continue. A replay goes on: its account and its latch are its own. While another process
-    holds the journal, the reason is left for that process.
+    It closes no position: exits continue. A replay goes on: its account and its latch are its own. While another
+    process holds the journal, the reason is left for that process.
 
     Example: [cyan]mia-fast risk halt --reason "A. Smith: venue trouble"[/cyan]
     """

@@ -285,20 +285,16 @@ class _Reader:
                 "column_missing",
                 f"{one if len(missing) == 1 else every}; the source has: {_some(columns)}",
                 key=f"{self.spec.kind}.columns.{column.name}",
-                extra=self.other_table(missing) or self.missing_hint(column, canonical, found, columns),
+                extra=self.missing_hint(column, canonical, found, columns, len(missing)),
             )
         renamed = [f"{own} as {name}" for name, own in found.items() if own != name]
         if renamed:
             self.notes.append(f"read {_some(renamed)}")
         return found
 
-    def other_table(self, missing: list[tuple[Column, str]]) -> str:
-        """Where half of what is required is missing, one more name in the mapping will not do."""
-        if 2 * len(missing) < len(self.spec.required()) or len(missing) < 2:
-            return ""
-        return f"is this a file of {self.spec.kind} at all? If it is, map each of these columns. The first: "
-
-    def missing_hint(self, column: Column, canonical: str, found: dict[str, str], columns: list[str]) -> str:
+    def missing_hint(
+        self, column: Column, canonical: str, found: dict[str, str], columns: list[str], count: int
+    ) -> str:
         """What else can be done about a missing column, beyond naming it."""
         if column.name == "volume":
             return "an index has no volume: say so with constants: {volume: 0.0} in its mapping. Otherwise "
@@ -309,6 +305,8 @@ class _Reader:
             return f"only the exchange's time {own!r} is there: move it from event_time to {column.name}. Otherwise "
         if column.name == self.spec.clock and "date" in columns:
             return "a date is not an instant: the file must give the time of day. Otherwise "
+        if count > 1 and 2 * count >= len(self.spec.required()):  # one more name in the mapping will not do
+            return f"is this a file of {self.spec.kind} at all? If it is, map each of these columns. The first: "
         free = [name for name in columns if name not in found.values()]
         near = difflib.get_close_matches(canonical, free, n=1, cutoff=0.75)
         return f"is it {near[0]!r}? " if near else ""
