@@ -11,7 +11,7 @@ WORKERS ?= 2
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
-demo: $(VENV)/.core ## Replay two simulated sessions through everything (offline, under a minute)
+demo: $(VENV)/.core ## Replay two simulated sessions through everything (offline once installed, under a minute)
 	$(BIN)/mia-fast demo
 
 test: $(VENV)/.dev ## Run the test suite; warnings are errors

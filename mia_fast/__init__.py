@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mia_fast.version import VERSION
 
 if TYPE_CHECKING:
+    from mia_fast.errors import QuarantineWarning as QuarantineWarning
     from mia_fast.features.frame import feature_availability as feature_availability
     from mia_fast.features.frame import generate_features as generate_features
     from mia_fast.features.live import Features as Features
@@ -32,12 +33,15 @@ if TYPE_CHECKING:
     from mia_fast.selection import calculate_shap_weights as calculate_shap_weights
     from mia_fast.selection import create_observation as create_observation
     from mia_fast.selection import filter_features as filter_features
+    from mia_fast.workspace import Workspace as Workspace
 
 __version__ = VERSION
 
 _WHERE = {
     "Features": "mia_fast.features.live",
     "NeuralPipeline": "mia_fast.predict",
+    "QuarantineWarning": "mia_fast.errors",
+    "Workspace": "mia_fast.workspace",
     "audit_features": "mia_fast.selection",
     "block_trade": "mia_fast.risk",
     "calculate_shap_weights": "mia_fast.selection",

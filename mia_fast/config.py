@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
 
 from mia_fast.errors import ConfigError
 from mia_fast.workspace import Workspace, shipped
@@ -22,10 +22,33 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _THEN = "nothing was started; a present but invalid configuration is never replaced by a default"
 
 
+def _strict_numbers(schema: Any) -> None:
+    """Make every number and switch of a schema strict, and leave the rest: a list may still give a tuple."""
+    if isinstance(schema, list | tuple):
+        for part in schema:
+            _strict_numbers(part)
+    elif isinstance(schema, dict):
+        if schema.get("type") in ("int", "float", "bool"):
+            schema["strict"] = True
+        for name, part in schema.items():
+            if name not in ("metadata", "default"):
+                _strict_numbers(part)
+
+
 class Model(BaseModel):
-    """The base of every configuration model: frozen, strict about unknown keys, finite numbers."""
+    """The base of every configuration model: frozen, strict about unknown keys, finite numbers.
+
+    Numbers and switches are taken for what they are: ``yes`` is no number, ``"0.05"`` is none either,
+    and 1 is no switch. An integer may stand for a real number.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        schema = handler(source)
+        _strict_numbers(schema)
+        return schema
 
 
 M = TypeVar("M", bound=BaseModel)
@@ -160,12 +183,32 @@ def _explain(error: ValidationError, model: type[BaseModel], node: Any, path: Pa
             hint = hint or (f"did you mean {near!r}?" if near else "remove it, or see the shipped file for the keys")
         elif fault["type"] == "missing":
             message = f"{dotted!r} is missing"
-            hint = hint or f"add {dotted!r}; the shipped configuration shows it with its unit"
+            hint = hint or (
+                f"add {dotted!r}: a file applies whole. The shipped one, with units, is "
+                f"{shipped() / 'config' / path.name}; `mia-fast config init {path.name}` copies it"
+            )
         else:
-            hint = hint or "correct the value"
+            hint = hint or _hint(fault["type"], fault["input"])
             message = f"{dotted} = {fault['input']!r}: {fault['msg']}"
         faults.append(f"line {line}: {message}" if len(error.errors()) > 1 else message)
     return ConfigError("; ".join(faults), where=f"{path}:{first_line}", hint=hint or "correct the value", then=_THEN)
+
+
+def _hint(kind: str, value: Any) -> str:
+    """What to do about a value of the wrong kind."""
+    if kind.startswith(("float_", "int_")) and isinstance(value, bool):
+        return "YAML reads yes, no, on and off as switches: write the number"
+    if kind.startswith(("float_", "int_")) and isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return "write a number"
+        return "YAML reads this as text: write the number without quotes, and with its point and sign (1.0e-2)"
+    if kind.startswith("int_") and isinstance(value, float):
+        return "write a whole number without a point"
+    if kind.startswith("bool_"):
+        return "write true or false"
+    return "correct the value"
 
 
 def _line_of(node: Any, location: list[Any]) -> int:

@@ -10,6 +10,7 @@ __all__ = [
     "JournalError",
     "MarketMemoryError",
     "MiaError",
+    "QuarantineWarning",
     "RiskError",
     "StateError",
     "WorkspaceError",
@@ -41,6 +42,10 @@ class DataError(MiaError):
     ) -> None:
         self.reason = reason
         super().__init__(what, where=where, hint=hint, then=then)
+
+
+class QuarantineWarning(UserWarning):
+    """Rows of an input were left out because they break a rule; a file lists them. Make it an error to refuse them."""
 
 
 class JournalError(MiaError):

@@ -22,7 +22,7 @@ from mia_fast.files import fill, stamp
 from mia_fast.loading import load_model
 from mia_fast.tables import frame_of
 from mia_fast.telemetry import operation
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 from mia_models.drift import FORECASTS, Drift
 from mia_models.drift import OUTPUTS as JUDGED
 from mia_models.session import OnnxModel, Reason, missing_features
@@ -65,8 +65,8 @@ class NeuralPipeline:
         How many rows of the last call lacked a prediction, by the first reason.
     """
 
-    def __init__(self, workspace: Workspace | None = None) -> None:
-        self._workspace = workspace or Workspace.current()
+    def __init__(self, workspace: AnyWorkspace | None = None) -> None:
+        self._workspace = Workspace.current(workspace)
         self.model = load_model(self._workspace, MODEL, registry.folder(self._workspace, MODEL))
         self._is_shipped = registry.served(self._workspace, MODEL) == registry.SHIPPED
         self.refusals: dict[str, int] = {}
@@ -220,7 +220,7 @@ class NeuralPipeline:
 
 
 @operation("contextual_state_encoder", "encode_vol_regime")
-def encode_vol_regime(data: Any, *, missing: Missing = "error", workspace: Workspace | None = None) -> pl.DataFrame:
+def encode_vol_regime(data: Any, *, missing: Missing = "error", workspace: AnyWorkspace | None = None) -> pl.DataFrame:
     """Place each row on the map of volatility regimes, and write ``data/latent_vectors.csv``.
 
     Parameters
@@ -241,7 +241,7 @@ def encode_vol_regime(data: Any, *, missing: Missing = "error", workspace: Works
     ModelError, DataError
         As for :meth:`NeuralPipeline.generate_predictions`.
     """
-    workspace = workspace or Workspace.current()
+    workspace = Workspace.current(workspace)
     found = _pipeline(workspace).encode(data, missing=missing)
     stamp = pl.col("timestamp")
     if isinstance(found.schema["timestamp"], pl.Datetime):

@@ -17,7 +17,7 @@ from mia_fast.errors import ConfigError
 from mia_fast.files import sha256
 from mia_fast.telemetry import operation
 from mia_fast.training import Progress, local_clock, quiet, vix_prior, vix_samples
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 
 MODEL: Final = "predicted_vix"
 """What is trained again. The networks take their features, their outputs' methods and hours of training anew."""
@@ -51,7 +51,7 @@ def retrain_model(
     bars: Sequence[Path] | None = None,
     vix: Path | None = None,
     index: Path | None = None,
-    workspace: Workspace | None = None,
+    workspace: AnyWorkspace | None = None,
     progress: Progress = quiet,
 ) -> Retrained:
     """Train a challenger on recent data and patterns; it replaces the champion only if it wins.
@@ -103,7 +103,7 @@ def retrain_model(
     from mia_models.training.predicted_vix import SEED
     from mia_models.training.response import INPUTS
 
-    place = workspace if workspace is not None else Workspace.current()
+    place = Workspace.current(workspace)
     config = memories.memory_config(place)
     files = _files(place, config, bars, vix, index)
     *bar_files, vix_file, index_file = files

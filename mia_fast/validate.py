@@ -88,8 +88,8 @@ def retired_names(root: Path) -> tuple[list[Finding], int]:
     return findings, files
 
 
-def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
-    """Read every configuration file of a workspace; returns the findings and the number of files."""
+def models() -> dict[str, type[Model]]:
+    """The configuration files by name, each with its model."""
     from mia_fast.alerts.config import AlertsConfig
     from mia_fast.bars.rolls import RollsConfig
     from mia_fast.features import catalogue
@@ -99,10 +99,10 @@ def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
     from mia_fast.options.config import OptionsConfig
     from mia_fast.risk.config import RiskConfig
     from mia_fast.selection.config import SelectionConfig
-    from mia_fast.sessions import Sessions, SessionsConfig
+    from mia_fast.sessions import SessionsConfig
     from mia_fast.tables import InputsConfig
 
-    models: dict[str, type[Model]] = {
+    return {
         "market_config.yaml": MarketConfig,
         "policy.yaml": PolicyConfig,
         "risk.yaml": RiskConfig,
@@ -116,11 +116,18 @@ def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
         "rolls.yaml": RollsConfig,
         "selection.yaml": SelectionConfig,
     }
+
+
+def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
+    """Read every configuration file of a workspace; returns the findings and the number of files."""
+    from mia_fast.sessions import Sessions, SessionsConfig
+
     findings = [
         Finding(path, 0, "this file is not read under its name", f"did you mean {name!r}?")
         for path, name in misspelt(workspace)
     ]
-    for name, model in models.items():
+    known = models()
+    for name, model in known.items():
         path = workspace.config(name)
         try:
             found = load(model, path)
@@ -132,7 +139,7 @@ def configuration(workspace: Workspace) -> tuple[list[Finding], int]:
             where, _, line = (error.where or str(path)).rpartition(":")
             number = int(line) if line.isdigit() else 0
             findings.append(Finding(Path(where) if number else path, number, error.what, error.hint or ""))
-    return findings, len(models)
+    return findings, len(known)
 
 
 def _files(root: Path) -> Iterator[Path]:

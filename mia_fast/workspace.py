@@ -28,8 +28,10 @@ class Workspace:
     root: Path
 
     @classmethod
-    def current(cls, path: str | os.PathLike[str] | None = None) -> Workspace:
-        """``path``, else ``MIA_WORKSPACE``, else the current directory."""
+    def current(cls, path: AnyWorkspace | None = None) -> Workspace:
+        """``path`` (a workspace stays the one it is), else ``MIA_WORKSPACE``, else the current directory."""
+        if isinstance(path, Workspace):
+            return path
         chosen = path if path is not None else os.environ.get("MIA_WORKSPACE") or "."
         root = Path(chosen).expanduser().resolve()
         if root.exists() and not root.is_dir():
@@ -48,3 +50,7 @@ class Workspace:
         """The configuration file ``name``: the workspace's own if it is there, else the shipped one."""
         own = self.root / "config" / name
         return own if own.exists() else shipped() / "config" / name
+
+
+AnyWorkspace = Workspace | str | os.PathLike[str]
+"""What the public functions take: a workspace, or the path of its folder."""

@@ -16,7 +16,7 @@ import pytest
 from bars import Bars, Floats, catalogue, cut, feed, same_bits
 
 from mia_fast import generate_features
-from mia_fast.errors import ConfigError, DataError, StateError
+from mia_fast.errors import ConfigError, DataError, QuarantineWarning, StateError
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.plan import Plan, make_plan
 from mia_fast.features.sample import SESSION_ROWS, simulate
@@ -85,8 +85,21 @@ def test_a_frame_that_cannot_be_used_is_refused(workspace: Workspace, data, reas
     ids=str,
 )
 def test_a_bad_row_is_left_out_and_the_others_stand(workspace: Workspace, values: dict[str, float | None]) -> None:
-    """The reader takes the row out; what follows is what the bars without it give."""
-    got = generate_features(at_row(**values), workspace=workspace)
+    """The reader takes the row out and says so; what follows is what the bars without it give."""
+    with pytest.warns(
+        QuarantineWarning, match=r"1 of 400 rows of bars were left out: 1: \w+ \(first: row 150, "
+    ) as told:
+        got = generate_features(at_row(**values), workspace=workspace)
+    listed = workspace.data / "quarantine" / "bars.csv"
+    assert len(told) == 1
+    assert str(listed) in str(told[0].message)
+    assert told[0].filename == __file__
+    (line,) = pl.read_csv(listed).rows(named=True)
+    assert line["source"] == "polars DataFrame"
+    assert line["row"] == ROW
+    assert line["column"] in values
+    assert line["rule"] in str(told[0].message)
+    assert line["hint"]
     want = generate_features(frame().filter(pl.int_range(pl.len()) != ROW), workspace=workspace)
     assert got.equals(want)
     assert got.height == 399

@@ -63,6 +63,9 @@ def test_help_lists_every_command_and_each_teaches() -> None:
 
 
 def test_demo_ends_with_the_table_and_the_files(tmp_path: Path) -> None:
+    latest = tmp_path / "data" / "features" / "features_latest.csv"
+    latest.parent.mkdir(parents=True)
+    latest.write_text("the desk's own")
     done = _process("demo", workspace=tmp_path)
     assert done.returncode == 0, done.stderr
     text = done.stdout
@@ -86,8 +89,10 @@ def test_demo_ends_with_the_table_and_the_files(tmp_path: Path) -> None:
     ):
         assert part in text, part
     for name in re.findall(r"^\s+(data/\S+)$", text, flags=re.MULTILINE):
-        assert (tmp_path / name).is_file(), name
-    assert (tmp_path / "data" / "mia.duckdb").is_file()
+        assert (tmp_path / "demo" / name).is_file(), name
+    assert (tmp_path / "demo" / "data" / "mia.duckdb").is_file()
+    assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == [latest]
+    assert latest.read_text() == "the desk's own"
 
 
 def test_a_known_error_is_a_panel_with_a_hint_and_status_2(tmp_path: Path) -> None:
@@ -96,8 +101,8 @@ def test_a_known_error_is_a_panel_with_a_hint_and_status_2(tmp_path: Path) -> No
     assert "DataError" in done.stderr
     assert "What to do" in done.stderr
     assert "Traceback" not in done.stderr
-    (tmp_path / "config").mkdir()
-    (tmp_path / "config" / "market_config.yaml").write_text("max_drawdwn: 1\n")
+    (tmp_path / "demo" / "config").mkdir(parents=True)
+    (tmp_path / "demo" / "config" / "market_config.yaml").write_text("max_drawdwn: 1\n")
     done = _process("demo", workspace=tmp_path)
     assert done.returncode == 2
     assert "market_config.yaml:1" in done.stderr
@@ -223,13 +228,14 @@ def test_a_path_that_cannot_be_written_is_a_panel_too(tmp_path: Path) -> None:
 
 
 def test_a_configuration_file_under_a_slip_of_its_name_is_not_ignored(tmp_path: Path) -> None:
-    (tmp_path / "config").mkdir()
-    (tmp_path / "config" / "market_confg.yaml").write_text("max_drawdown: 0.01\n")
-    assert "did you mean 'market_config.yaml'?" in _cli("validate", tmp_path / "config", workspace=tmp_path, code=1)
+    own = tmp_path / "demo" / "config"
+    own.mkdir(parents=True)
+    (own / "market_confg.yaml").write_text("max_drawdown: 0.01\n")
+    assert "did you mean 'market_config.yaml'?" in _cli("validate", own, workspace=tmp_path / "demo", code=1)
     done = _process("demo", workspace=tmp_path)
     assert done.returncode == 2
     assert "market_config.yaml" in done.stderr
-    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "demo" / "data").exists()
 
 
 def test_validate_reads_names_of_files_too(tmp_path: Path) -> None:

@@ -121,3 +121,54 @@ def test_digest_moves_with_content(tmp_path: Path) -> None:
     before = config.digest(path)
     path.write_text("a: 2\n", encoding="utf-8")
     assert config.digest(path) != before
+
+
+@pytest.mark.parametrize("value", ["on", "yes", "true", "off", "no", "'0.05'", "5e-2", "0x", "[0.05]"])
+def test_a_limit_that_yaml_reads_as_a_switch_or_a_text_is_refused(tmp_path: Path, value: str) -> None:
+    text = SHIPPED.replace("max_drawdown: 0.05", f"max_drawdown: {value}")
+    with pytest.raises(ConfigError) as caught:
+        _load(tmp_path, text)
+    assert str(caught.value.where).endswith(f":{_line(text, 'max_drawdown:')}")
+    if value in ("on", "yes"):
+        assert "switches" in str(caught.value.hint)
+    if value == "5e-2":
+        assert "1.0e-2" in str(caught.value.hint)
+
+
+def test_an_integer_may_stand_for_a_real_number(tmp_path: Path) -> None:
+    found = _load(tmp_path, SHIPPED.replace("max_drawdown: 0.05", "max_drawdown: 1"))
+    assert (type(found.max_drawdown), found.max_drawdown) == (float, 1.0)
+
+
+def _scalars(node: object) -> list[object]:
+    """Every scalar node of a YAML tree that holds a number or a switch."""
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        return [found for _, value in node.value for found in _scalars(value)]
+    if isinstance(node, yaml.SequenceNode):
+        return [found for value in node.value for found in _scalars(value)]
+    assert isinstance(node, yaml.ScalarNode)
+    return [node] if node.tag.rpartition(":")[2] in ("int", "float", "bool") else []
+
+
+@pytest.mark.parametrize(
+    "name", ["market_config", "risk", "policy", "journal", "memory", "options", "selection", "alerts"]
+)
+def test_every_shipped_number_and_switch_refuses_another_kind(tmp_path: Path, name: str) -> None:
+    """Each number of each shipped file in turn becomes a switch and a text, each switch a number and a text."""
+    import yaml
+
+    text = (shipped() / "config" / f"{name}.yaml").read_text(encoding="utf-8")
+    model = validate.models()[f"{name}.yaml"]
+    path = tmp_path / f"{name}.yaml"
+    values = _scalars(yaml.compose(text))
+    assert values
+    for node in values:
+        start, end = node.start_mark.index, node.end_mark.index  # type: ignore[attr-defined]
+        switch = node.tag.endswith("bool")  # type: ignore[attr-defined]
+        for wrong in ("1" if switch else "yes", f"'{text[start:end]}'"):
+            path.write_text(text[:start] + wrong + text[end:], encoding="utf-8")
+            with pytest.raises(ConfigError) as caught:
+                config.load(model, path)
+            assert caught.value.where == f"{path}:{node.start_mark.line + 1}"  # type: ignore[attr-defined]

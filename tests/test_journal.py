@@ -90,6 +90,50 @@ def test_the_features_seen_come_back_bit_for_bit(workspace: Workspace) -> None:
     one.close()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"trade_id": ""}, "names no trade"),
+        ({"trade_id": "  "}, "names no trade"),
+        ({"trade_id": None}, "names no trade"),
+        ({"signal_score": np.nan}, "not a finite number"),
+        ({"signal_score": -np.inf}, "not a finite number"),
+        ({"signal_score": True}, "not a finite number"),
+        ({"signal_score": "0.5"}, "not a finite number"),
+        ({"regime_probs": {"bull": 0.5}}, "there is no regime 'bull'"),
+        ({"regime_probs": {"trend": 5}}, "is no probability"),
+        ({"regime_probs": {"trend": -0.01}}, "is no probability"),
+        ({"regime_probs": {"trend": True}}, "is no probability"),
+        ({"regime_probs": {"trend": "0.5"}}, "is no probability"),
+        ({"regime_probs": [0.5]}, "is a list"),
+    ],
+    ids=str,
+)
+def test_a_decision_that_says_nothing_is_refused(workspace: Workspace, change: dict[str, object], said: str) -> None:
+    sound = {"trade_id": "T1", "decision": "buy", "signal_score": 0.5, "regime_probs": {"trend": 0.25}}
+    with pytest.raises(JournalError, match=said):
+        journal.log_decision(**(sound | change))  # type: ignore[arg-type]
+    journal.log_decision(**(sound | {"signal_score": np.float32(0.5), "regime_probs": {"range": 1}}))  # type: ignore[arg-type]
+    with journal.of(workspace) as one:
+        assert one.query("SELECT trade_id FROM decisions")["trade_id"].to_list() == ["T1"]
+
+
+def test_a_context_without_names_is_as_long_as_the_selection(workspace: Workspace) -> None:
+    path = workspace.data / "features" / "selection.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"names": [f"f{k}" for k in range(131)], "digest": "x"}))
+    with pytest.raises(JournalError, match="holds 3 numbers, the list of features in force has 131"):
+        journal.log_decision("T1", "buy", 0.5, PROBS, [1.0, 2.0, 3.0])
+    journal.log_decision("T1", "buy", 0.5, PROBS, np.zeros(131))
+    journal.log_decision("T2", "buy", 0.5, PROBS, {"f3": 1.0})  # named: its own list
+    path.write_text(json.dumps({"names": ["f0"], "digest": "x"}))
+    journal.log_decision("T3", "buy", 0.5, PROBS, [1.0])
+    path.write_text("{")
+    with pytest.raises(JournalError, match="held against the selection"):
+        journal.log_decision("T4", "buy", 0.5, PROBS, [1.0])
+    journal.of(workspace).close()
+
+
 def test_the_environment_chooses_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two"):
         monkeypatch.setenv("MIA_WORKSPACE", str(tmp_path / name))

@@ -77,6 +77,8 @@ def test_nearest_recalls_the_state_itself_and_what_followed_it(
     assert (late.frame["profit"] > 0).all()
     with pytest.raises(DataError, match="no bar is known"):
         nearest_to(workspace, bars, at=dt.datetime(2001, 1, 1, tzinfo=dt.UTC))
+    with pytest.raises(DataError, match="the bars end before"):
+        nearest_to(workspace, bars, at=moment + dt.timedelta(days=1098))
     with pytest.raises(DataError, match="outcome"):
         nearest_to(workspace, bars, outcome="best")
     with pytest.raises(MarketMemoryError, match="are missing"):

@@ -996,9 +996,10 @@ def test_a_volatility_that_is_none_is_not_echoed(workspace):
     from mia_fast import journal
     from mia_fast.options import recalculate_levels
 
-    found = recalculate_levels(pl.DataFrame({"call_iv_atm": [-1.0]}), workspace=workspace, now_ns=10**18)
-    assert found.iv_atm is None
-    assert "IV_INVALID" in found.reasons[0]
+    for value in (-1.0, 0.0, 5.01, 25.0):  # the last a percent
+        found = recalculate_levels(pl.DataFrame({"call_iv_atm": [value]}), workspace=workspace, now_ns=10**18)
+        assert found.iv_atm is None
+        assert f"IV_INVALID: call_iv_atm={value}" in found.reasons[0]
     journal.of(workspace).close()
 
 

@@ -71,6 +71,10 @@ def test_breach_then_calm_stays_true_with_one_line_of_evidence(tmp_path):
         (-math.inf, True),
         (None, True),
         ("six", True),
+        ("0.01", True),
+        (False, True),
+        (True, True),
+        (np.False_, True),
         (np.float32(0.5), True),
         (np.float64(0.01), False),
     ],
@@ -120,7 +124,7 @@ def test_a_memory_that_does_not_answer_blocks_but_latches_only_a_certain_breach(
     assert risk.state is State.LATCHED
 
 
-@pytest.mark.parametrize("limit", [0.0, -0.05, 1.01, math.nan, math.inf, None])
+@pytest.mark.parametrize("limit", [0.0, -0.05, 1.01, math.nan, math.inf, None, True, "0.05"])
 def test_an_impossible_limit_starts_nothing(tmp_path, limit):
     with pytest.raises(RiskError, match="max_drawdown"):
         controller(tmp_path, max_drawdown=limit)
@@ -141,7 +145,7 @@ def test_marks_follow_the_peak_and_latch(tmp_path):
     assert risk.update_equity(120_000, T0 + 5 * MINUTE) is True
 
 
-@pytest.mark.parametrize("equity", [math.nan, math.inf, -math.inf, 0.0, -5.0, None, "much"])
+@pytest.mark.parametrize("equity", [math.nan, math.inf, -math.inf, 0.0, -5.0, None, "much", True, "250000"])
 def test_an_equity_without_meaning_stops(tmp_path, equity):
     risk = controller(tmp_path)
     assert risk.update_equity(equity, T0) is True

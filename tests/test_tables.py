@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import gzip
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mia_fast.errors import ConfigError, DataError
-from mia_fast.tables import TABLES, InputsConfig, Table, check_bar, inputs, page, read_table
+from mia_fast.tables import TABLES, InputsConfig, PriceJumps, Table, check_bar, inputs, page, read_table
 from mia_fast.tables.schema import REFUSALS, checks
 from mia_fast.workspace import Workspace
 
@@ -456,10 +457,13 @@ def test_the_faults_of_whole_inputs_name_source_value_and_way_out(tmp_path: Path
         ("zone_missing", "bars", good.with_columns(pl.col("timestamp").dt.replace_time_zone(None)), "bars.zone"),
         ("zone_missing", "events", events().with_columns(start_time=pl.lit("2024-03-04 10:00")), "events.zone"),
         ("unsorted", "bars", swapped, "row 11: timestamp 2024-03-04T14:40:00.* comes after 2024-03-04T14:41:00"),
-        ("unreadable", "bars", tmp_path / "none.parquet", "none.parquet: cannot be read"),
-        ("unreadable", "bars", tmp_path / "none.csv", "none.csv: cannot be read"),
+        ("not_found", "bars", tmp_path / "none.parquet", "none.parquet: there is no such file"),
+        ("not_found", "bars", tmp_path / "none.csv", "none.csv: there is no such file"),
         ("unreadable", "bars", tmp_path / "bars.xlsx", "'.xlsx' is not a format"),
-        ("unreadable", "bars", {"open": [1.0]}, "dict is neither a path nor a frame"),
+        ("unreadable", "bars", {"open": [1.0]}, "a dict is no frame"),
+        ("unreadable", "bars", [1.0], "list is neither a path nor a frame"),
+        ("unreadable", "bars", good.lazy(), "holds no rows yet"),
+        ("column_missing", "chain", good, "is this a file of chain at all"),
     ]
     for name, kind, source, pattern in cases:
         with pytest.raises(DataError, match=f"(?s){pattern}") as caught:
@@ -758,26 +762,34 @@ def test_a_live_bar_may_not_start_before_the_last_one_closed() -> None:
     assert check_bar(119, **BAR, previous_known_ns=120) == "BAR_OVERLAPS: timestamp=119 previous_known=120"
 
 
-AWKWARD = st.sampled_from([9.0, 10.0, 11.0, 0.0, -1.0, math.nan, math.inf, -math.inf, 1e300])
+AWKWARD = st.sampled_from([9.0, 10.0, 11.0, 13.0, 0.0, -1.0, math.nan, math.inf, -math.inf, 1e300])
+STEP = st.one_of(st.integers(0, 150), st.just(60), st.sampled_from([1799, 1800, 1860]))
 
 
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.integers(0, 150), st.one_of(st.just(10.0), AWKWARD), AWKWARD, AWKWARD, AWKWARD, AWKWARD),
+        st.one_of(
+            st.tuples(STEP, st.one_of(st.just(10.0), AWKWARD), AWKWARD, AWKWARD, AWKWARD, AWKWARD),
+            st.tuples(STEP, st.sampled_from([5.0, 9.0, 10.0, 11.0, 13.0, 100.0])).map(
+                lambda bar: (bar[0], bar[1], bar[1], bar[1], bar[1], 1.0)
+            ),
+        ),
         min_size=1,
         max_size=30,
     )
 )
 def test_the_live_check_and_the_table_accept_the_same_bars(rows: list[tuple[Any, ...]]) -> None:
     stamp, known, accepted, stamps = 0, None, [], []
+    jumps = PriceJumps(0.2, 3, 1_800_000_000_000)
     for step, *numbers in rows:
         stamp += step * 1_000_000_000
         stamps.append(stamp)
-        denial = check_bar(stamp, *numbers, known)
+        denial = check_bar(stamp, *numbers, known) or jumps.fault(stamp, *numbers[1:4])
         accepted.append(denial is None)
         if denial is None:
             known = stamp + 60_000_000_000
+            jumps.take(stamp, numbers[3])
     names = ["open", "high", "low", "close", "volume"]
     frame = pl.DataFrame([row[1:] for row in rows], schema=dict.fromkeys(names, pl.Float64), orient="row")
     frame = frame.with_columns(timestamp=pl.Series(stamps).cast(pl.Datetime("ns", "UTC")))
@@ -791,6 +803,100 @@ def test_the_live_check_and_the_table_accept_the_same_bars(rows: list[tuple[Any,
     assert table.frame["timestamp"].dt.epoch("ns").to_list() == [
         value for value, good in zip(stamps, accepted, strict=True) if good
     ]
+
+
+# Bad prints
+
+
+def flat(*prices: float | tuple[float, float, float], step: int = 60) -> pl.DataFrame:
+    """Minute bars: one price each, or high, low and close."""
+    shaped = [price if isinstance(price, tuple) else (price, price, price) for price in prices]
+    stamps = [1_700_000_040 + step * k for k in range(len(prices))]
+    return pl.DataFrame(
+        {
+            "timestamp": (pl.Series(stamps, dtype=pl.Int64) * 1000).cast(pl.Datetime("ms", "UTC")),
+            "open": [float(close) for _, _, close in shaped],
+            "high": [float(high) for high, _, _ in shaped],
+            "low": [float(low) for _, low, _ in shaped],
+            "close": [float(close) for _, _, close in shaped],
+            "volume": [1.0] * len(prices),
+        }
+    )
+
+
+JUMPS = InputsConfig.model_validate({"max_quarantined_share": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("prices", "refused"),
+    [
+        ([100, 50, 100, 101], [1]),
+        ([100, 1000, 100, 101], [1]),
+        ([100, (1000, 100, 100), 100], [1]),  # a spike inside the bar
+        ([100, (1000, 100, 100), (1000, 100, 100), (1000, 100, 100), 100], [1, 2, 3]),  # is no level however often
+        ([100, 120, 96, 100], []),  # at the limit, each against the close before it
+        ([100, 120.1, 100], [1]),
+        ([100, 50, 50, 50, 51, 50], [1, 2]),  # a true move: the third bar at the level is taken, and those behind it
+        ([100, 50, 100, 50, 100, 50, 100], [1, 3, 5]),  # not in a row
+        ([100, 50, 10, 50, 10, 10, 10, 10], [1, 2, 3, 4, 5]),  # not one level
+        ([1000, 100, 100, 100, 100], [1, 2]),  # the first of all cannot be judged, and does not rule for ever
+    ],
+)
+def test_a_bad_print_is_refused_and_a_true_move_is_confirmed(prices: list[Any], refused: list[int]) -> None:
+    table = read_table("bars", flat(*prices), inputs=JUMPS)
+    assert table.quarantine["row"].to_list() == refused
+    assert set(table.quarantine["rule"]) <= {"price_jump"}
+    if refused:
+        assert table.quarantine["value"][0].startswith("high=")
+        assert "bars.price_jump.limit" in table.quarantine["hint"][0]
+
+
+def test_behind_a_pause_a_session_begins_at_any_price() -> None:
+    table = read_table(
+        "bars",
+        flat(100, 100, 100).vstack(flat(50, 50).with_columns(pl.col("timestamp") + pl.duration(minutes=32))),
+        inputs=JUMPS,
+    )
+    assert table.quarantine.is_empty()
+    short = flat(100, 100, 100).vstack(flat(50, 100).with_columns(pl.col("timestamp") + pl.duration(minutes=31)))
+    assert read_table("bars", short, inputs=JUMPS).quarantine["row"].to_list() == [3]
+
+
+def test_daily_bars_and_a_limit_of_null_are_never_refused() -> None:
+    daily = InputsConfig.model_validate({"bars": {"interval": "1d"}})
+    assert read_table("bars", flat(100, 50, 500, step=86_400), inputs=daily).quarantine.is_empty()
+    off = InputsConfig.model_validate({"bars": {"price_jump": {"limit": None}}})
+    assert read_table("bars", flat(100, 50, 500, 50), inputs=off).quarantine.is_empty()
+
+
+def test_each_symbol_has_its_own_last_close_and_a_correction_is_taken() -> None:
+    both = pl.concat(
+        [flat(100, 100, 50, 100).with_columns(symbol=pl.lit("A")), flat(5, 5, 5, 5).with_columns(symbol=pl.lit("B"))]
+    ).sort("timestamp", "symbol")
+    assert read_table("bars", both, inputs=JUMPS).quarantine["row"].to_list() == [4]
+    again = flat(100, 50, 100, 100)
+    again = again.with_columns(timestamp=again["timestamp"].gather([0, 1, 1, 2]))
+    table = read_table("bars", again, inputs=JUMPS)
+    assert table.quarantine.select("row", "rule").rows() == [(1, "price_jump")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from([50.0, 55.0, 100.0, 110.0, 1000.0]), min_size=2, max_size=25),
+    st.lists(st.integers(1, 24), max_size=4),
+)
+def test_blocks_cut_anywhere_refuse_the_same_bars_as_the_whole(prices: list[float], cuts: list[int]) -> None:
+    loose = InputsConfig.model_validate({"max_quarantined_share": 0.999, "bars": {"interval": "1m"}})
+    frame = flat(*prices)
+    whole = read_table("bars", frame, inputs=loose).quarantine["row"].to_list()
+    carry: dict[Any, PriceJumps] = {}
+    found = []
+    edges = sorted({0, len(prices), *(cut for cut in cuts if cut < len(prices))})
+    for begin, end in itertools.pairwise(edges):
+        config = loose.model_copy(update={"max_quarantined_share": 1.0})
+        table = read_table("bars", frame[begin:end], inputs=config, carry=carry)
+        found += [begin + row for row in table.quarantine["row"]]
+    assert found == whole
 
 
 # Random faults in good tables

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -187,6 +187,7 @@ def make_bars(
     symbol: str | None = None,
     infer_sides: bool = False,
     rows: int = BLOCK_ROWS,
+    metadata: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> BarsReport:
     """Turn tick files into a Parquet file of bars, in memory that does not depend on their length.
@@ -205,6 +206,8 @@ def make_bars(
         Fill missing aggressors, by Lee and Ready with ``book``, else by the tick rule.
     rows
         Rows read at a time.
+    metadata
+        Of the file.
     progress
         Called with rows done and all rows.
 
@@ -270,9 +273,10 @@ def make_bars(
                     report.without_side += int(np.count_nonzero(used == 0))
                 report.events += sum(counts)
                 if writer is None and (frame.height or finished):
-                    writer = pq.ParquetWriter(temporary, frame.to_arrow().schema, compression="zstd")
+                    schema = frame.to_arrow().schema.with_metadata(metadata)
+                    writer = pq.ParquetWriter(temporary, schema, compression="zstd")
                 if frame.height and writer is not None:
-                    writer.write_table(frame.to_arrow())
+                    writer.write_table(frame.to_arrow().replace_schema_metadata(metadata))
                     report.bars += frame.height
                     kept = [pl.concat((*kept, frame)).tail(PICTURE_BARS)]
                 if progress is not None:

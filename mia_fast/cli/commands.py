@@ -27,6 +27,8 @@ memory_app = typer.Typer(no_args_is_help=True, help="The market memory: what it 
 app.add_typer(memory_app, name="memory")
 models_app = typer.Typer(no_args_is_help=True, help="Versions of the models: see them, serve one, go back.")
 app.add_typer(models_app, name="models")
+config_app = typer.Typer(no_args_is_help=True, help="The configuration in force: see it, copy it.")
+app.add_typer(config_app, name="config")
 alerts_app = typer.Typer(no_args_is_help=True, help="Who is told: the alert channels.")
 app.add_typer(alerts_app, name="alerts")
 
@@ -61,6 +63,9 @@ ChainOption = Annotated[Path | None, typer.Option(help="Option chain (Parquet), 
 LevelsOption = Annotated[
     list[Path] | None, typer.Option(help="Option chains, or rows of levels (Parquet); repeat it for several files.")
 ]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Replace the file to write, whatever it holds; an input is never replaced.")
+]
 CrossOption = Annotated[
     list[Path] | None,
     typer.Option(help="Cross-asset closes with the daily VIX (Parquet or CSV); repeat it for several files."),
@@ -71,7 +76,8 @@ CrossOption = Annotated[
 def demo(workspace: WorkspaceOption = None) -> None:
     """Replay two [bold]simulated[/bold] sessions through everything.
 
-    Offline, from the sample that is shipped. Files are written to the workspace.
+    Offline, from the sample that is shipped. Files are written to the folder [bold]demo[/bold] of the workspace, a
+    workspace of its own: invented trades never stand beside a desk's.
 
     Example: [cyan]mia-fast demo --workspace /tmp/desk[/cyan]
     """
@@ -80,8 +86,9 @@ def demo(workspace: WorkspaceOption = None) -> None:
     from mia_fast.simulate import FIRST_SESSION
 
     sample = shipped() / "data" / "sample"
-    place = Workspace.current(workspace)
+    place = Workspace(Workspace.current(workspace).root / "demo")
     show.simulated(sample)
+    show.say(f"Written to {place.root}")
     label = pq.read_schema(sample / "bars.parquet").metadata
     _replay(
         place,
@@ -96,7 +103,7 @@ def demo(workspace: WorkspaceOption = None) -> None:
 
 @app.command()
 def run(
-    bars: Annotated[Path, typer.Option(help="Bars of one symbol (Parquet or CSV).")],
+    bars: Annotated[Path, typer.Option(help="Bars of one symbol, or of its contracts over rolls (Parquet or CSV).")],
     events: Annotated[
         Path | None, typer.Option(help="Macro events. Default: data/macro_events.csv of the workspace.")
     ] = None,
@@ -120,6 +127,15 @@ def run(
     Example: [cyan]mia-fast run --bars es.parquet --events calendar.parquet --cross vix.parquet
     --start 2022-03-23 --end 2022-03-23 --chain spx.parquet[/cyan]
     """
+    if start is not None and end is not None and end < start:
+        from mia_fast.errors import ConfigError
+
+        raise ConfigError(
+            f"--end {end:%Y-%m-%d} lies before --start {start:%Y-%m-%d}",
+            where="--end",
+            hint="exchange the two",
+            then="nothing was started",
+        )
     _replay(
         Workspace.current(workspace),
         bars=bars,
@@ -158,6 +174,7 @@ def features(
         bool, typer.Option("--dry-run", help="Show the plan and the expected size; write nothing.")
     ] = False,
     fresh: Annotated[bool, typer.Option(help="Begin again although a stopped run could go on.")] = False,
+    force: ForceOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Compute the features of bars, or show which of them can be computed.
@@ -173,7 +190,7 @@ def features(
     ins, out = (paths, None) if len(paths) == 1 else (paths[:-1], Path(paths[-1]))
     tables = (cross, levels, events)
     if out is not None and out.suffix.lower() in (".parquet", ".pq") and not out.is_dir():
-        _features_file(place, ins, out, tables, dry_run, plan)
+        _features_file(place, ins, out, tables, dry_run, plan, force)
     else:
         _features_history(place, ins, out, tables, symbol, (dtype, compression, part_rows), dry_run, fresh, plan)
 
@@ -185,10 +202,12 @@ def _features_file(
     beside: tuple[list[Path] | None, list[Path] | None, Path | None],
     dry_run: bool,
     whole: bool,
+    force: bool,
 ) -> None:
     """One file of bars into one file of features."""
     import time
 
+    from mia_fast.cli import target
     from mia_fast.errors import DataError
     from mia_fast.features.frame import feature_availability, generate_features, read_cross
     from mia_fast.features.levels import read_levels
@@ -197,21 +216,22 @@ def _features_file(
     from mia_fast.tables import read_table
 
     files = expand(ins)
-    if len(files) > 1 or out.resolve() in {file.resolve() for file in files}:
+    if len(files) > 1:
         raise DataError(
-            f"{len(files)} files of bars do not make one file of features"
-            if len(files) > 1
-            else "is the file of bars itself",
+            f"{len(files)} files of bars do not make one file of features",
             where=str(out),
             hint="the last name is where to write: give a folder for a history, or another file for one file of bars",
             then="nothing was computed",
         )
-    table = read_table("bars", files[0], workspace=place)
     cross, levels, events = beside
+    if out is not None:
+        inputs = [*files, *(cross or ()), *(levels or ()), *([] if events is None else [events])]
+        target.check(out, "features", inputs, force=force)
+    table = read_table("bars", files[0], workspace=place)
     others = read_cross(cross, place) if cross else None
     known = read_levels(levels, place) if levels else None
     calendar = None if events is None else read_table("events", events, workspace=place)
-    show.table_report(table)
+    show.table_report(table, place)
     show.availability(
         feature_availability(table, cross=others, levels=known, events=calendar, workspace=place), whole=whole
     )
@@ -222,7 +242,7 @@ def _features_file(
         frame = generate_features(table, cross=others, levels=known, events=calendar, workspace=place, progress=advance)
     computed = time.perf_counter()
     with show.working("writing"):
-        fill(out, frame.write_parquet)
+        fill(out, lambda part: frame.write_parquet(part, metadata=target.label("features")))
     show.features_written(out, frame, computed - began, time.perf_counter() - computed)
 
 
@@ -263,7 +283,7 @@ def check_features(
         from mia_fast.tables import read_table
 
         table = read_table("bars", bars, workspace=place)
-        show.table_report(table)
+        show.table_report(table, place)
         one_symbol(table)
         data = sample_of(declared, table, workspace=place, cross=cross or None, levels=levels or None, events=events)
     with show.progress("checks") as advance:
@@ -297,7 +317,7 @@ def _features_history(
     with show.progress("bytes read") as advance:
         found = histories.survey(files, workspace=place, symbol=symbol, progress=advance)
     for table in beside.reports:
-        show.table_report(table)
+        show.table_report(table, place)
     show.levels_read(beside.levels)
     if out is None or dry_run:
         previewed = histories.preview(found, beside, workspace=place, settings=settings)
@@ -412,6 +432,7 @@ def filter_command(
     history: HistoryArgument,
     out: Annotated[Path | None, typer.Argument(help="Parquet file for all filtered rows.")] = None,
     symbol: SymbolOption = None,
+    force: ForceOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Leave out empty, constant and repeated features, clip outliers, and say what was done.
@@ -420,16 +441,19 @@ def filter_command(
 
     Example: [cyan]mia-fast filter history filtered.parquet[/cyan]
     """
+    from mia_fast.cli import target
     from mia_fast.files import fill
     from mia_fast.selection import filtered
 
     place = Workspace.current(workspace)
+    if out is not None:
+        target.check(out, "filtered features", [history], force=force)
     with show.working("filtering"):
         result = filtered(history, workspace=place, symbol=symbol)
     show.filtered(result)
     paths = [place.data / "features" / "features_latest_filtered.csv"]
     if out is not None:
-        fill(out, result.frame.write_parquet)
+        fill(out, lambda part: result.frame.write_parquet(part, metadata=target.label("filtered features")))
         paths.append(out)
     show.files(paths, place)
 
@@ -443,7 +467,9 @@ def bars(
     ticks: Annotated[Path, typer.Argument(help="Trades, or single order events (Parquet or CSV).")],
     out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
     interval: Annotated[str | None, typer.Option(help="Length of a time bar: 250ms, 1s, 1m, 4h. Default: 1m.")] = None,
-    volume: Annotated[float | None, typer.Option(help="Contracts of a volume bar, instead of an interval.")] = None,
+    volume: Annotated[
+        float | None, typer.Option(min=1, help="Contracts of a volume bar, instead of an interval.")
+    ] = None,
     book: Annotated[Path | None, typer.Option(help="Book snapshots: order flow, spreads, depth.")] = None,
     product: Annotated[
         str | None, typer.Option(help="Root symbol of the session table (ES). Without it the market never closes.")
@@ -452,6 +478,7 @@ def bars(
     tick: Annotated[float | None, typer.Option(help="Price step of order events. Default: market_config.yaml.")] = None,
     infer_side: Annotated[bool, typer.Option(help="Fill missing aggressors: Lee-Ready, or the tick rule.")] = False,
     picture: Annotated[Path | None, typer.Option("--plot", help="PNG or SVG of the last bars (extra plot).")] = None,
+    force: ForceOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Turn a tick file into bars with order flow, book and spread columns.
@@ -464,6 +491,7 @@ def bars(
     from mia_fast import config
     from mia_fast.bars.plot import draw
     from mia_fast.bars.stream import is_orders, make_bars
+    from mia_fast.cli import target
     from mia_fast.plot import check
     from mia_fast.sessions import Sessions
     from mia_fast.tables.mapping import interval_of
@@ -471,6 +499,7 @@ def bars(
     if picture is not None:
         check(picture)
     place = Workspace.current(workspace)
+    target.check(out, "bars", [ticks] if book is None else [ticks, book], force=force)
     hours = None if product is None else Sessions.load(place, product)
     single = is_orders(ticks)
     length = None if volume is not None and interval is None else interval_of(interval or "1m")
@@ -487,6 +516,7 @@ def bars(
             tick=tick if tick is not None else config.market(place).instrument.tick_size,
             symbol=symbol,
             infer_sides=infer_side,
+            metadata=target.label("bars"),
             progress=advance,
         )
     show.bars(report)
@@ -513,14 +543,17 @@ def levels(
     Example: [cyan]mia-fast levels spx.parquet --plot levels.png[/cyan]
     """
     from mia_fast.options import LevelsEngine, options_config, read_chain, recalculate_levels
+    from mia_fast.plot import check
     from mia_fast.tables import read_table
 
+    if plot is not None:
+        check(plot)
     place = Workspace.current(workspace)
     known = chain.suffix.lower() in {".json", ".csv"}
     table = read_table("chain", read_chain(chain, workspace=place) if known else chain, workspace=place)
     latest = table.frame.filter(table.frame["quote_time"] == table.frame["quote_time"].max())
     at = int(latest["quote_time"].dt.epoch("ns")[0])
-    show.table_report(dataclasses.replace(table, source=str(chain)))
+    show.table_report(dataclasses.replace(table, source=str(chain)), place)
     found = recalculate_levels(latest, workspace=place, now_ns=at)
     show.levels(found, place)
     if plot is not None:
@@ -556,6 +589,10 @@ def query(
     sql: Annotated[str, typer.Argument(help="One SELECT, DESCRIBE, SHOW or EXPLAIN.")],
     out: Annotated[Path | None, typer.Option(help="Write the result to this .csv or .parquet file.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 40,
+    record: Annotated[
+        bool, typer.Option("--record", help="One row below the other, a line for each column: for SELECT *.")
+    ] = False,
+    force: ForceOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Ask the journal in SQL, read-only; also while an engine runs.
@@ -563,6 +600,7 @@ def query(
     Example: [cyan]mia-fast query "SELECT code, count(*) FROM decisions GROUP BY code"[/cyan]
     """
     from mia_fast import journal
+    from mia_fast.cli import target
     from mia_fast.errors import DataError
     from mia_fast.files import fill
 
@@ -570,11 +608,16 @@ def query(
         raise DataError(
             "is neither .csv nor .parquet", where=str(out), hint="choose one of the two", then="nothing was run"
         )
+    if out is not None:
+        target.check(out, "rows of the journal", (), force=force)
     frame = journal.query(Workspace.current(workspace), sql)
     if out is None:
-        show.rows(frame, rows)
+        (show.records if record else show.rows)(frame, rows)
         return
-    fill(out, frame.write_csv if out.suffix == ".csv" else frame.write_parquet)
+    if out.suffix == ".csv":
+        fill(out, frame.write_csv)
+    else:
+        fill(out, lambda part: frame.write_parquet(part, metadata=target.label("rows of the journal")))
     show.say(f"{frame.height:,} rows to {out}")
 
 
@@ -700,6 +743,75 @@ def validate(
         raise typer.Exit(1)
 
 
+@config_app.command("show")
+def config_show(
+    name: Annotated[str | None, typer.Argument(help="A file, for instance risk.yaml. Default: the list.")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """List the configuration files and where each is read from, or print one.
+
+    Example: [cyan]mia-fast config show market_config.yaml[/cyan]
+    """
+    place = Workspace.current(workspace)
+    if name is None:
+        show.config_files([(one, place.config(one), place.config(one) == _own(place, one)) for one in _configs()])
+        return
+    typer.echo(place.config(_config(name)).read_text(encoding="utf-8"), nl=False)
+
+
+@config_app.command("init")
+def config_init(
+    names: Annotated[list[str] | None, typer.Argument(help="Files to copy. Default: all.")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Copy shipped configuration files into the workspace's config, to be edited there.
+
+    A file in the workspace applies whole, so a limit is changed in a copy of its file. Files that are there already
+    stay as they are.
+
+    Example: [cyan]mia-fast config init market_config.yaml risk.yaml[/cyan]
+    """
+    from mia_fast.files import replacing
+
+    place = Workspace.current(workspace)
+    chosen = [_config(name) for name in names] if names else _configs()
+    kept = [name for name in chosen if _own(place, name).exists()]
+    made = [_own(place, name) for name in chosen if name not in kept]
+    for path in made:
+        with replacing(path) as temporary:
+            temporary.write_bytes((shipped() / "config" / path.name).read_bytes())
+    if made:
+        show.files(made, place)
+    if kept:
+        show.say(f"There already, and left as they are: {', '.join(kept)}")
+
+
+def _configs() -> list[str]:
+    return sorted(path.name for path in (shipped() / "config").iterdir() if path.suffix in (".yaml", ".csv"))
+
+
+def _own(place: Workspace, name: str) -> Path:
+    return place.root / "config" / name
+
+
+def _config(name: str) -> str:
+    import difflib
+
+    from mia_fast.errors import ConfigError
+
+    known = _configs()
+    for one in (name, f"{name}.yaml"):
+        if one in known:
+            return one
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    raise ConfigError(
+        f"there is no configuration file {name!r}",
+        where="NAME",
+        hint=f"did you mean {near[0]!r}?" if near else f"the files are {', '.join(known)}",
+        then="nothing was copied",
+    )
+
+
 @alerts_app.command("status")
 def alerts_status(workspace: WorkspaceOption = None) -> None:
     """Show the channels, without their credentials, and what waits for each."""
@@ -769,14 +881,17 @@ def risk_halt(
 ) -> None:
     """Stop trading now: entries are blocked in every process of the workspace until a reset.
 
-    It closes no position: exits continue.
+    It closes no position: exits continue. A replay goes on: its account and its latch are its own. While another
+    process holds the journal, the reason is left for that process.
 
     Example: [cyan]mia-fast risk halt --reason "A. Smith: venue trouble"[/cyan]
     """
     from mia_fast.risk import desk
 
-    desk(Workspace.current(workspace)).controller.halt(reason)
+    here = desk(Workspace.current(workspace))
+    here.controller.halt(reason)
     show.say("halted: entries are blocked until a reset, exits continue; no position was closed")
+    show.left(here)
 
 
 @risk_app.command("reset")
@@ -790,7 +905,9 @@ def risk_reset(
     """
     from mia_fast.risk import desk
 
-    show.say(str(desk(Workspace.current(workspace)).controller.reset(reason)))
+    here = desk(Workspace.current(workspace))
+    show.say(str(here.controller.reset(reason)))
+    show.left(here)
 
 
 @memory_app.command("status")
@@ -886,7 +1003,7 @@ def models_list(
     """Show the versions of a model, and which one is served."""
     from mia_fast import registry
 
-    show.versions(registry.versions(Workspace.current(workspace), _model(name)))
+    show.versions(name, registry.versions(Workspace.current(workspace), _model(name)))
 
 
 @models_app.command("promote")
@@ -963,7 +1080,10 @@ def _existing(workspace: Path | None) -> Workspace:
     place = Workspace.current(workspace)
     if not place.root.is_dir():
         raise WorkspaceError(
-            "there is no such folder", where=str(place.root), hint="check the path", then="nothing was changed"
+            "there is no such folder",
+            where=str(place.root),
+            hint="check the path; a command that writes, such as mia-fast config init, creates it",
+            then="nothing was changed",
         )
     return place
 
@@ -990,7 +1110,7 @@ def _replay(
         inputs = read_inputs(place, bars=bars, events=events, cross=cross, chain=chain)
     for table in (inputs.bars, inputs.cross, inputs.chain):
         if table is not None:
-            show.table_report(table)
+            show.table_report(table, place)
     try:
         with show.progress("bars") as advance:
             summary = replay(place, inputs, start=start, end=end, fresh=fresh, progress=advance)

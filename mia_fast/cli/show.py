@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ _FINDINGS_SHOWN = 60
 _REASONS_SHOWN = 6
 _EXAMPLES = 3
 _LEFT_OUT = {"empty": "that are mostly empty", "one value": "of one value", "correlates": "that repeat others"}
+_CARRY = 0.0125  # of the price: three months at 5 % a year, the farthest that the traded quarter lies ahead
 _PRICE_LEVELS = ("gamma_wall", "call_wall", "put_wall", "zero_gamma")
 
 
@@ -106,9 +108,16 @@ def simulated(sample: Path) -> None:
     out.print(Panel(escape(notice), style="yellow", title="SIMULATED DATA", title_align="left"))
 
 
-def table_report(table: InputTable) -> None:
-    """What an input brought, and what was taken out of it."""
+def table_report(table: InputTable, place: Workspace) -> None:
+    """What an input brought, and what was taken out of it; the rows themselves go to a file."""
+    from mia_fast.tables import left_out
+
     out.print(escape(table.report()), style="dim")
+    path = left_out.write(table, place)
+    if path is not None:
+        warn(
+            f"  {table.quarantine.height:,} rows were left out: {_relative(path, place)} lists them with value and hint"
+        )
 
 
 _COLUMNS_SHOWN = 8
@@ -390,10 +399,12 @@ def summary(done: Summary, place: Workspace) -> None:
     blocked = sum(done.tally.blocks.values())
     table.add_row("Decisions", actions + (f"; {blocked:,} of them blocked" if blocked else ""))
     table.add_row("Reasons", _counts(done.tally.reasons))
+    if (idle := _idle(done, place)) is not None:
+        table.add_row("[yellow]Idle[/yellow]", f"[yellow]{escape(idle)}[/yellow]")
     profit = done.equity - done.starting_equity
     table.add_row("Trades", f"{done.trades:,}, {done.wins:,} winners; result {profit:+,.2f} USD")
     latched = f", [red]latched at {_minute(done.tally.latched_at)}[/red]" if done.tally.latched_at else ""
-    table.add_row("Largest drawdown", f"{done.tally.max_drawdown:.2%}{latched}")
+    table.add_row("Largest drawdown", f"{done.tally.max_drawdown:.2%}{latched}{_limit(done, place)}")
     table.add_row("Levels", _levels_line(done))
     table.add_row("Memory", done.memory)
     here = done.bars - done.resumed_at
@@ -413,6 +424,50 @@ def summary(done: Summary, place: Workspace) -> None:
         spread.add_row(stage, f"{middle:,.1f}", f"{high:,.1f}", style="bold" if stage == "whole bar" else "")
     out.print(spread)
     files(done.files, place)
+
+
+def _limit(done: Summary, place: Workspace) -> str:
+    """The limit in force, where it was tightened or trading was stopped."""
+    import polars as pl
+
+    from mia_fast import config
+
+    most = config.market(place).max_drawdown
+    limits = done.marks.select("known_at", "drawdown_limit").filter(pl.col("drawdown_limit").is_finite())
+    at = done.tally.latched_at
+    seen = limits if at is None else limits.filter(pl.col("known_at") <= at).tail(1)
+    if seen.is_empty():
+        return ""
+    low = float(seen["drawdown_limit"].min())  # type: ignore[arg-type]  # the column is Float64 and not empty
+    if low < most:
+        what = "at its lowest" if at is None else "at that bar"
+        return f"\nlimit {low:.2%} {what}: max_drawdown {most:.2%}, tightened by the market memory's losing states"
+    return "" if at is None else f"\nlimit {most:.2%} (max_drawdown)"
+
+
+_CAUSE: Final = re.compile(r"(?:FEATURE_MISSING|MODEL_INPUT_NOT_FINITE)\w*: (?:feature=)?(\w+)")
+
+
+def _idle(done: Summary, place: Workspace) -> str | None:
+    """Why a run could not trade at most of its bars, and what would help; None where it could."""
+    from mia_fast.features import catalogue
+
+    causes = {match[1]: count for text, count in done.tally.reasons.items() if (match := _CAUSE.search(text))}
+    if 2 * sum(causes.values()) < done.bars:
+        return None
+    name = max(causes, key=lambda one: causes[one])
+    lacks = done.null_features.get(name)
+    if lacks is None:
+        return (
+            f"{name} had no value at {causes[name]:,} bars: its warm-up was not over. "
+            "Give bars of earlier sessions and begin with --start behind them (docs/features.md: warm-up)"
+        )
+    origins = {column.name: column.origin for column in catalogue.read(place).inputs}
+    wanted = ", ".join(dict.fromkeys(origins[column] for column in lacks if column in origins)) or ", ".join(lacks)
+    tables = {column.name: column.table for column in catalogue.read(place).inputs}
+    options = {"daily": "--cross", "minute": "--cross", "levels": "--chain", "events": "--events"}
+    given = ", ".join(dict.fromkeys(options[tables[c]] for c in lacks if tables.get(c) in options))
+    return f"{name} needs {wanted}" + (f": give it with {given}" if given else "")
 
 
 def bars(report: BarsReport) -> None:
@@ -581,6 +636,16 @@ def trained(manifest: Manifest, folder: Path) -> None:
     out.print(f"Model card: {escape(str(folder / manifest.name))}.md", soft_wrap=True)
 
 
+def config_files(found: Sequence[tuple[str, Path, bool]]) -> None:
+    """The configuration files by name, where each is read from."""
+    table = Table(title="Configuration", title_justify="left", box=None, padding=(0, 2))
+    for column in ("file", "from", "path"):
+        table.add_column(column, overflow="fold")
+    for name, path, own in found:
+        table.add_row(name, "[green]workspace[/green]" if own else "shipped", escape(str(path)))
+    out.print(table)
+
+
 def findings(found: Sequence[Finding], scanned: int, configs: int) -> None:
     """What validation found."""
     for item in found:
@@ -613,9 +678,17 @@ def risk(here: Desk, now_ns: int) -> None:
         ("trading hours", windows.closed(now_ns)),
         ("closures and expiry", windows.blackout(now_ns)),
     ):
-        table.add_row(name, "open" if blocked is None else f"[yellow]{escape(str(blocked))}[/yellow]")
+        table.add_row(name, "open" if blocked is None else f"[yellow]{escape(blocked.told())}[/yellow]")
     table.add_row("journal", here.journal.health())
     out.print(table)
+
+
+def left(here: Desk) -> None:
+    """Say so where the journal's rows wait for another process."""
+    from mia_fast.risk.desk import WorkspaceJournal
+
+    if isinstance(here.journal, WorkspaceJournal) and here.journal.left is not None:
+        say(f"{here.journal.left}: the journal's lines wait in data/journal/outbox, that process takes them")
 
 
 def _blocks(done: Summary) -> Table:
@@ -655,6 +728,18 @@ def rows(frame: pl.DataFrame, most: int) -> None:
     out.print(table)
     more = f", the first {most:,} shown" if frame.height > most else ""
     out.print(f"{frame.height:,} rows{more}", style="dim")
+
+
+def records(frame: pl.DataFrame, most: int) -> None:
+    """The result of a query, one row below the other: a line for each column that holds anything."""
+    width = max((len(name) for name in frame.columns), default=0)
+    for number, row in enumerate(frame.head(most).iter_rows(named=True), 1):
+        out.print(f"[bold]row {number:,}[/bold]")
+        for name, value in row.items():
+            if value is not None:
+                out.print(f"  {escape(name):<{width}}  {_cell(value)}", soft_wrap=True)
+    more = f", the first {most:,} shown" if frame.height > most else ""
+    out.print(f"{frame.height:,} rows{more}; columns without a value are left out", style="dim")
 
 
 def explanation(found: Explanation) -> None:
@@ -716,6 +801,12 @@ def _levels_line(done: Summary) -> str:
     if moved is not None and moved.basis is not None and moved.status == "OK":
         text += f"\non the future (basis {moved.basis:+.2f}): "
         text += ", ".join(f"{name} {_value(getattr(moved.levels, name))}" for name in _PRICE_LEVELS)
+        share = abs(moved.basis) / levels.underlying_price if levels.underlying_price else 0.0
+        if share > _CARRY:
+            text += (
+                f"\n[yellow]the basis is {share:.1%} of the price, more than a quarter's carry at 5 % a year: "
+                "are the bars back-adjusted?[/yellow]"
+            )
     elif moved is not None:
         text += f"\non the future: {escape(moved.reason or moved.status)}"
     return text
@@ -807,11 +898,11 @@ def _sparks(path: Sequence[float], width: int = 16) -> str:
     return "".join("▁▂▃▄▅▆▇█"[int(7 * (x - low) / (high - low)) if high > low else 0] for x in chosen)
 
 
-def versions(found: Sequence[Version]) -> None:
+def versions(name: str, found: Sequence[Version]) -> None:
     """Versions of a model."""
-    table = Table(box=None, padding=(0, 2))
-    for name in ("", "version", "trained to", "gain over its champion", "note"):
-        table.add_column(name)
+    table = Table(title=f"Versions of {name}", title_justify="left", box=None, padding=(0, 2))
+    for column in ("", "version", "trained to", "gain over its champion", "note"):
+        table.add_column(column)
     for one in found:
         gain = "-" if one.gain is None else f"{one.gain:+.1%}"
         mark = "[green]served[/green]" if one.served else ""

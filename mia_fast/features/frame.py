@@ -27,9 +27,10 @@ from mia_fast.files import fill
 from mia_fast.options.config import options_config
 from mia_fast.options.levels import Levels
 from mia_fast.tables import Table, read_table
+from mia_fast.tables.left_out import read_and_tell
 from mia_fast.tables.mapping import day_closes, unscheduled_events
 from mia_fast.telemetry import operation
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 from mia_kernels.validity import validity_bitmap
 
 Floats = NDArray[np.float64]
@@ -81,7 +82,14 @@ def read_cross(source: Any, workspace: Workspace) -> Table:
         A source cannot be used, or two of them disagree on a value.
     """
     parts = source if isinstance(source, list | tuple) else [source]
-    tables = [part if isinstance(part, Table) else read_table("cross", part, workspace=workspace) for part in parts]
+    if not parts:
+        raise DataError(
+            "holds no table",
+            where="cross",
+            hint="leave the argument out, or give the closes of other markets",
+            then="nothing was computed",
+        )
+    tables = [part if isinstance(part, Table) else read_and_tell("cross", part, workspace) for part in parts]
     if len(tables) == 1:
         return tables[0]
     named = ("timestamp", "symbol", "close", "volume")
@@ -281,7 +289,7 @@ def _symbols(
     data: Any, workspace: Workspace, cross: Any, levels: Any, events: Any
 ) -> Iterator[tuple[Any, Table, NDArray[np.int64], tuple[Steps, ...]]]:
     """Of each symbol what :func:`by_symbol` gives, and the sources that go with its bars."""
-    bars = data if isinstance(data, Table) else read_table("bars", data, workspace=workspace)
+    bars = data if isinstance(data, Table) else read_and_tell("bars", data, workspace)
     shared = _sources(bars, workspace, cross, events)
     known = [] if levels is None else read_levels(levels, workspace)
     for symbol, part, rows in by_symbol(bars):
@@ -296,7 +304,7 @@ def generate_features(
     levels: Any = None,
     events: Any = None,
     auxiliary: Sequence[str] = (),
-    workspace: Workspace | None = None,
+    workspace: AnyWorkspace | None = None,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> pl.DataFrame:
@@ -320,7 +328,7 @@ def generate_features(
     events
         The macro calendar: a path, a table, or the risk room's calendar.
     auxiliary
-        Auxiliary columns of the catalogue to put after the features.
+        Auxiliary columns of the catalogue to put after the features: a list of names, or one name.
     workspace
         Where configuration is read and ``data/features/features_latest.csv`` is written.
     threads
@@ -340,12 +348,12 @@ def generate_features(
     DataError
         An input cannot be used; says which row and why.
     """
-    workspace = workspace or Workspace.current()
+    workspace = Workspace.current(workspace)
     frames = []
     for symbol, part, rows, sources in _symbols(data, workspace, cross, levels, events):
         shape = _shape(part, workspace, sources)
         with _TURN:
-            engine = _engine(*shape, tuple(auxiliary))
+            engine = _engine(*shape, (auxiliary,) if isinstance(auxiliary, str) else tuple(auxiliary))
             plan = engine.plan
             known_at, columns = input_arrays(plan, part, sources)
             engine.reset()
@@ -380,7 +388,7 @@ def feature_availability(
     cross: Any = None,
     levels: Any = None,
     events: Any = None,
-    workspace: Workspace | None = None,
+    workspace: AnyWorkspace | None = None,
 ) -> pl.DataFrame:
     """Which features these inputs can give, and what the others lack; nothing is computed.
 
@@ -395,7 +403,7 @@ def feature_availability(
         One row per feature in the catalogue's order: ``feature``, ``family``, ``stage``, ``available``, ``lacks`` (list
         of the input columns that are missing) and ``wanted_from`` (the tables and series that would bring them).
     """
-    workspace = workspace or Workspace.current()
+    workspace = Workspace.current(workspace)
     plans = [
         plan_for(part, workspace=workspace, sources=sources)
         for _, part, _, sources in _symbols(data, workspace, cross, levels, events)

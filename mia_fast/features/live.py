@@ -19,9 +19,9 @@ from mia_fast.features.levels import CLOSES_KEPT, LevelsFeed
 from mia_fast.features.plan import Plan, make_plan
 from mia_fast.options.config import options_config
 from mia_fast.options.levels import Levels
-from mia_fast.tables import check_bar
+from mia_fast.tables import PriceJumps, check_bar, price_jumps
 from mia_fast.tables.mapping import interval_of
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 
 OHLCV: Final = ("open", "high", "low", "close", "volume")
 
@@ -56,7 +56,7 @@ class Features:
     def __init__(
         self,
         *,
-        workspace: Workspace | None = None,
+        workspace: AnyWorkspace | None = None,
         symbols: Sequence[str] = ("",),
         inputs: Sequence[str] = (),
         cross: Any = None,
@@ -64,7 +64,7 @@ class Features:
         auxiliary: Sequence[str] = (),
         interval: str = "1m",
     ) -> None:
-        place = self._place = workspace or Workspace.current()
+        place = self._place = Workspace.current(workspace)
         catalogue = catalogues.read(place)
         self._interval = interval_of(interval)
         self._declared = {column.name: column.table for column in catalogue.inputs}
@@ -77,14 +77,15 @@ class Features:
             available,
             bar_minutes=self._interval / 60e9,
             tick_size=config.market(place).instrument.tick_size,
-            auxiliary=auxiliary,
+            auxiliary=(auxiliary,) if isinstance(auxiliary, str) else auxiliary,
         )
         """What is computed, and what is null for want of which input."""
         options = options_config(place)
 
         def one() -> _Symbol:
             engine = FeatureEngine(self.plan)
-            return _Symbol(engine, sources, LevelsFeed(engine, catalogue.inputs, options), self._interval)
+            feed = LevelsFeed(engine, catalogue.inputs, options)
+            return _Symbol(engine, sources, feed, self._interval, price_jumps(place))
 
         if not symbols or len(set(symbols)) != len(symbols):
             raise DataError(
@@ -121,7 +122,8 @@ class Features:
         Raises
         ------
         DataError
-            The bar breaks a rule of the table ``bars``, or the symbol is not one of these; the state is unchanged.
+            The bar breaks a rule of the table ``bars``, or the symbol is not one of these; the state is unchanged, but
+            that a bar refused for its price counts as one towards a new level (``docs/tables.md``).
         """
         get: Callable[[str], Any] = bar.get if isinstance(bar, Mapping) else lambda name: getattr(bar, name, None)
         named = symbol if symbol is not None else get("symbol")
@@ -284,8 +286,10 @@ class Features:
 class _Symbol:
     """One symbol: engine, what is held for it, and its last closes for the basis."""
 
-    def __init__(self, engine: FeatureEngine, sources: Sequence[Steps], levels: LevelsFeed, interval_ns: int) -> None:
-        self.engine, self.levels = engine, levels
+    def __init__(
+        self, engine: FeatureEngine, sources: Sequence[Steps], levels: LevelsFeed, interval_ns: int, jumps: PriceJumps
+    ) -> None:
+        self.engine, self.levels, self.jumps = engine, levels, jumps
         self._feeds = {steps.table: Feed(steps, engine) for steps in sources}
         self._interval = interval_ns
         self._closes: deque[tuple[int, float]] = deque(maxlen=CLOSES_KEPT)
@@ -297,6 +301,8 @@ class _Symbol:
         o, h, low, c, v = [_number(get(name)) for name in OHLCV]
         last = self.engine.last_known_at
         fault = check_bar(known_at - self._interval, o, h, low, c, v, last if last > 0 else None)
+        if fault is None:
+            fault = self.jumps.fault(known_at - self._interval, h, low, c)
         if fault is not None:
             raise DataError(
                 f"the bar cannot be used: {fault}",
@@ -305,6 +311,7 @@ class _Symbol:
                 then="the bar was not taken; the state is unchanged",
             )
         self._closes.append((known_at, c))
+        self.jumps.take(known_at - self._interval, c)
         for feed in self._feeds.values():
             feed.advance(known_at)
         self.levels.advance(known_at, self._closes)
@@ -319,7 +326,8 @@ class _Symbol:
         self._feeds |= {steps.table: Feed(steps, self.engine) for steps in sources}
 
     def save(self) -> bytes:
-        head = json.dumps({"closes": list(self._closes), "lapse": self.levels.lapse}).encode()
+        kept = {"closes": list(self._closes), "lapse": self.levels.lapse, "jumps": self.jumps.save()}
+        head = json.dumps(kept).encode()
         return len(head).to_bytes(8, "little") + head + self.engine.save()
 
     def restore(self, saved: bytes) -> None:
@@ -328,6 +336,7 @@ class _Symbol:
             head = json.loads(saved[8 : 8 + size])
             closes = [(int(at), float(close)) for at, close in head["closes"]]
             lapse = int(head["lapse"])
+            jumps = [float(value) for value in head["jumps"]]
         except (ValueError, KeyError, TypeError) as error:
             raise StateError(
                 "the saved features are damaged",
@@ -339,6 +348,7 @@ class _Symbol:
         self._closes.clear()
         self._closes.extend(closes)
         self.levels.lapse = lapse
+        self.jumps.restore(jumps)
 
 
 def _number(value: Any) -> float:

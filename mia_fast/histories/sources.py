@@ -18,7 +18,7 @@ from mia_fast import config
 from mia_fast.errors import DataError
 from mia_fast.features.frame import brought
 from mia_fast.files import sha256
-from mia_fast.tables import InputsConfig, Table, read_table
+from mia_fast.tables import InputsConfig, PriceJumps, Table, read_table
 from mia_fast.tables.mapping import inputs as read_inputs
 from mia_fast.tables.schema import DUPLICATE, OVERLAP
 from mia_fast.workspace import Workspace
@@ -283,6 +283,7 @@ class Reader:
         self._mapping = mapping.model_copy(update={"max_quarantined_share": 1.0})
         self._default = default
         self._last: dict[str, int] = {}
+        self._jumps: dict[Any, PriceJumps] = {}
         if source.interval_ns:
             self._fix_interval(source.interval_ns)
 
@@ -295,7 +296,7 @@ class Reader:
                 if counted:
                     self.source.rows += raw.height
                 try:
-                    table = read_table("bars", raw, inputs=self._mapping)
+                    table = read_table("bars", raw, inputs=self._mapping, carry=self._jumps)
                 except DataError as error:
                     if error.reason == "empty":
                         continue

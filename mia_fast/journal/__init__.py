@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from mia_fast.journal import decision as decisions
+from mia_fast.journal import outbox
 from mia_fast.journal.guard import JournalInUseError
 from mia_fast.journal.reader import Reader
 from mia_fast.journal.schema import DECISIONS, LATEST_NS, TABLES, is_flat
 from mia_fast.journal.store import _OPEN, Journal, Settings, is_open, of
 from mia_fast.telemetry import RECORDER
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 
 if TYPE_CHECKING:
     import polars as pl
@@ -42,6 +44,7 @@ __all__ = [
     "is_open",
     "log_decision",
     "of",
+    "post",
     "query",
 ]
 
@@ -58,7 +61,7 @@ def log_decision(
     regime_probs: Mapping[str, float] | None,
     context: Sequence[float] | np.ndarray | Mapping[str, float] | None = None,
     *,
-    workspace: Workspace | None = None,
+    workspace: AnyWorkspace | None = None,
     now_ns: int | None = None,
     durable: bool = False,
 ) -> int:
@@ -71,15 +74,17 @@ def log_decision(
     Parameters
     ----------
     trade_id
-        The desk's name for the trade.
+        The desk's name for the trade; not empty.
     decision
         What was decided: ``"buy"``, ``"sell"``, ``"exit"`` or ``"hold"``; nothing else is accepted.
     signal_score
-        The signal, as the policy gives it.
+        The signal, as the policy gives it; finite.
     regime_probs
-        Probability by regime. JSON has no NaN: a number that is not finite is written as null.
+        Probability, 0 to 1, of each regime or of some: ``trend``, ``range``, ``defensive``.
+        JSON has no NaN: a number that is not finite is written as null.
     context
-        The 150 features seen: in manifest order, or by name (the names are then kept beside them).
+        The 150 features seen: in manifest order and as many as the workspace's ``selection.json`` names (where it has
+        one), or by name (the names are then kept beside them).
         Stored as little-endian float64, with their SHA-256 as ``input_hash``.
     workspace
         Default: ``MIA_WORKSPACE``, else the current directory.
@@ -101,7 +106,8 @@ def log_decision(
     # What @operation does, without a second call: this one is measured in microseconds.
     start, ticks, success = time.time_ns(), time.perf_counter_ns(), False
     try:
-        place = workspace or _current()
+        place = _given(workspace)
+        decisions.check(trade_id, signal_score, regime_probs)
         journal = _OPEN.get(place.root) or of(place)
         instant = start if now_ns is None else now_ns
         names, seen, inputs = None, None, None
@@ -109,6 +115,8 @@ def log_decision(
             if isinstance(context, Mapping):
                 names, context = list(context), list(context.values())
             features = np.asarray(context, dtype="<f8")
+            if names is None:
+                decisions.check_context(place, features.size)
             seen = features.tobytes() if features.ndim == 1 else features  # which is refused
             inputs = b""  # nothing is hashed but the features
         # In the order of the columns; between the probabilities and the hash is what only an engine knows.
@@ -134,7 +142,32 @@ def log_decision(
         _record("decision_log", "log_decision", start, time.perf_counter_ns() - ticks, success)
 
 
-def flush(workspace: Workspace | None = None) -> list[Path]:
+def post(workspace: Workspace, table: str, row: Mapping[str, Any]) -> str | None:
+    """Append one row; where another process holds the journal, leave it there for that process.
+
+    For what must not wait for an engine to end: the kill switch, levels computed beside it. Such a row is in the
+    journal's outbox, on the disk, and goes into the journal when its holder (or the next opener) takes it,
+    usually within a second. A decision is not written so: :func:`log_decision` promises the line itself.
+
+    Returns
+    -------
+    str or None
+        Who holds the journal, where the row was left; None where it was accepted.
+
+    Raises
+    ------
+    JournalError
+        The row was neither accepted nor left.
+    """
+    try:
+        of(workspace, wait=False).append(table, row)
+    except JournalInUseError as error:
+        outbox.put(workspace, table, row)
+        return error.what
+    return None
+
+
+def flush(workspace: AnyWorkspace | None = None) -> list[Path]:
     """Bring everything accepted so far into DuckDB and refresh the CSV exports; the files written.
 
     Raises
@@ -142,7 +175,7 @@ def flush(workspace: Workspace | None = None) -> list[Path]:
     JournalError
         The journal cannot be opened, its writer has failed, or a file cannot be written.
     """
-    return of(workspace or _current()).export()
+    return of(_given(workspace)).export()
 
 
 def export(
@@ -209,6 +242,10 @@ def query(source: Workspace, sql: str, parameters: Sequence[Any] | None = None) 
         return of(source).query(sql, parameters)
     with Reader(source) as reader:
         return reader.query(sql, parameters)
+
+
+def _given(workspace: AnyWorkspace | None) -> Workspace:
+    return _current() if workspace is None else Workspace.current(workspace)
 
 
 def _current() -> Workspace:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 from mia_fast import clock, telemetry
 from mia_fast.errors import JournalError
 from mia_fast.journal import export as exporting
-from mia_fast.journal import segments
+from mia_fast.journal import outbox, segments
 from mia_fast.journal import sql as sqls
 from mia_fast.journal.database import Database, DatabaseDamagedError, first_line, is_damage
 from mia_fast.journal.guard import Incidents, WorkspaceLock
@@ -582,8 +582,9 @@ class Journal:
         )
 
     def _collect(self) -> None:
-        """Bring in telemetry, and say what was sampled or had to wait."""
+        """Bring in telemetry and what other processes left, and say what was sampled or had to wait."""
         with self._collecting:
+            self._fetch()
             lost = 0
             if _telemetry_owner() is self:
                 measured, lost = telemetry.RECORDER.drain()
@@ -599,6 +600,15 @@ class Journal:
             if waits:
                 message = f"JOURNAL_BACKPRESSURE: waits={waits} longest_ms={longest / 1e6:.1f}"
                 self._note("JOURNAL_BACKPRESSURE", 3, message)
+
+    def _fetch(self) -> None:
+        """Take the rows that processes without the journal left beside it; on a full disk they wait on."""
+        with contextlib.suppress(JournalError):  # health() says why; a fault of the writer ends it a step later
+            for message in outbox.take(
+                self._folder / outbox.FOLDER,
+                lambda table, values: self.append_values(table, values, durable=True, wait=False),
+            ):
+                self._note("JOURNAL_OUTBOX", 3, message)
 
     def _take(self, measured: Sequence[telemetry.Measured]) -> int:
         """Accept telemetry rows; how many the disk refused."""

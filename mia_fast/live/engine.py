@@ -34,7 +34,7 @@ from mia_fast.live.policy import FEATURES, Policy
 from mia_fast.memory.recall import FEATURES as RECALLED
 from mia_fast.options.levels import FutureLevels, Levels, LevelsEngine, on_future
 from mia_fast.risk import Account, Desk, Gate, Market, Order, Side, client_id
-from mia_fast.tables import check_bar
+from mia_fast.tables import PriceJumps, check_bar, price_jumps
 
 if TYPE_CHECKING:
     import polars as pl
@@ -201,6 +201,8 @@ class Engine:
         self._level_feed = LevelsFeed(self.features, inputs, levels.config, skip=brought)
         self._daily = next((steps for steps in sources if steps.table == "daily"), None)
         self._closes: deque[tuple[int, float]] = deque(maxlen=CLOSES_KEPT)
+        self.jumps: PriceJumps | None = price_jumps(desk.workspace)
+        """The rule against bad prints; None where the bars were read as a table, which has been held to it."""
         self._rolls, self._shift = rolls, 0.0
         self._shift_until = -math.inf  # the next roll: until then the shift stands
         self._moved_closes = deque(self._closes, CLOSES_KEPT) if rolls else self._closes
@@ -229,6 +231,8 @@ class Engine:
         fault = check_bar(
             now - self._interval, bar.open, bar.high, bar.low, bar.close, bar.volume, last if last > 0 else None
         )
+        if fault is None and self.jumps is not None:
+            fault = self.jumps.fault(now - self._interval, bar.high, bar.low, bar.close)
         if fault is not None:
             self.latency_ns = [0] * len(STAGES)
             if now > last:  # the account is no worse for the bar: its drawdown must not go unseen
@@ -249,6 +253,8 @@ class Engine:
         self.desk.controller.update_equity(account.equity, now)
         marking = clock() - begun
         self._closes.append((now, bar.close))
+        if self.jumps is not None:
+            self.jumps.take(now - self._interval, bar.close)
         prices = self._moved(bar) if self._rolls else bar[1:6]
         for feed in self._feeds:
             feed.advance(now)
@@ -383,9 +389,24 @@ class Engine:
         underlying = levels.underlying_price if levels.underlying_price is not None else math.nan
         self.levels = on_future(levels, price, underlying, limit=self._levels_engine.config.basis_limit)
 
-    def closed(self, profit: float) -> None:
-        """A trade was closed, with this profit (USD after fees); to be told before the bar at which it is known."""
+    def closed(self, trade_id: str, profit: float, now: int) -> None:
+        """A trade was closed; to be told before the bar at which that is known.
+
+        The account's features, the trade rate and the market memory learn of it.
+
+        Parameters
+        ----------
+        trade_id
+            Of the decision that entered it.
+        profit
+            USD after fees.
+        now
+            When it was known, ns UTC.
+        """
+        self.desk.controller.on_trade(now)
         self.account.closed(profit)
+        if self.memory is not None:
+            self.memory.closed(trade_id, profit, now)
 
     def journal_features(self, now_ns: int) -> None:
         """Write down, once per run, which features the contexts of its decisions hold."""

@@ -46,16 +46,14 @@ from mia_fast.features.frame import (
     read_cross,
     write_latest,
 )
-from mia_fast.features.levels import CLOSES_KEPT, level_inputs, snapshots
+from mia_fast.features.levels import CLOSES_KEPT, snapshots
 from mia_fast.features.plan import rests_on
 from mia_fast.files import replacing, write_json
-from mia_fast.live.account import HELD as ACCOUNT_HELD
-from mia_fast.live.account import TABLE as ACCOUNT_TABLE
 from mia_fast.live.broker import ACCOUNT, SimulatedBroker, Trade
 from mia_fast.live.checkpoint import Checkpoint
 from mia_fast.live.engine import BAR_COLUMNS, MINUTE, STAGES, Bar, Engine
-from mia_fast.live.forecast import TABLE as FORECAST_TABLE
 from mia_fast.live.forecast import models_digest
+from mia_fast.live.opening import made_by_engine, warm
 from mia_fast.live.policy import Policy
 from mia_fast.options.config import options_config
 from mia_fast.options.levels import FutureLevels, Levels, LevelsEngine, no_chain
@@ -68,7 +66,6 @@ from mia_fast.risk.calendar import load_calendar
 from mia_fast.tables import Table, read_table
 from mia_fast.telemetry import RECORDER
 from mia_fast.workspace import Workspace
-from mia_models.drift import OUTPUTS as JUDGED
 
 if TYPE_CHECKING:
     from mia_models.session import OnnxModel
@@ -562,6 +559,7 @@ class _Run:
             memory=self.memory,
             rolls=self.rolls,
         )
+        self.engine.jumps = None  # the bars are a table's
 
     def _open_memory(self, until: int | None) -> memories.MemoryWatch:
         """The run's own memory: what the desk knew before the run, and the run's trades, up to ``until`` when resumed.
@@ -622,25 +620,13 @@ class _Run:
             self.memory.close()
 
     def _slow(self, cross: pl.DataFrame | None) -> tuple[Steps, ...]:
-        """What is known of the slower tables; levels come with their chains, the memory's features bar by bar."""
+        """What is known of the slower tables, and what the engine makes bar by bar; levels come with their chains."""
         assert self.bars.interval_ns is not None
-        made = (
-            ("memory", memories.FEATURES),
-            (FORECAST_TABLE, JUDGED if self.pipeline.drift() is not None else ()),
-            (ACCOUNT_TABLE, ACCOUNT_HELD),
-        )
-        declared = {column.name: column.table for column in self.catalogue.inputs}
         calendar = load_calendar(self.workspace, risk_config.risk(self.workspace).events, self.events)
-        levels = [column.name for column in level_inputs(self.catalogue.inputs)]
         return (
             *(() if cross is None else market_sources(cross, self.workspace)),
             *event_source(calendar, self.workspace, self.bars.interval_ns),
-            *((Steps.nothing("levels", levels),) if self.chains and levels else ()),
-            *(
-                Steps.nothing(table, known)
-                for table, names in made
-                if (known := [name for name in names if declared.get(name) == table])
-            ),
+            *made_by_engine(self.catalogue, levels=bool(self.chains), judged=self.pipeline.drift() is not None),
         )
 
     def _early(self, known: int) -> bool:
@@ -657,26 +643,11 @@ class _Run:
         # Of two sources of one table the later wins: levels that are known over none.
         sources = (*self.sources, *level_source(levels, earlier, self.workspace))
         known_at, columns = input_arrays(self.plan, earlier, sources)
-        matrix = self.engine.features.batch(known_at, columns)
-        self._catch_up(known_at, columns, matrix)
+        matrix = warm(self.engine, known_at, columns)
         assert self.memory is not None
         self.memory.observe(int(known_at[-1]), np.ascontiguousarray(matrix[:, -1]))
         closes = self.bars.frame["close"].head(self.first).tail(CLOSES_KEPT).to_list()
         self.engine.restore_closes(list(zip(known_at[-CLOSES_KEPT:].tolist(), closes, strict=True)))
-
-    def _catch_up(self, known_at: NDArray[np.int64], columns: dict[str, Floats], matrix: Floats) -> None:
-        """Step the models through the bars that warm the features, in one go.
-
-        What the catalogue derives from the errors of their forecasts needs those first, so the features run again.
-        """
-        forecasts, features = self.engine.forecasts, self.engine.features
-        unknown = np.full(len(known_at), np.nan)
-        vix, vix_known_at = (columns.get(name, unknown) for name in ("vix", "vix_known_at"))
-        judged = forecasts.catch_up(matrix, columns["close"], vix, vix_known_at)
-        if len(judged):
-            features.reset()
-            features.batch(known_at, {**columns, **dict(zip(forecasts.judged, judged, strict=True))}, out=matrix)
-        forecasts.write(matrix[:, -1])
 
     def _take_chain(self, number: int, *, settled: bool = False) -> None:
         known, chain = self.chains[number]
@@ -700,10 +671,7 @@ class _Run:
         self.journal.append("levels", {**row, "timestamp": at, "event_id": f"levels-{at}"})
 
     def _journal_trade(self, trade: Trade, now: int) -> None:
-        self.engine.desk.controller.on_trade(now)
-        self.engine.closed(trade.profit)
-        assert self.memory is not None
-        self.memory.closed(trade.trade_id, trade.profit, now)
+        self.engine.closed(trade.trade_id, trade.profit, now)
         self.journal.append(
             "trades",
             {

@@ -29,7 +29,7 @@ from mia_fast.memory.store import FILE, MARKER, Check, Counts, MemoryStore, Outc
 from mia_fast.memory.watch import MemoryWatch
 from mia_fast.tables import frame_of
 from mia_fast.telemetry import operation
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 
 __all__ = [
     "FEATURES",
@@ -71,7 +71,7 @@ _SETTINGS: Final = (
 _MUTEX: Final = threading.Lock()
 
 
-def of(workspace: Workspace | None = None, *, patient: bool = True) -> MemoryStore:
+def of(workspace: AnyWorkspace | None = None, *, patient: bool = True) -> MemoryStore:
     """The memory of a workspace in this process; opened, and created where none ever was, at the first call.
 
     Parameters
@@ -88,7 +88,7 @@ def of(workspace: Workspace | None = None, *, patient: bool = True) -> MemorySto
     ConfigError
         ``memory.yaml`` or the manifest is present but invalid.
     """
-    chosen = workspace if workspace is not None else Workspace.current()
+    chosen = Workspace.current(workspace)
     # A process that was forked must not use its parent's connection.
     key = (os.fspath(chosen.root), patient, os.getpid())
     settings = tuple(map(stamp, _files(chosen.root)))
@@ -116,7 +116,7 @@ def forget(workspace: Workspace) -> None:
 
 
 @operation("db_setup", "setup_database")
-def setup_database(workspace: Workspace | None = None) -> Path:
+def setup_database(workspace: AnyWorkspace | None = None) -> Path:
     """Create ``data/market_memory.db``, or bring an older file's tables up to date; the file's path.
 
     A memory that once existed and is gone is not made anew: that would unblock entries in silence.
@@ -137,7 +137,7 @@ def setup_database(workspace: Workspace | None = None) -> Path:
 def purge_old_data(
     days: int | None = None,
     *,
-    workspace: Workspace | None = None,
+    workspace: AnyWorkspace | None = None,
     now_ns: int | None = None,
     vacuum: bool | None = None,
 ) -> Purged:
@@ -203,7 +203,7 @@ def market_closed(now_ns: int) -> bool:
 
 
 @operation("market_memory", "store_pattern")
-def store_pattern(data: Any, profit: float, *, workspace: Workspace | None = None) -> int:
+def store_pattern(data: Any, profit: float, *, workspace: AnyWorkspace | None = None) -> int:
     """Write the state of a closed trade with its outcome: one row in ``clusters`` with ``event_type`` 'trade'.
 
     Parameters
@@ -234,7 +234,16 @@ def store_pattern(data: Any, profit: float, *, workspace: Workspace | None = Non
     store = of(workspace)
     values = _vector(store, row)
     features = None if tuple(row) == store.manifest.names else row  # None: the same text, written faster
-    return store.store(values, _number(profit), at_ns=at_ns, features=features)
+    number = _number(profit)
+    if math.isnan(number):
+        raise MarketMemoryError(
+            f"profit = {profit!r} is not a finite number",
+            where="store_pattern",
+            hint="USD after fees",
+            then="nothing was stored",
+            reason="input",
+        )
+    return store.store(values, number, at_ns=at_ns, features=features)
 
 
 @operation("market_memory", "recall_patterns")
@@ -244,7 +253,7 @@ def recall_patterns(
     *,
     outcome: Outcome = "winning",
     before_ns: int | None = None,
-    workspace: Workspace | None = None,
+    workspace: AnyWorkspace | None = None,
 ) -> pl.DataFrame:
     """The ``k`` nearest stored states by standardised Euclidean distance, exact; winning ones by default.
 
@@ -286,7 +295,9 @@ def recall_patterns(
     return store.describe(store.nearest(_vector(store, row), k, outcome, until=until))
 
 
-def memory_values(data: Any, *, before_ns: int | None = None, workspace: Workspace | None = None) -> dict[str, float]:
+def memory_values(
+    data: Any, *, before_ns: int | None = None, workspace: AnyWorkspace | None = None
+) -> dict[str, float]:
     """The memory's four features for one row of features, in the order of :data:`FEATURES`; NaN where unknown.
 
     Parameters and errors are those of :func:`recall_patterns`; ``before_ns`` defaults to the present.
@@ -357,10 +368,13 @@ def _vector(store: MemoryStore, row: dict[str, Any]) -> Any:
 
 
 def _number(profit: Any) -> float:
+    """As a float; NaN for what is not a number: a truth value and a text are none."""
+    if isinstance(profit, bool | str | bytes):
+        return math.nan
     try:
         return float(profit)
     except (TypeError, ValueError):
-        return math.nan  # which the store refuses
+        return math.nan
 
 
 def _instant(value: Any) -> int:

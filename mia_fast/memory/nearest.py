@@ -73,7 +73,7 @@ def nearest_to(
     Raises
     ------
     DataError
-        The bars cannot be used, none of them is known by ``at``, or ``outcome`` is not known.
+        The bars cannot be used, none of them is known by ``at`` or they end before it, or ``outcome`` is not known.
     MarketMemoryError
         The memory cannot be read, or too much of the moment's state is missing.
     """
@@ -93,6 +93,14 @@ def nearest_to(
             "no bar is known by then",
             where=str(bars),
             hint=f"the first bar is known at {clock.iso(int(times[0]))}",
+            then="nothing was recalled",
+        )
+    assert table.interval_ns is not None
+    if at is not None and clock.from_datetime(at) >= int(times[-1]) + max(table.interval_ns, clock.NS_PER_MINUTE):
+        raise DataError(
+            f"the bars end before: the last is known at {clock.iso(int(times[-1]))}",
+            where=str(bars),
+            hint="name a moment that the bars cover, or give bars that go on to it",
             then="nothing was recalled",
         )
     plan = plan_for(table, workspace=workspace, sources=sources)

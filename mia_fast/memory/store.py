@@ -760,7 +760,7 @@ class MemoryStore:
             raise self._error("io", f"the market memory cannot be used: {error}", None) from error
 
     def _error(self, reason: str, what: str, hint: str | None) -> MarketMemoryError:
-        then = "nothing was stored" if reason == "input" else "entries are blocked while the memory cannot answer"
+        then = "nothing was changed" if reason == "input" else "entries are blocked while the memory cannot answer"
         chosen = hint if hint is not None else _HINTS.get(reason)
         return MarketMemoryError(what, where=str(self.path), hint=chosen, then=then, reason=reason)
 

@@ -24,7 +24,7 @@ import polars as pl
 from mia_fast.errors import DataError
 from mia_fast.options.chain import NEW_YORK
 from mia_fast.options.config import OptionsConfig, options_config
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 
 _THEN = "the chain was not read"
 _SYMBOL = r"^([A-Z]+\d?)\s*(\d{6})([CP])(\d{8})$"  # OCC: root, expiry, type, strike in thousandths
@@ -60,7 +60,7 @@ def read_chain(
     *,
     underlying_price: float | None = None,
     quote_time: dt.datetime | None = None,
-    workspace: Workspace | None = None,
+    workspace: AnyWorkspace | None = None,
 ) -> pl.DataFrame:
     """A chain in any of the formats above, with the canonical columns.
 
@@ -79,7 +79,7 @@ def read_chain(
     DataError
         The source cannot be read as what it looks like.
     """
-    place = workspace or Workspace.current()
+    place = Workspace.current(workspace)
     if isinstance(source, str | Path):
         path = Path(source)
         if path.suffix.lower() == ".json":

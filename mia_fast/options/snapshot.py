@@ -25,6 +25,8 @@ SNAPSHOT_KEYS = ("timestamp", "gamma_wall", "iv_atm", "dealer_position_bias")
 RECORD_SCHEMA = 1
 """Of the full record in the journal: raised when a field goes or changes its meaning or unit; a new field leaves it."""
 _ATTEMPTS = 10_000
+_IV_MOST = 5.0
+"""Per square root of a year. The VIX has never closed above 82.69 (0.83, March 2020); percents lie above."""
 
 
 def save(levels: Levels, workspace: Workspace, *, wait: bool = False) -> Levels:
@@ -96,9 +98,9 @@ def recalculate_levels(
     data
         A chain: any table that speaks Arrow (Polars, pandas, pyarrow, DuckDB), the path of a Parquet
         file or of Cboe's delayed quotes (CSV, JSON), what yfinance returns, a prepared
-        :class:`~mia_fast.options.chain.Chain`. Or a table with ``call_iv_atm`` and optionally
-        ``option_skew`` and no strikes: its last row is echoed, the levels that need a
-        chain are None. Or None: there is no chain.
+        :class:`~mia_fast.options.chain.Chain`. Or a table with ``call_iv_atm`` (a fraction: 0.25 is 25 %, at most 5)
+        and optionally ``option_skew`` and no strikes: its last row is echoed, the levels that need a chain are None.
+        Or None: there is no chain.
     workspace
         Where the file goes and the configuration comes from; default the current workspace.
     now_ns
@@ -108,13 +110,14 @@ def recalculate_levels(
     Returns
     -------
     Levels
-        A mapping; ``path`` is the file.
+        A mapping; ``path`` is the file. Where another process holds the journal, the record is left for it, and the
+        last of ``notes`` says so.
 
     Raises
     ------
     DataError, ConfigError, WorkspaceError
     JournalError
-        The snapshot stands, but its record cannot be journalled.
+        The snapshot stands, but its record can neither be journalled nor left for the process that holds the journal.
     """
     place = workspace if isinstance(workspace, Workspace) else Workspace.current(workspace)
     engine = _engine(place.config("options.yaml"))
@@ -124,10 +127,12 @@ def recalculate_levels(
         levels = no_chain(stamp, "CHAIN_MISSING: data=None")
     elif isinstance(table, pl.DataFrame) and "call_iv_atm" in table.columns and "strike" not in table.columns:
         given = _last(table, "call_iv_atm")
-        usable = given is None or given > 0.0
+        usable = given is None or 0.0 < given <= _IV_MOST
         levels = no_chain(
             stamp,
-            "CHAIN_MISSING: columns=call_iv_atm" if usable else f"IV_INVALID: call_iv_atm={given}",
+            "CHAIN_MISSING: columns=call_iv_atm"
+            if usable
+            else f"IV_INVALID: call_iv_atm={given} most={_IV_MOST} (a fraction: 0.25 is 25 %)",
             iv_atm=given if usable else None,
             option_skew=_last(table, "option_skew"),
         )
@@ -137,8 +142,11 @@ def recalculate_levels(
         if now_ns is not None or levels.timestamp_ns is None:
             levels = dataclasses.replace(levels, timestamp_ns=stamp)
     saved = save(levels, place, wait=True)
-    journal.of(place).append("levels", journal_row(saved, place))
-    return saved
+    holder = journal.post(place, "levels", journal_row(saved, place))
+    if holder is None:
+        return saved
+    left = f"{holder}: the row of these levels waits in data/journal/outbox, that process takes it"
+    return dataclasses.replace(saved, notes=(*saved.notes, left))
 
 
 def journal_row(levels: Levels, workspace: Workspace) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Code(Enum):
     )
     RISK_UNSAVED = (
         "The risk state could not be written, so a restart would not know it.",
-        "Free the disk or restore the permissions of data/; writing is tried again at every mark.",
+        "Free the disk or restore the permissions of data/; writing is tried again at the next mark or call.",
     )
     RISK_MEMORY = (
         "The market memory that may tighten the drawdown limit cannot answer, so the limit is unknown.",
@@ -328,6 +328,10 @@ class Denial:
         if not self.values:
             return self.code.name
         return f"{self.code.name}: " + " ".join(f"{key}={_text(value)}" for key, value in self.values)
+
+    def told(self) -> str:
+        """For a person: the values as they are, blanks included."""
+        return f"{self.code.name}: " + ", ".join(f"{key} {value}" for key, value in self.values)
 
 
 def denial(code: Code, **values: Any) -> Denial:

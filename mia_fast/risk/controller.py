@@ -37,7 +37,7 @@ class Journal(Protocol):
     """What risk needs of the audit trail."""
 
     def append(self, table: str, row: Mapping[str, Any], /) -> int:
-        """Take one row; returns its sequence number once it is safe from the end of the process."""
+        """Take one row; returns once it is safe from the end of the process: its sequence number, if it has one yet."""
 
     def health(self) -> str:
         """``"ok"``, or why rows cannot be taken."""
@@ -114,7 +114,7 @@ class RiskController:
         run_id: str = "risk",
         sessions: Sessions | None = None,
     ) -> None:
-        if not (isinstance(max_drawdown, int | float) and 0.0 < max_drawdown <= 1.0):
+        if not 0.0 < _float(max_drawdown) <= 1.0:
             raise RiskError(
                 f"max_drawdown = {max_drawdown!r} is not a fraction in (0, 1]",
                 where="config/market_config.yaml",
@@ -124,6 +124,7 @@ class RiskController:
         self.trade_rate = TradeRate(config.overtrading)
         self.limit = float(max_drawdown)  # as of the last evaluation; NaN while it is unknown
         self.memory_fault: str | None = None
+        self._report_fault: str | None = None  # why the evidence of the latch is not written
         self.unsaved: str | None = None  # why the state on disk is older than the one in memory
         self.marked_ns: int | None = None  # when the account was last marked by this process
         self.day_denial: Denial | None = None  # the daily loss limit was exceeded in this trade date
@@ -404,7 +405,7 @@ class RiskController:
             self._report()
             if self._record.latch is not None and not self._record.latch.reported:
                 raise RiskError(
-                    "the penalty line, snapshot and alert of this latch cannot be written",
+                    f"the penalty line, snapshot and alert of this latch cannot be written ({self._report_fault})",
                     hint="restore the journal and the permissions of data/ first",
                     then="nothing was cleared",
                 )
@@ -746,8 +747,9 @@ class RiskController:
                 event_id=event,
             )
             self._tell(5, latch.cause, text, event, at_ns=latch.at_ns)
-        except Exception:
+        except Exception as error:
             # The latch holds; the journal's own health tells of its fault, and this is tried again at every mark.
+            self._report_fault = error.what if isinstance(error, MiaError) else str(error)
             return
         self._record = replace(self._record, latch=replace(latch, reported=True))
         self._save()
@@ -790,7 +792,9 @@ class RiskController:
 
 
 def _float(value: Any) -> float:
-    """As a float; NaN for what is not a number."""
+    """As a float; NaN for what is not a number: a truth value and a text are none."""
+    if isinstance(value, bool | np.bool_ | str | bytes):
+        return math.nan
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):

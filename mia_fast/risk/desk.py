@@ -24,7 +24,7 @@ from mia_fast.risk.gate import Gate
 from mia_fast.risk.instance import Instance
 from mia_fast.risk.windows import Sessions, TradeWindowFilter, trading_hours
 from mia_fast.telemetry import operation
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,22 +35,36 @@ if TYPE_CHECKING:
 class WorkspaceJournal:
     """The journal of a workspace, opened when the first row comes.
 
-    Where it cannot be opened (another process holds it), rows are refused and ``health`` says why;
-    the next row tries again. So risk works, and blocks, without a journal.
+    Where another process holds it, a row is left for that process on the disk; ``health`` says who. Where it
+    cannot be opened for another reason, rows are refused, and the next row tries again. So risk works, and
+    blocks, without a journal.
+
+    Attributes
+    ----------
+    left
+        Who holds the journal, if a row was left for that process; else None.
     """
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
+        self.left: str | None = None
 
     def append(self, table: str, row: Mapping[str, Any], /) -> int:
-        """Take one row.
+        """Take one row; returns its number, or 0 where it was left for the journal's holder.
 
         Raises
         ------
         JournalError
-            The journal cannot be opened or does not take the row.
+            The journal cannot be opened or does not take the row, and the row could not be left for it.
         """
-        return self._open().append(table, row)
+        from mia_fast import journal
+
+        try:
+            return self._open().append(table, row)
+        except journal.JournalInUseError as error:
+            journal.outbox.put(self._workspace, table, row)
+            self.left = error.what
+            return 0
 
     def query(self, sql: str, parameters: Sequence[Any] | None = None) -> pl.DataFrame:
         """The result of one read-only statement over everything accepted so far.
@@ -222,7 +236,7 @@ _DESKS: Final[dict[str, Desk]] = {}
 _MUTEX: Final = threading.Lock()
 
 
-def desk(workspace: Workspace | None = None) -> Desk:
+def desk(workspace: AnyWorkspace | None = None) -> Desk:
     """The desk of a workspace in this process; made at the first call.
 
     Raises
@@ -230,7 +244,7 @@ def desk(workspace: Workspace | None = None) -> Desk:
     ConfigError
         A configuration file is present but invalid.
     """
-    chosen = workspace if workspace is not None else Workspace.current()
+    chosen = Workspace.current(workspace)
     key = os.fspath(chosen.root)
     with _MUTEX:
         found = _DESKS.get(key)
@@ -259,7 +273,7 @@ def detach(workspace: Workspace) -> None:
 
 
 @operation("risk", "stop_trading")
-def stop_trading(drawdown: float, *, workspace: Workspace | None = None) -> bool:
+def stop_trading(drawdown: float, *, workspace: AnyWorkspace | None = None) -> bool:
     """True when trading is latched, ``drawdown`` exceeds the limit, or it is not finite.
 
     A breach latches until ``mia-fast risk reset --reason``: penalty line, snapshot and alert are
@@ -283,7 +297,7 @@ def stop_trading(drawdown: float, *, workspace: Workspace | None = None) -> bool
 
 
 @operation("trade_window_filter", "block_trade")
-def block_trade(event_active: bool, *, workspace: Workspace | None = None, now_ns: int | None = None) -> bool:
+def block_trade(event_active: bool, *, workspace: AnyWorkspace | None = None, now_ns: int | None = None) -> bool:
     """True when entries are forbidden by macro events.
 
     Parameters

@@ -26,7 +26,7 @@ from mia_fast.selection.data import Features, Floats, Integers
 from mia_fast.selection.filter import standardised
 from mia_fast.selection.manifest import Selection, read_selection, selection_path
 from mia_fast.telemetry import operation
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 
 REPORT: Final = "features_audit_final.csv"
 _LEAST: Final = 1e-4  # share of an empty bin, so that the logarithm stays finite
@@ -70,7 +70,7 @@ class Audit:
 
 
 def audit_features(
-    data: Any, *, workspace: Workspace | None = None, symbol: str | None = None, reference_until: int | None = None
+    data: Any, *, workspace: AnyWorkspace | None = None, symbol: str | None = None, reference_until: int | None = None
 ) -> pl.DataFrame:
     """Audit features and write ``data/logs/market/features_audit_final.csv``.
 
@@ -105,10 +105,10 @@ def audit_features(
 
 @operation("feature_audit", "audit_features")
 def audited(
-    data: Any, *, workspace: Workspace | None = None, symbol: str | None = None, reference_until: int | None = None
+    data: Any, *, workspace: AnyWorkspace | None = None, symbol: str | None = None, reference_until: int | None = None
 ) -> Audit:
     """As :func:`audit_features`, with drift by month and correlations."""
-    workspace = workspace or Workspace.current()
+    workspace = Workspace.current(workspace)
     settings = selection_config(workspace).audit
     has_selection = selection_path(workspace).exists()
     selection = read_selection(workspace) if has_selection else None

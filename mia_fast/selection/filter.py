@@ -30,7 +30,7 @@ from mia_fast.selection.config import FilterSettings, selection_config
 from mia_fast.selection.data import Features, Floats
 from mia_fast.selection.manifest import read_selection, selection_path
 from mia_fast.telemetry import operation
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 
 LATEST: Final = "features_latest_filtered.csv"
 _TO_MAD: Final = 1.4826  # of a normal distribution: standard deviation by median absolute deviation
@@ -142,7 +142,7 @@ class Filtered:
 
 
 def filter_features(
-    data: Any, *, workspace: Workspace | None = None, symbol: str | None = None, reference: Any = None
+    data: Any, *, workspace: AnyWorkspace | None = None, symbol: str | None = None, reference: Any = None
 ) -> pl.DataFrame:
     """Filter a feature frame and write ``data/features/features_latest_filtered.csv``: its most recent rows, 1,440
     unless ``latest_rows`` of ``config/market_config.yaml`` says otherwise.
@@ -178,10 +178,10 @@ def filter_features(
 
 @operation("feature_filter", "filter_features")
 def filtered(
-    data: Any, *, workspace: Workspace | None = None, symbol: str | None = None, reference: Any = None
+    data: Any, *, workspace: AnyWorkspace | None = None, symbol: str | None = None, reference: Any = None
 ) -> Filtered:
     """As :func:`filter_features`, with the account of what was done."""
-    workspace = workspace or Workspace.current()
+    workspace = Workspace.current(workspace)
     settings = selection_config(workspace).filter
     features = Features(data, workspace, symbol=symbol)
     manifest = _manifest(workspace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
@@ -20,9 +21,10 @@ from mia_fast.selection.data import Floats
 from mia_fast.selection.manifest import Selection, read_selection, selection_path
 from mia_fast.tables import frame_of
 from mia_fast.telemetry import operation
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 
 REGIMES: Final = ("trend", "range", "defensive")
+_NUMBERS: Final = re.compile(r"\d+")
 _THEN: Final = "no observation was made"
 
 
@@ -145,7 +147,7 @@ def create_observation(
     regime: str,
     *,
     missing: Literal["error", "impute"] = "error",
-    workspace: Workspace | None = None,
+    workspace: AnyWorkspace | None = None,
 ) -> Floats:
     """The observation of the last row of ``data``: its chosen features in the manifest's order, weighted by regime.
 
@@ -175,7 +177,7 @@ def create_observation(
     ConfigError
         No features were chosen yet, or the configuration is invalid.
     """
-    workspace = workspace or Workspace.current()
+    workspace = Workspace.current(workspace)
     frame = (
         pl.DataFrame({name: [value] for name, value in data.items()})
         if isinstance(data, Mapping)
@@ -213,7 +215,11 @@ def _known(name: str, known: Any, where: str, what: str, file: str) -> None:
 
 def _missing(names: list[str], count: int, offered: Any, what: str) -> DataError:
     near = {name: difflib.get_close_matches(name, offered, n=1, cutoff=0.8) for name in names}
-    similar = [f"{found[0]!r} for {name!r}" for name, found in near.items() if found]
+    similar = [
+        f"{found[0]!r} for {name!r}"
+        for name, found in near.items()
+        if found and _NUMBERS.sub("", found[0]) != _NUMBERS.sub("", name)  # rsi_14 is no slip of rsi_21
+    ]
     hint = "compute them with generate_features, or pass missing='impute' to take the medians of the selection"
     return DataError(
         f"{len(names)} of the {count} {what}: {', '.join(names)}",

@@ -28,7 +28,7 @@ from mia_fast.selection.targets import TARGETS, Bars, Target, make_target
 from mia_fast.tables import read_table
 from mia_fast.tables.mapping import day_closes
 from mia_fast.telemetry import operation
-from mia_fast.workspace import Workspace
+from mia_fast.workspace import AnyWorkspace, Workspace
 
 Progress = Callable[[int, int], None]
 
@@ -44,7 +44,7 @@ def calculate_shap_weights(
     *,
     bars: Any = None,
     cross: Any = None,
-    workspace: Workspace | None = None,
+    workspace: AnyWorkspace | None = None,
     symbol: str | None = None,
     since: int | None = None,
     until: int | None = None,
@@ -116,7 +116,7 @@ def select_features(
     *,
     bars: Any = None,
     cross: Any = None,
-    workspace: Workspace | None = None,
+    workspace: AnyWorkspace | None = None,
     symbol: str | None = None,
     since: int | None = None,
     until: int | None = None,
@@ -124,7 +124,7 @@ def select_features(
 ) -> tuple[Selection, Importance]:
     """As :func:`calculate_shap_weights`; returns the manifest, and the values of every fold."""
     _lightgbm()
-    workspace = workspace or Workspace.current()
+    workspace = Workspace.current(workspace)
     rules = selection_config(workspace).select
     features = Features(data, workspace, symbol=symbol, since=since, until=until)
     aim = _target(features, rules.target if target is None else target, bars, cross, workspace, rules)

@@ -7,6 +7,7 @@ further names, and a desk adds its own.
 from __future__ import annotations
 
 import datetime as dt
+import math
 import re
 import zoneinfo
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from pydantic import Field, create_model, field_validator, model_validator
 
 from mia_fast.config import Model, load
 from mia_fast.errors import ConfigError
+from mia_fast.tables.live import PriceJumps
 from mia_fast.tables.schema import TABLES
 from mia_fast.workspace import Workspace
 
@@ -110,6 +112,20 @@ def _sections(kind: str) -> dict[str, Any]:
     return {part: (model, Field(default_factory=model)) for part, model in models.items()}
 
 
+class PriceJump(Model):
+    """``bars.price_jump``: when a bar is taken for a bad print."""
+
+    limit: float | None = Field(default=0.2, gt=0, lt=1, description="fraction of the last good close; null: no rule")
+    confirm: int = Field(default=3, ge=2, le=1000, description="bars in a row near one level that make it the new one")
+    pause_minutes: float = Field(default=30, gt=0, description="without a good bar; behind it a new session begins")
+
+    def guard(self) -> PriceJumps:
+        """The rule for one series of bars, at its beginning."""
+        return PriceJumps(
+            math.inf if self.limit is None else self.limit, self.confirm, round(self.pause_minutes * 6e10)
+        )
+
+
 class _Bars(TableInput):
     """``bars`` in ``config/inputs.yaml``."""
 
@@ -119,6 +135,7 @@ class _Bars(TableInput):
         default=True, description="bars with a known_at of their own and no common length are volume bars"
     )
     skip_empty: bool = Field(default=False, description="a row without any price is an interval without trades")
+    price_jump: PriceJump = PriceJump()
 
     @field_validator("interval", mode="before")
     @classmethod
@@ -226,6 +243,12 @@ class InputsConfig(Model):
 def inputs(workspace: Workspace) -> InputsConfig:
     """The desk's ``inputs.yaml``."""
     return load(InputsConfig, workspace.config("inputs.yaml"))
+
+
+def price_jumps(workspace: Workspace) -> PriceJumps:
+    """The rule against bad prints for one series of bars: ``bars.price_jump`` of the desk's ``inputs.yaml``."""
+    found: PriceJump = inputs(workspace).of("bars").price_jump  # type: ignore[attr-defined]  # made at run time
+    return found.guard()
 
 
 def day_closes(workspace: Workspace) -> Daily:

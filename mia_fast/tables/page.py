@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mia_fast.files import write_text
-from mia_fast.tables.schema import DUPLICATE, OVERLAP, REFUSALS, TABLES, Column, TableSpec
+from mia_fast.tables.schema import DUPLICATE, OVERLAP, PRICE_JUMP, REFUSALS, TABLES, Column, TableSpec
 
 _TYPES = {
     "instant": 'Datetime("ns", "UTC")',
@@ -50,7 +50,14 @@ neighbouring levels of the book. A required field may not be empty, NaN or infin
 
 Rows that repeat one another are judged last, among the rows that pass all other rules, so that a faulty row never
 displaces its correction. Bars are measured against the last good bar of their symbol, as in the live path
-(`mia_fast.tables.check_bar`).
+(`mia_fast.tables.check_bar`, `mia_fast.tables.PriceJumps`).
+
+`price_jump` is what a bad print breaks: a bar of half or ten times the price passes every other rule, and would be a
+loss, a latch and a wrong forecast. The shipped limit of 20 % is the widest band in which the CME lets its equity index
+futures trade in a day; within one bar they cannot leave it. A true move beyond it is not refused for ever: the third
+bar in a row near the new level is accepted, and so is a bar 30 minutes after the last good one (the CME's daily pause
+has 60), whatever its price. The rule sees one bar after the other: nothing looks ahead, and the first bar of all, or of
+a file, has nothing to be measured against. Bars of 30 minutes or longer may each begin a session: the rule passes them.
 """
 
 
@@ -85,6 +92,8 @@ def _table(spec: TableSpec) -> str:
         )
     if spec.kind == "bars":
         rules.append((f"`{OVERLAP.name}`", f"`{spec.clock}`", OVERLAP.holds, OVERLAP.hint))
+        columns_of = ", ".join(f"`{name}`" for name in PRICE_JUMP.columns)
+        rules.append((f"`{PRICE_JUMP.name}`", columns_of, PRICE_JUMP.holds, PRICE_JUMP.hint))
     return "\n".join(
         (
             f"## {spec.kind}\n",

@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 
 from mia_fast.errors import DataError
 from mia_fast.tables import mapping as maps
+from mia_fast.tables.live import PriceJumps
 from mia_fast.tables.schema import (
     DTYPES,
     DUPLICATE,
     OVERLAP,
+    PRICE_JUMP,
     REFUSALS,
     TABLES,
     Check,
@@ -85,14 +87,19 @@ class Table:
     def report(self) -> str:
         """A few lines for a person: rows, quarantined rows by rule, what was mapped and left out."""
         lines = [f"{self.kind} from {self.source}: {self.frame.height:,} rows"]
-        for rule, count, first in (
-            self.quarantine.group_by("rule", maintain_order=True)
-            .agg(pl.len(), pl.col("row").min().alias("first"))
-            .rows()
-        ):
-            lines.append(f"  quarantined {count:,}: {rule} (first: row {first})")
+        lines += [f"  quarantined {fault}" for fault in self.faults()]
         lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
+
+    def faults(self) -> list[str]:
+        """For each broken rule how many rows, the first of them with its value, and what to do."""
+        first = self.quarantine.group_by("rule", maintain_order=True).agg(pl.len(), pl.all().exclude("rule").first())
+        return [
+            f"{count:,}: {rule} (first: row {row}, {value if '=' in value else f'{column} = {value}'}; {hint})"
+            for rule, count, row, column, value, hint in first.select(
+                "rule", "len", "row", "column", "value", "hint"
+            ).iter_rows()
+        ]
 
 
 def read_table(
@@ -101,6 +108,7 @@ def read_table(
     *,
     inputs: maps.InputsConfig | None = None,
     workspace: Workspace | None = None,
+    carry: dict[Any, PriceJumps] | None = None,
 ) -> Table:
     """Read ``source`` as the table ``kind``.
 
@@ -116,6 +124,9 @@ def read_table(
         The mapping; by default ``config/inputs.yaml`` of the workspace.
     workspace
         Where the mapping is looked for; by default the current one.
+    carry
+        For bars that are read block by block: what the rule against bad prints knows, by symbol. Empty before the first
+        block, brought up to date by each.
 
     Raises
     ------
@@ -133,7 +144,7 @@ def read_table(
             f"{kind!r} is not an input table", where="read_table", hint=suggestion + refusal.hint, then=_THEN
         )
     config = inputs if inputs is not None else maps.inputs(workspace or Workspace.current())
-    reader = _Reader(spec, config.of(kind), config.max_quarantined_share, _label(source))
+    reader = _Reader(spec, config.of(kind), config.max_quarantined_share, _label(source), carry=carry)
     return reader.read(reader.load(source))
 
 
@@ -166,6 +177,7 @@ class _Reader:
     source: str
     rows: pl.Series | None = None  # source row of each row left; None while none was dropped
     notes: list[str] = field(default_factory=list)
+    carry: dict[Any, PriceJumps] | None = None
 
     # refusing
 
@@ -185,11 +197,17 @@ class _Reader:
         if isinstance(source, pl.DataFrame):
             return source
         is_path = isinstance(source, str | Path)
+        if isinstance(source, pl.LazyFrame):
+            self.refuse("unreadable", "a LazyFrame holds no rows yet", extra="call .collect() on it. Otherwise ")
+        if isinstance(source, dict):
+            self.refuse("unreadable", "a dict is no frame", extra="make one of it: polars.DataFrame(data). Otherwise ")
         if not is_path and not hasattr(source, "__arrow_c_stream__"):
             self.refuse("unreadable", f"{type(source).__name__} is neither a path nor a frame")
         name = Path(source).name.lower() if is_path else ""
         if is_path and not name.endswith((".parquet", ".pq", ".csv", ".csv.gz")):
             self.refuse("unreadable", f"{Path(source).suffix or 'no suffix'!r} is not a format that is read")
+        if is_path and not Path(source).exists():
+            self.refuse("not_found", "there is no such file")
         try:
             if not is_path:
                 return pl.DataFrame(_Stream(source))
@@ -220,6 +238,8 @@ class _Reader:
         else:
             interval_ns = self.interval(frame, first_broken) if self.spec.kind == "bars" else None
             repeated = self.repeated(frame, first_broken, interval_ns)
+        if interval_ns is not None:
+            repeated = self.jumps(frame, own, interval_ns, first_broken, repeated)
         bad = broken | (repeated > 0)
         quarantine = self.quarantine(raw, frame, names, first_broken, tested, repeated, bad)
         rows = None if self.rows is None else self.rows.cast(pl.Int64).to_numpy()
@@ -265,14 +285,16 @@ class _Reader:
                 "column_missing",
                 f"{one if len(missing) == 1 else every}; the source has: {_some(columns)}",
                 key=f"{self.spec.kind}.columns.{column.name}",
-                extra=self.missing_hint(column, canonical, found, columns),
+                extra=self.missing_hint(column, canonical, found, columns, len(missing)),
             )
         renamed = [f"{own} as {name}" for name, own in found.items() if own != name]
         if renamed:
             self.notes.append(f"read {_some(renamed)}")
         return found
 
-    def missing_hint(self, column: Column, canonical: str, found: dict[str, str], columns: list[str]) -> str:
+    def missing_hint(
+        self, column: Column, canonical: str, found: dict[str, str], columns: list[str], count: int
+    ) -> str:
         """What else can be done about a missing column, beyond naming it."""
         if column.name == "volume":
             return "an index has no volume: say so with constants: {volume: 0.0} in its mapping. Otherwise "
@@ -283,6 +305,8 @@ class _Reader:
             return f"only the exchange's time {own!r} is there: move it from event_time to {column.name}. Otherwise "
         if column.name == self.spec.clock and "date" in columns:
             return "a date is not an instant: the file must give the time of day. Otherwise "
+        if count > 1 and 2 * count >= len(self.spec.required()):  # one more name in the mapping will not do
+            return f"is this a file of {self.spec.kind} at all? If it is, map each of these columns. The first: "
         free = [name for name in columns if name not in found.values()]
         near = difflib.get_close_matches(canonical, free, n=1, cutoff=0.75)
         return f"is it {near[0]!r}? " if near else ""
@@ -695,6 +719,82 @@ class _Reader:
                 accepted[symbol] = (start, close)
         return result
 
+    def jumps(
+        self,
+        frame: pl.DataFrame,
+        own: NDArray[np.int64] | None,
+        interval_ns: int,
+        first_broken: NDArray[Any],
+        repeated: NDArray[np.int8],
+    ) -> NDArray[np.int8]:
+        """``repeated``, with 3 where a bar is a bad print.
+
+        Where no bar jumps away from the one before it there is nothing to follow. Else every bar is followed, because a
+        refused one is no measure for those behind it, neither of their price nor of their time.
+        """
+        config: maps.PriceJump = cast(Any, self.mapping).price_jump
+        carry = self.carry if self.carry is not None else {}
+        if config.limit is None:
+            return repeated
+        symbols = frame["symbol"] if "symbol" in frame.columns else None
+        stamps = frame[self.spec.clock].dt.epoch("ns").to_numpy()
+        good = np.flatnonzero((first_broken < 0) & (repeated == 0))
+        wild = any(guard.waiting for guard in carry.values())
+        groups = [(None, good)] if symbols is None else _places(symbols, good)
+        for name, places in groups:
+            if not places.size:
+                continue
+            close = frame["close"].to_numpy()[places]
+            band = close[:-1] * (1.0 - config.limit), close[:-1] * (1.0 + config.limit)
+            low, high = frame["low"].to_numpy()[places[1:]], frame["high"].to_numpy()[places[1:]]
+            begun = carry.get(name)
+            first = int(places[0])
+            wild |= bool(((low < band[0]) | (high > band[1])).any()) or (
+                begun is not None
+                and begun.beyond(int(stamps[first]), *(float(frame[c][first]) for c in ("high", "low")))
+            )
+        if not wild:
+            if self.carry is not None:
+                for name, places in groups:
+                    if places.size:
+                        last = int(places[-1])
+                        carry.setdefault(name, config.guard()).take(int(stamps[last]), float(frame["close"][last]))
+            return repeated
+        return self.followed(frame, stamps, own, interval_ns, first_broken, carry)
+
+    def followed(
+        self,
+        frame: pl.DataFrame,
+        stamps: NDArray[np.int64],
+        own: NDArray[np.int64] | None,
+        interval_ns: int,
+        first_broken: NDArray[Any],
+        carry: dict[Any, PriceJumps],
+    ) -> NDArray[np.int8]:
+        """1, 2 and 3 as for :meth:`jumps`, from one bar to the next as the live path does it."""
+        config: maps.PriceJump = cast(Any, self.mapping).price_jump
+        result = np.zeros(frame.height, np.int8)
+        ends = (stamps + interval_ns if own is None else own).tolist()
+        symbols: Iterable[Any] = frame["symbol"].to_list() if "symbol" in frame.columns else [None] * frame.height
+        prices = zip(*(frame[name].to_list() for name in ("high", "low", "close")), strict=True)
+        accepted: dict[Any, tuple[int, int]] = {}
+        rows = zip(stamps.tolist(), ends, symbols, prices, (first_broken >= 0).tolist(), strict=True)
+        for position, (start, end, symbol, (high, low, close), broken) in enumerate(rows):
+            if broken:
+                continue
+            began, ended = accepted.get(symbol, (-1, -1))
+            guard = carry.get(symbol) or carry.setdefault(symbol, config.guard())
+            if start == began:
+                result[position] = 1
+            elif end < start or start < ended or end <= ended:
+                result[position] = 2
+            elif guard.fault(start, high, low, close) is not None:
+                result[position] = 3
+            else:
+                guard.take(start, close)
+                accepted[symbol] = (start, end)
+        return result
+
     def quarantine(
         self,
         raw: pl.DataFrame,
@@ -713,8 +813,8 @@ class _Reader:
             if index >= 0:
                 columns, rule, hint = tested[index].columns, tested[index].rule, tested[index].hint
             else:
-                fault = DUPLICATE if repeated[position] == 1 else OVERLAP
-                columns, rule, hint = (self.spec.clock,), fault.name, fault.hint
+                fault = {1: DUPLICATE, 2: OVERLAP, 3: PRICE_JUMP}[int(repeated[position])]
+                columns, rule, hint = fault.columns or (self.spec.clock,), fault.name, fault.hint
             values = [
                 _show(raw[names[name]][int(position)] if name in names else frame[name][int(position)])
                 for name in columns
@@ -764,6 +864,12 @@ class _Reader:
         )
         self.notes.append(f"left out {frame.height - merged.height:,} values that a preferred source also has")
         return merged
+
+
+def _places(symbols: pl.Series, good: NDArray[np.int64]) -> list[tuple[Any, NDArray[np.int64]]]:
+    """The good rows of each symbol."""
+    held = pl.DataFrame({"symbol": symbols[good], "place": good})
+    return [(key[0], part["place"].to_numpy()) for key, part in held.group_by("symbol", maintain_order=True)]
 
 
 def _midnights(values: pl.Series) -> bool:

@@ -428,12 +428,22 @@ OVERLAP = Rule(
     "the bar starts when the last good bar before it has ended, or later",
     "check bars.interval in config/inputs.yaml; a stray stamp inside a bar is a fault of the feed",
 )
+PRICE_JUMP = Rule(
+    "price_jump",
+    ("high", "low", "close"),
+    "high and low lie within price_jump.limit of the last good close of the symbol; or that bar began at least "
+    "price_jump.pause_minutes before; or it is the price_jump.confirm-th bar in a row whose close lies beyond, "
+    "near the one before",
+    "a bad print, or a move that the feed did not confirm; if the product may move so far within a bar, raise "
+    "bars.price_jump.limit in config/inputs.yaml, or set it to null",
+)
 
 _REFUSALS = (
     Refusal("kind_unknown", "the table is not one of those below", "ask for one of: " + ", ".join(TABLES)),
+    Refusal("not_found", "there is no such file", "check the path"),
     Refusal(
         "unreadable",
-        "the file is missing, truncated, damaged or of another format",
+        "the file is truncated, damaged or of another format",
         "write it again; Parquet, CSV and gzipped CSV are read, and any frame that has __arrow_c_stream__",
     ),
     Refusal("empty", "no row is there, or none is left after the mapping's filters", "check the file and the filters"),

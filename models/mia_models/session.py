@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -31,6 +32,7 @@ from mia_models.manifest import (
 Floats = NDArray[np.float64]
 
 _BLOCK = 8192
+_NUMBERS = re.compile(r"\d+")
 """Rows per call in a batch: the graph's intermediates stay in the cache."""
 _LANES = 8
 """Every call has a multiple of this many rows. onnxruntime computes logarithms and exponentials in vector lanes, the
@@ -431,7 +433,11 @@ def missing_features(
 ) -> ModelError:
     """The error for columns that the model needs and the caller does not have."""
     near = {name: difflib.get_close_matches(name, offered, n=1, cutoff=0.8) for name in missing}
-    similar = [f"{found[0]!r} for {name!r}" for name, found in near.items() if found]
+    similar = [
+        f"{found[0]!r} for {name!r}"
+        for name, found in near.items()
+        if found and _NUMBERS.sub("", found[0]) != _NUMBERS.sub("", name)  # rsi_14 is no slip of rsi_21
+    ]
     return ModelError(
         f"{len(missing)} of the {len(manifest.inputs)} features of {manifest.name!r} are missing: {', '.join(missing)}",
         where=f"model {manifest.name}",
