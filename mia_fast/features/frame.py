@@ -286,10 +286,9 @@ def by_symbol(bars: Table) -> list[tuple[Any, Table, NDArray[np.int64]]]:
 
 
 def _symbols(
-    data: Any, workspace: Workspace, cross: Any, levels: Any, events: Any
+    bars: Table, workspace: Workspace, cross: Any, levels: Any, events: Any
 ) -> Iterator[tuple[Any, Table, NDArray[np.int64], tuple[Steps, ...]]]:
     """Of each symbol what :func:`by_symbol` gives, and the sources that go with its bars."""
-    bars = data if isinstance(data, Table) else read_and_tell("bars", data, workspace)
     shared = _sources(bars, workspace, cross, events)
     known = [] if levels is None else read_levels(levels, workspace)
     for symbol, part, rows in by_symbol(bars):
@@ -349,8 +348,9 @@ def generate_features(
         An input cannot be used; says which row and why.
     """
     workspace = Workspace.current(workspace)
+    bars = data if isinstance(data, Table) else read_and_tell("bars", data, workspace)
     frames = []
-    for symbol, part, rows, sources in _symbols(data, workspace, cross, levels, events):
+    for symbol, part, rows, sources in _symbols(bars, workspace, cross, levels, events):
         shape = _shape(part, workspace, sources)
         with _TURN:
             engine = _engine(*shape, (auxiliary,) if isinstance(auxiliary, str) else tuple(auxiliary))
@@ -404,9 +404,10 @@ def feature_availability(
         of the input columns that are missing) and ``wanted_from`` (the tables and series that would bring them).
     """
     workspace = Workspace.current(workspace)
+    bars = data if isinstance(data, Table) else read_and_tell("bars", data, workspace)
     plans = [
         plan_for(part, workspace=workspace, sources=sources)
-        for _, part, _, sources in _symbols(data, workspace, cross, levels, events)
+        for _, part, _, sources in _symbols(bars, workspace, cross, levels, events)
     ]
     return availability(catalogues.read(workspace), plans)
 
