@@ -51,6 +51,7 @@ __all__ = [
 _WORKSPACES: Final[dict[tuple[str | None, str], Workspace]] = {}
 _DECISIONS: Final = TABLES["decisions"]
 _record: Final = RECORDER.record
+_FLOAT: Final = np.dtype("<f8")
 _UNKNOWN: Final = (None,) * (_DECISIONS.names.index("input_hash") - 5)
 
 
@@ -114,7 +115,10 @@ def log_decision(
         if context is not None:
             if isinstance(context, Mapping):
                 names, context = list(context), list(context.values())
-            features = np.asarray(context, dtype="<f8")
+            if isinstance(context, np.ndarray) and context.dtype is _FLOAT:
+                features = context
+            else:
+                features = np.asarray(context, _FLOAT)
             if names is None:
                 decisions.check_context(place, features.size)
             seen = features.tobytes() if features.ndim == 1 else features  # which is refused
