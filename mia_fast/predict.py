@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -109,9 +110,9 @@ class NeuralPipeline:
     def generate_predictions(self, data: Any, *, missing: Missing = "error") -> pl.DataFrame:
         """Add the models' outputs to a frame of features.
 
-        The rows are one series of bars in the order of time: the networks carry their state from row to row, from the
-        frame's first row on, and so do the numbers that judge them (:mod:`mia_models.drift`). Row by row they are what
-        a live engine writes that has seen the same bars.
+        The rows are a series of bars in the order of time, of each ``symbol`` if there are several: the networks carry
+        their state from row to row, from the symbol's first row on, and so do the numbers that judge them
+        (:mod:`mia_models.drift`). Row by row they are what a live engine writes that has seen the same bars.
 
         Parameters
         ----------
@@ -137,18 +138,37 @@ class NeuralPipeline:
         ModelError
             Features are absent; the error names them.
         DataError
-            ``data`` is no table, or a feature is not numeric.
+            ``data`` is no table, its rows are not in the order of time, or a feature is not numeric.
         """
-        frame, outputs, imputed = self._outputs(data, missing, self.served, "generate_predictions")
-        judged = self._judged(frame, outputs)
-        return frame.with_columns(*outputs.values(), *judged, imputed)
+
+        def one(frame: pl.DataFrame) -> pl.DataFrame:
+            outputs, imputed = self._outputs(frame, missing, self.served, "generate_predictions")
+            return frame.with_columns(*outputs.values(), *self._judged(frame, outputs), imputed)
+
+        return self._each_symbol(data, "generate_predictions", one)
 
     def encode(self, data: Any, *, missing: Missing = "error") -> pl.DataFrame:
         """The place of each row on the map of volatility regimes, see :func:`encode_vol_regime`; writes nothing."""
-        frame, outputs, imputed = self._outputs(data, missing, (self.networks,), "encode_vol_regime")
-        stamp = frame["timestamp"] if "timestamp" in frame.columns else pl.Series("timestamp", [None] * frame.height)
-        label = outputs["cluster_id"].cast(pl.Int64)
-        return pl.DataFrame([stamp, outputs[LATENT[0]], outputs[LATENT[1]], label, imputed])
+
+        def one(frame: pl.DataFrame) -> pl.DataFrame:
+            outputs, imputed = self._outputs(frame, missing, (self.networks,), "encode_vol_regime")
+            none = pl.Series("timestamp", [None] * frame.height)
+            stamp = frame["timestamp"] if "timestamp" in frame.columns else none
+            label = outputs["cluster_id"].cast(pl.Int64)
+            return pl.DataFrame([stamp, outputs[LATENT[0]], outputs[LATENT[1]], label, imputed])
+
+        return self._each_symbol(data, "encode_vol_regime", one)
+
+    def _each_symbol(self, data: Any, where: str, one: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
+        """``one`` of each symbol's rows, which must be in the order of time; the results in the frame's order."""
+        frame = frame_of(data, where=where, then="nothing was predicted")
+        self.refusals = {}
+        if "symbol" not in frame.columns or frame["symbol"].n_unique() < 2:
+            return one(_in_order(frame, where))
+        at = "row of the frame"
+        parts = frame.with_row_index(at).partition_by("symbol", maintain_order=True)
+        done = [one(_in_order(part.drop(at), where)).with_columns(part[at]) for part in parts]
+        return pl.concat(done).sort(at).drop(at)
 
     def _judged(self, frame: pl.DataFrame, outputs: Mapping[str, pl.Series]) -> list[pl.Series]:
         """The numbers of the drift at each row, and the features that rest on them."""
@@ -178,11 +198,10 @@ class NeuralPipeline:
         return [pl.Series(name, values[name]).fill_nan(None) for name in names]
 
     def _outputs(
-        self, data: Any, missing: Missing, models: Sequence[OnnxModel], where: str
-    ) -> tuple[pl.DataFrame, dict[str, pl.Series], pl.Series]:
+        self, frame: pl.DataFrame, missing: Missing, models: Sequence[OnnxModel], where: str
+    ) -> tuple[dict[str, pl.Series], pl.Series]:
         if missing not in ("error", "impute"):
             raise DataError(f"missing={missing!r} is not known", where=where, hint="say 'error' or 'impute'")
-        frame = frame_of(data, where=where, then="nothing was predicted")
         refused = np.full(frame.height, Reason.NONE, dtype=np.int64)
         outputs: dict[str, pl.Series] = {}
         imputed = np.zeros(frame.height, dtype=np.bool_)
@@ -214,9 +233,10 @@ class NeuralPipeline:
                 name: pl.Series(name, predictions[:, k], dtype=pl.Float64).fill_nan(None)
                 for k, name in enumerate(model.outputs)
             }
-        counts = Counter(refused[refused != Reason.NONE].tolist())
-        self.refusals = {Reason(code).name: count for code, count in sorted(counts.items())}
-        return frame, outputs, pl.Series(IMPUTED, imputed)
+        for code, count in sorted(Counter(refused[refused != Reason.NONE].tolist()).items()):
+            name = Reason(code).name
+            self.refusals[name] = self.refusals.get(name, 0) + count
+        return outputs, pl.Series(IMPUTED, imputed)
 
 
 @operation("contextual_state_encoder", "encode_vol_regime")
@@ -234,7 +254,8 @@ def encode_vol_regime(data: Any, *, missing: Missing = "error", workspace: AnyWo
     -------
     polars.DataFrame
         ``timestamp`` (null if ``data`` has none), ``latent_vol_regime_vec_1``, ``latent_vol_regime_vec_2``,
-        ``cluster_id`` (KMeans label), ``imputed``. The file holds the first four.
+        ``cluster_id`` (KMeans label), ``imputed``. The file holds the first four, its instants in UTC; a ``timestamp``
+        without a time zone is UTC.
 
     Raises
     ------
@@ -243,10 +264,11 @@ def encode_vol_regime(data: Any, *, missing: Missing = "error", workspace: AnyWo
     """
     workspace = Workspace.current(workspace)
     found = _pipeline(workspace).encode(data, missing=missing)
-    stamp = pl.col("timestamp")
-    if isinstance(found.schema["timestamp"], pl.Datetime):
-        stamp = stamp.dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ")
-    fill(workspace.data / LATENT_FILE, found.select(stamp, *LATENT).write_csv)
+    at, kind = pl.col("timestamp"), found.schema["timestamp"]
+    if isinstance(kind, pl.Datetime):
+        utc = at if kind.time_zone is None else at.dt.convert_time_zone("UTC")
+        at = utc.dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ")
+    fill(workspace.data / LATENT_FILE, found.select(at, *LATENT).write_csv)
     return found
 
 
@@ -275,6 +297,23 @@ def _over(catalogue: catalogues.Catalogue, names: Collection[str]) -> catalogues
 
 def _model_files(folder: Path) -> list[Path]:
     return sorted([*folder.glob("[a-z]*.onnx"), *folder.glob("[a-z]*.manifest.json")])
+
+
+def _in_order(frame: pl.DataFrame, where: str) -> pl.DataFrame:
+    """The frame, whose ``timestamp`` must ascend, if it has one: a state carried through other rows is of no market."""
+    if "timestamp" in frame.columns and frame.height > 1:
+        instants = isinstance(frame.schema["timestamp"], pl.Datetime | pl.Date)
+        late = frame["timestamp"].diff() <= dt.timedelta(0) if instants else pl.Series([False])
+        if late.any():
+            row = int(late.arg_max() or 0)
+            raise DataError(
+                f"row {row} of {frame.height:,} is of {frame['timestamp'][row]}, and the row before it of "
+                f"{frame['timestamp'][row - 1]}",
+                where=where,
+                hint="sort the frame by timestamp, and drop doubles; bars of several symbols need a column 'symbol'",
+                then="nothing was predicted",
+            )
+    return frame
 
 
 def _numbers(series: pl.Series, where: str) -> Floats:

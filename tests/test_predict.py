@@ -144,6 +144,51 @@ def test_a_row_that_is_passed_over_leaves_the_state_alone(pipeline):
     np.testing.assert_allclose(with_holes.to_numpy(), without.to_numpy(), rtol=1e-6, atol=1e-7)
 
 
+def stamped(frame: pl.DataFrame, zone: str = "UTC") -> pl.DataFrame:
+    start = dt.datetime(2025, 5, 13, 14, tzinfo=dt.UTC)
+    stamps = pl.datetime_range(start, start + dt.timedelta(minutes=frame.height - 1), "1m", eager=True)
+    return frame.with_columns(stamps.dt.convert_time_zone(zone).alias("timestamp"))
+
+
+def test_symbols_have_a_state_each(pipeline):
+    """However their rows lie between one another."""
+    parts = [stamped(features(60, seed=k)).with_columns(symbol=pl.lit(f"S{k}")) for k in (1, 2)]
+    alone = [pipeline.generate_predictions(part) for part in parts]
+    for together in (pl.concat(parts), pl.concat(parts).sort("timestamp", "symbol")):
+        found = pipeline.generate_predictions(together)
+        assert found.select("timestamp", "symbol").equals(together.select("timestamp", "symbol"))
+        for k, want in enumerate(alone, start=1):
+            assert found.filter(pl.col("symbol") == f"S{k}").equals(want)
+    broken = pl.concat(parts).with_columns(
+        pl.when(pl.col("timestamp").dt.minute() == 5).then(math.inf).otherwise(pl.col("rsi_14")).alias("rsi_14")
+    )
+    pipeline.generate_predictions(broken)
+    assert pipeline.refusals == {"INPUT_NOT_FINITE": 2}
+
+
+@pytest.mark.parametrize("rows", [[0, 2, 1, 3], [0, 1, 1, 2], [3, 2, 1, 0]])
+def test_rows_out_of_order_are_refused(pipeline, rows):
+    """A state carried through them would be that of no market."""
+    with pytest.raises(DataError, match="sort the frame by timestamp") as caught:
+        pipeline.generate_predictions(stamped(features(4))[rows])
+    assert "nothing was predicted" in str(caught.value)
+
+
+def test_latent_vectors_are_written_in_utc(workspace):
+    from mia_fast import encode_vol_regime
+
+    written = []
+    for zone in ("UTC", "America/New_York"):
+        encode_vol_regime(stamped(features(3), zone), workspace=workspace)
+        written.append((workspace.data / "latent_vectors.csv").read_text())
+    encode_vol_regime(
+        stamped(features(3)).with_columns(pl.col("timestamp").dt.replace_time_zone(None)), workspace=workspace
+    )
+    written.append((workspace.data / "latent_vectors.csv").read_text())
+    assert written[0].splitlines()[1].startswith("2025-05-13T14:00:00.000000Z,")
+    assert written == [written[0]] * 3
+
+
 def test_old_call_with_two_features(pipeline):
     old = pl.DataFrame({"rsi_14": [50.0], "ofi_score": [0.1]})
     with pytest.raises(ModelError) as caught:
