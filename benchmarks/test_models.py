@@ -37,17 +37,16 @@ def _options():
 
 
 def _windowed(matrix: np.ndarray):
-    """The shipped graph cut into five sessions, as models are usually served: the CNN and the LSTM start anew on the
-    last 64 bars at every call, the regime, the VIX and the map read the last bar; each prepares its own inputs."""
+    """The shipped graph cut into five sessions, as models are usually served: the LSTM starts anew on the last 64 bars
+    at every call, the MLP, the regime, the VIX and the map read the last bar; each prepares its own inputs."""
     import onnxruntime as ort
     from onnx import TensorProto, helper
 
     proto = onnx.load_from_string((ARTIFACTS / "networks.onnx").read_bytes())
-    waves = [node.output[0] for node in proto.graph.node if node.op_type == "Tanh"]
-    named = {node.op_type: node.output[0] for node in proto.graph.node if node.op_type in ("Softmax", "ArgMin")}
+    named = {node.op_type: node.output[0] for node in proto.graph.node}  # the last of each kind
     cuts = (
-        (waves[0], TensorProto.FLOAT, WINDOW),
-        (waves[1], TensorProto.FLOAT, WINDOW),
+        (named["Tanh"], TensorProto.FLOAT, WINDOW),
+        (named["Sigmoid"], TensorProto.FLOAT, 1),
         (named["Softmax"], TensorProto.FLOAT, 1),
         ("vix_predictions", TensorProto.DOUBLE, 1),
         (named["ArgMin"], TensorProto.INT64, 1),
@@ -113,7 +112,8 @@ def test_one_call_against_five_windowed_sessions():
     sessions = _windowed(matrix)
     names = [f"neural_feature_{k}" for k in range(8)]
     found = dict(zip(model.outputs, stream[-1], strict=True))
-    _, components, chances, vix, cluster = sessions()
+    components, short, chances, vix, cluster = sessions()
+    np.testing.assert_allclose(short, found["trade_success_prob_short"], atol=1e-6)
     np.testing.assert_allclose(components, [found[name] for name in names], atol=0.1)  # restarted: nearly it
     np.testing.assert_allclose(chances, [found[f"regime_prob_{k}"] for k in ("trend", "range", "defensive")], atol=1e-6)
     np.testing.assert_allclose(vix, found["predicted_vix"], rtol=1e-9)
