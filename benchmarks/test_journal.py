@@ -214,8 +214,8 @@ def test_export(opened: Journal, capsys: pytest.CaptureFixture[str]) -> None:
         f"{rows / statistics.median(parquet) / 1e6:.2f} M rows/s; CSV after one more row "
         f"{statistics.median(by_day) * 1e3:.0f} ms against {statistics.median(whole) * 1e3:.0f} ms whole",
     )
-    gates.at_least("export, CSV rows/s, the fastest", rows / min(whole), 1e6)
-    gates.at_least("export, Parquet rows/s, the fastest", rows / min(parquet), 1e6)
+    gates.at_least("export, CSV rows/s", rows / statistics.median(whole), 1e6)
+    gates.at_least("export, Parquet rows/s", rows / statistics.median(parquet), 1e6)
 
 
 def test_log_decision_in_the_loop(
