@@ -223,6 +223,22 @@ def test_an_interval_without_trades_is_skipped_unless_the_mapping_says_otherwise
 # Stamps and intervals
 
 
+@pytest.mark.parametrize(("stamp", "delay"), [("start", 300), ("end", 0)])
+def test_a_close_among_bars_of_other_markets_is_known_at_its_bar_s_end(stamp: str, delay: int) -> None:
+    """Taken as it stands, a bar's start would make its close known before it was there."""
+    plain = cross()
+    others = plain.with_columns(open=15.0, high=15.0, low=15.0)
+    with pytest.raises(DataError, match="start or the end of a bar") as caught:
+        read("cross", others)
+    assert caught.value.reason == "stamp_unknown"
+    assert "cross.stamp" in str(caught.value)
+    found = read("cross", others, stamp=stamp, interval="5m").frame
+    late = found["timestamp"] - read("cross", plain).frame["timestamp"]
+    assert late.dt.total_seconds().unique().to_list() == [delay]
+    daily = others.with_columns(timestamp=pl.date_range(dt.date(2024, 1, 1), dt.date(2024, 4, 9), "1d", eager=True))
+    assert read("cross", daily).frame.height == 100  # a date counts from its day's close, whatever columns there are
+
+
 @pytest.mark.parametrize(("stamp", "delay"), [("start", 60), ("end", 0)])
 def test_a_bar_is_known_at_its_close(stamp: str, delay: int) -> None:
     table = read("bars", bars(), stamp=stamp)
@@ -456,6 +472,7 @@ def test_the_faults_of_whole_inputs_name_source_value_and_way_out(tmp_path: Path
         ("type_wrong", "bars", good.with_columns(timestamp=pl.lit(dt.datetime(3000, 1, 1, tzinfo=UTC))), "1678"),
         ("zone_missing", "bars", good.with_columns(pl.col("timestamp").dt.replace_time_zone(None)), "bars.zone"),
         ("zone_missing", "events", events().with_columns(start_time=pl.lit("2024-03-04 10:00")), "events.zone"),
+        ("stamp_unknown", "cross", cross().with_columns(high=16.0), "start or the end of a bar.*cross.stamp"),
         ("unsorted", "bars", swapped, "row 11: timestamp 2024-03-04T14:40:00.* comes after 2024-03-04T14:41:00"),
         ("not_found", "bars", tmp_path / "none.parquet", "none.parquet: there is no such file"),
         ("not_found", "bars", tmp_path / "none.csv", "none.csv: there is no such file"),

@@ -204,6 +204,15 @@ class _Cross(TableInput):
 
     daily: Daily = Daily()
     prefer_source: Names = Field(default=(), description="of two sources of one value, the first listed wins")
+    stamp: Literal["start", "end"] | None = Field(
+        default=None, description="what an instant marks where the table holds bars (open, high or low)"
+    )
+    interval: str = Field(default="1m", description="the length of those bars")
+
+    @model_validator(mode="after")
+    def _length(self) -> _Cross:
+        duration_ns(self.interval)
+        return self
 
 
 BarsInput = create_model("BarsInput", __base__=_Bars, **_sections("bars"))

@@ -6,6 +6,7 @@ and listed in the quarantine. Nothing is sorted, filled in or guessed.
 
 from __future__ import annotations
 
+import datetime as dt
 import difflib
 import functools
 from collections.abc import Iterable
@@ -360,7 +361,7 @@ class _Reader:
             elif (constant := getattr(self.mapping.constants, column.name)) is not None and name == column.names()[0]:
                 done[name] = self.constant(column, name, constant, raw.height)
         if self.spec.kind == "cross":
-            done[clock] = self.daily_or_instant(raw[names[clock]], done["symbol"]).alias(clock)
+            done[clock] = self.daily_or_instant(raw, names[clock], done["symbol"]).alias(clock)
         used = set(names.values())
         schema = raw.schema  # made anew at each access
         extras = [
@@ -570,8 +571,9 @@ class _Reader:
             self.wrong(values, wanted, int(unread[0]))
         return moments
 
-    def daily_or_instant(self, values: pl.Series, symbols: pl.Series) -> pl.Series:
+    def daily_or_instant(self, raw: pl.DataFrame, clock: str, symbols: pl.Series) -> pl.Series:
         """The clock of ``cross``: an instant, or the close of the day that the source names."""
+        values = raw[clock]
         dtype = values.dtype
         days: pl.Series | None = None
         if dtype == pl.Date:
@@ -582,7 +584,10 @@ class _Reader:
             # Dates of a program that has only instants. Taken as midnights they would be known before their close.
             days = values.dt.date()
         if days is None:
-            return self.instant(values)
+            instants = self.instant(values)
+            if {"open", "high", "low"}.isdisjoint(name.lower() for name in raw.columns):
+                return instants
+            return self.closes_of_bars(instants)
         daily = cast(Any, self.mapping).daily
         self.notes.append(f"{values.name}: each value is known at the close of its day")
         day, symbol = pl.col("day"), pl.col("symbol")
@@ -590,6 +595,16 @@ class _Reader:
         for close in daily.closes:
             known = pl.when(symbol.is_in(close.symbols)).then(published(day, close)).otherwise(known)
         return pl.DataFrame({"day": days, "symbol": symbols}).select(known.alias(values.name)).to_series()
+
+    def closes_of_bars(self, stamps: pl.Series) -> pl.Series:
+        """When the closes of bars among ``cross`` are known: a start that was taken for it would look ahead."""
+        mapping = cast(Any, self.mapping)
+        if mapping.stamp is None:
+            self.refuse("stamp_unknown", f"{stamps.name!r} may mark the start or the end of a bar", key="cross.stamp")
+        if mapping.stamp == "end":
+            return stamps
+        self.notes.append(f"bars of {mapping.interval}, each close known at its bar's end")
+        return stamps + dt.timedelta(microseconds=maps.duration_ns(mapping.interval) // 1000)
 
     # rules
 

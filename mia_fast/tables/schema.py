@@ -464,6 +464,12 @@ _REFUSALS = (
         "set {key} in config/inputs.yaml, for instance America/New_York or UTC",
     ),
     Refusal(
+        "stamp_unknown",
+        "cross holds bars (open, high or low) with instants, and nothing says what they mark: a close is known at its "
+        "bar's end",
+        "set {key} in config/inputs.yaml to start (with cross.interval) or end",
+    ),
+    Refusal(
         "local_time_ambiguous",
         "a local instant occurs twice, or never, on the day the clocks change",
         "write the time in UTC, or with its offset",
