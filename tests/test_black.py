@@ -263,66 +263,8 @@ def table_of_terms(forward, discount, years, spot):
     return terms
 
 
-@pytest.mark.parametrize("years", [60 / YEAR, 2 / 8760, 0.1, 1.5, 5.0])
-@pytest.mark.parametrize("h", [-6.0, -3.0, -0.7, 0.0, 0.4, 2.5, 6.0])
-def test_greeks_agree_with_derivatives_in_50_digits(years, h):
-    spot, r, q, sigma = 4480.0, 0.043, 0.013, 0.21
-    discount = math.exp(-r * years)
-    forward = spot * math.exp((r - q) * years)
-    strike = forward * math.exp(h * sigma * math.sqrt(years))
-    right = 1.0 if strike >= forward else -1.0
-    terms = table_of_terms(forward, discount, years, spot)
-    price = float(discount * exact_price(forward, strike, sigma * math.sqrt(years), right))
-    out, status = np.empty((black.N_GREEKS, 1)), np.zeros(1, np.int8)
-    smile(np.array([price]), np.array([strike]), terms, spot, out, status)
-    assert status[0] == black.OK
-
-    with mp.workdps(50):
-        r, q, t, k = mp.mpf(terms[black.RATE, 0]), mp.mpf(terms[black.YIELD, 0]), mp.mpf(years), mp.mpf(strike)
-
-        def call(s, v, tau, rate):
-            f = s * mp.exp((rate - q) * tau)
-            w = v * mp.sqrt(tau)
-            d1 = mp.log(f / k) / w + w / 2
-            return mp.exp(-rate * tau) * (f * mp.ncdf(d1) - k * mp.ncdf(d1 - w))
-
-        at = (mp.mpf(spot), mp.mpf(float(out[black.SIGMA, 0])), t, r)
-        orders = {
-            black.DELTA: (1, 0, 0, 0),
-            black.GAMMA: (2, 0, 0, 0),
-            black.VEGA: (0, 1, 0, 0),
-            black.THETA: (0, 0, 1, 0),
-            black.RHO: (0, 0, 0, 1),
-            black.VANNA: (1, 1, 0, 0),
-            black.CHARM: (1, 0, 1, 0),
-            black.VOMMA: (0, 2, 0, 0),
-            black.SPEED: (3, 0, 0, 0),
-            black.ULTIMA: (0, 3, 0, 0),
-        }
-        exact = {row: float(mp.diff(call, at, order)) for row, order in orders.items()}
-    exact[black.THETA] *= -1  # per year that passes
-    exact[black.CHARM] *= -1
-    s = sigma * math.sqrt(years)
-    gamma, vega = exact[black.GAMMA], exact[black.VEGA]
-    scale = {  # each greek's own size where it does not cross zero
-        black.DELTA: 1.0,
-        black.GAMMA: gamma,
-        black.VEGA: vega,
-        black.THETA: abs(exact[black.THETA]) + vega * sigma / years,
-        black.RHO: strike * years,
-        black.VANNA: vega / spot / s,
-        black.CHARM: vega / spot / s / years * sigma,
-        black.VOMMA: vega / sigma,
-        black.SPEED: gamma / spot / s,
-        black.ULTIMA: vega / sigma**2,
-    }
-    room = max(1e-12, abs(h) / s * 2.0**-53)  # what half of the forward's last bit means for a density h widths away
-    for row, value in exact.items():
-        assert abs(out[row, 0] - value) <= room * max(scale[row], abs(value)), row
-
-
 def test_greeks_agree_with_quantlib():
-    """Delta, gamma, vega, theta, rho of calls and puts; the other five are against mpmath above."""
+    """Delta, gamma, vega, theta, rho of calls and puts; the other five are against mpmath in test_black_greeks.py."""
     ql = pytest.importorskip("QuantLib")
     rng = np.random.default_rng(11)
     spot = 4480.0
