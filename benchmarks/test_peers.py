@@ -201,9 +201,7 @@ def _call(market: Market, names: Sequence[str], threads: int = 1) -> Callable[[]
 
     def call() -> pl.DataFrame:
         engine.reset()
-        return feature_frame(
-            timestamps, plan.outputs, engine.batch(market.sample.known_at, columns, out=memory, threads=threads)
-        )
+        return feature_frame(timestamps, engine.block(market.sample.known_at, columns, out=memory, threads=threads))
 
     assert call().columns == ["timestamp", *catalogue.names]
     return call

@@ -26,7 +26,7 @@ def _bitmaps() -> None:
 
     from mia_kernels.validity import validity_bitmap
 
-    validity_bitmap(np.zeros(8), np.zeros(1, dtype=np.uint8))
+    validity_bitmap(np.zeros(8), np.zeros(8, dtype=np.uint8))
 
 
 def _risk() -> None:

@@ -28,7 +28,7 @@ from mia_fast.features.builder import CALENDAR
 from mia_fast.features.catalogue import Catalogue
 from mia_fast.features.cross import DailyHistory
 from mia_fast.features.engine import FeatureEngine
-from mia_fast.features.frame import feature_frame, generate_features
+from mia_fast.features.frame import generate_features, matrix_frame
 from mia_fast.features.plan import Plan, make_plan, new_york
 from mia_fast.features.rows import Column, Warmup
 from mia_fast.tables import mapping
@@ -593,7 +593,7 @@ def test_a_frame_of_few_rows(workspace: Workspace, rows: int) -> None:
 def test_nan_becomes_null_and_nothing_else_does() -> None:
     matrix = np.array([[1.0, math.nan, -0.0], [math.nan] * 3, [2.0, 3.0, 4.0]])
     stamps = pl.Series([0, 1, 2]).cast(pl.Datetime("ns", "UTC"))
-    got = feature_frame(stamps, ["a", "b", "c"], matrix)
+    got = matrix_frame(stamps, ["a", "b", "c"], matrix)
     assert got["a"].to_list() == [1.0, None, -0.0]
     assert got["b"].to_list() == [None] * 3
     assert got["c"].null_count() == 0

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+
 import numpy as np
+import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from mia_fast.features import engine as engines
 from mia_fast.features.catalogue import read
 from mia_fast.features.engine import FeatureEngine
+from mia_fast.features.frame import feature_frame, matrix_frame
 from mia_fast.features.plan import make_plan
 from mia_fast.features.sample import simulate
 from mia_fast.workspace import Workspace, shipped
-from mia_kernels.streams import stream, stream_finite
+from mia_kernels.streams import stream, stream_within
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 16, 255, 256])
@@ -20,14 +26,76 @@ def test_any_alignment(size: int) -> None:
     x = np.random.default_rng(size).normal(size=size + 8)
     x[::5] = np.inf
     x[1::7] = np.nan
+    x[2::11] = -3.0
     for shift in range(9):
-        for kernel, expected in ((stream, x), (stream_finite, np.where(np.isfinite(x), x, np.nan))):
+        for limit in (None, 2.0, 1.7976931348623157e308):
             memory = np.full(size + 32, 7.0)
             source = x[shift % 3 :][:size]
-            kernel(source.ctypes.data, memory.ctypes.data + 8 * shift, size)
+            at = source.ctypes.data, memory.ctypes.data + 8 * shift, size
+            stream(*at) if limit is None else stream_within(*at, limit)
+            expected = x if limit is None else np.where(np.abs(x) <= limit, x, np.nan)
             np.testing.assert_array_equal(memory[shift : shift + size], expected[shift % 3 :][:size])
             assert (memory[:shift] == 7.0).all()
             assert (memory[shift + size :] == 7.0).all()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_columns_are_the_matrix_with_its_bitmaps(threads: int, streamed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of columns over everything the catalogue computes, cut where no word of a bitmap ends: the numbers and
+    the state of a matrix, bits set where it is not NaN, and inputs that are put out as they are not copied."""
+    if streamed:
+        monkeypatch.setattr(engines, "_STREAMED", 0)
+    catalogue = read(Workspace(shipped()))
+    sample = simulate(catalogue, 3)
+    columns = {name: values[:1371].copy() for name, values in sample.columns.items()}
+    for k, name in enumerate(columns):  # what an input must not be: beyond the limit, infinite, missing
+        columns[name][[700 + k, 800 + k, 900 + k]] = 2e15, -np.inf, np.nan
+    plan = make_plan(catalogue, list(columns), bar_minutes=1.0, tick_size=0.25, auxiliary=["bid_price_1", "weekday"])
+    whole, parts = FeatureEngine(plan), FeatureEngine(plan)
+    matrix = whole.batch(sample.known_at[:1371], columns)
+    assert len(plan.passed) > 100
+    for start, end in itertools.pairwise((0, 1, 64, 397, 653, 660, 1371)):
+        part = {name: values[start:end] for name, values in columns.items()}
+        out = np.full((len(plan.outputs), end - start), 5.0)
+        block = parts.block(sample.known_at[start:end], part, out=out, threads=threads)
+        there = np.unpackbits(block.valid, axis=1, bitorder="little")
+        for row, name in enumerate(plan.outputs):
+            expected = matrix[row, start:end]
+            known = ~np.isnan(expected)
+            np.testing.assert_array_equal(there[row, : end - start], known, name)
+            assert not there[row, end - start :].any()
+            assert block.missing[row] == (~known).sum(), name
+            assert np.array_equal(block.values[row][known].view(np.int64), expected[known].view(np.int64)), name
+            if row in plan.passed:
+                assert np.shares_memory(block.values[row], part[plan.passed[row]])
+                assert (out[row] == 5.0).all()
+    assert parts.save() == whole.save()
+
+
+def _tell(told: list[int], done: int, _rows: int) -> None:
+    told.append(done)
+
+
+def test_a_frame_of_columns_is_that_of_a_matrix() -> None:
+    catalogue = read(Workspace(shipped()))
+    sample = simulate(catalogue, 2)
+    bars_alone = {name: sample.columns[name] for name in ("open", "high", "low", "close", "volume")}
+    plan = make_plan(catalogue, list(bars_alone), bar_minutes=1.0, tick_size=0.25)
+    assert plan.missing
+    stamps = pl.Series("timestamp", sample.known_at).cast(pl.Datetime("ns", "UTC"))
+    engine = FeatureEngine(plan)
+    expected = matrix_frame(stamps, plan.outputs, engine.batch(sample.known_at, bars_alone))
+    engine.reset()
+    for threads in (1, 2):
+        engine.reset()
+        told: list[int] = []
+        done = functools.partial(_tell, told)
+        block = engine.block(sample.known_at, bars_alone, threads=threads, progress=done)
+        assert_frame_equal(feature_frame(stamps, block), expected, check_exact=True)
+        assert told[-1] == len(sample)
+    empty = engine.block(sample.known_at[:0], {name: values[:0] for name, values in bars_alone.items()})
+    assert feature_frame(stamps[:0], empty).shape == (0, 1 + len(plan.outputs))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

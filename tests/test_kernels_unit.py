@@ -28,7 +28,7 @@ from mia_fast.features.expression import parse
 from mia_fast.features.plan import make_plan, new_york
 from mia_kernels import opcodes as op
 from mia_kernels.calendar import calendar_columns
-from mia_kernels.validity import validity_bitmap
+from mia_kernels.validity import mark, validity_bitmap
 
 PERIODS = (2, 3, 4, 5, 7, 8, 9, 14, 16, 17, 31, 32, 33, 63, 64, 65, 97, 127, 128)
 MINUTE = 60_000_000_000
@@ -572,28 +572,34 @@ def test_random_formulas_agree_with_python_s_own_arithmetic(text: str, seed: int
 # --- validity bitmaps ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 63, 64, 65, 1000])
+@pytest.mark.parametrize("n", [*range(35), 63, 64, 65, 128, 255, 256, 257, 1000])
 def test_validity_bitmap(n: int) -> None:
-    values = np.random.default_rng(n).choice([1.0, math.nan, math.inf, -0.0], n)
-    bitmap = np.zeros((n + 7) // 8, dtype=np.uint8)
-    assert validity_bitmap(values, bitmap) == np.isnan(values).sum()
-    np.testing.assert_array_equal(np.unpackbits(bitmap, bitorder="little")[:n], ~np.isnan(values))
-    assert not np.unpackbits(bitmap, bitorder="little")[n:].any()
+    """Arrow's bits, whatever the memory held; the words' rest is cleared, and nothing behind them is touched."""
+    random = np.random.default_rng(n)
+    for values in (
+        random.choice([1.0, math.nan, math.inf, -math.inf, -0.0], n),
+        np.where(np.arange(n) < n // 3, math.nan, 1.0),  # a warm-up
+        np.ones(n),
+        np.full(n, math.nan),
+    ):
+        words = random.integers(0, 256, (n + 63) // 64 * 8 + 8).astype(np.uint8)
+        behind = words[-8:].copy()
+        assert validity_bitmap(values, words[:-8]) == np.isnan(values).sum()
+        bits = np.unpackbits(words[:-8], bitorder="little")
+        np.testing.assert_array_equal(bits[:n], ~np.isnan(values))
+        assert not bits[n:].any()
+        np.testing.assert_array_equal(words[-8:], behind)
 
 
-@pytest.mark.parametrize("n", [*range(1, 34), 64, 257])
-def test_validity_bitmap_of_a_warm_up(n: int) -> None:
-    """Nothing but a prefix is missing, which has a path of its own; then one value more."""
-    for first in range(n + 1):
-        values = np.where(np.arange(n) < first, math.nan, 1.0)
-        for hole in (None, n - 1):
-            if hole is not None:
-                values[hole] = math.nan
-            bitmap = np.zeros((n + 7) // 8, dtype=np.uint8)
-            assert validity_bitmap(values, bitmap) == np.isnan(values).sum()
-            bits = np.unpackbits(bitmap, bitorder="little")
-            np.testing.assert_array_equal(bits[:n], ~np.isnan(values))
-            assert not bits[n:].any()
+@pytest.mark.parametrize("limit", [1e15, 1.7976931348623157e308, math.inf])
+def test_what_lies_beyond_a_limit_is_marked_as_missing(limit: float) -> None:
+    beyond = math.nextafter(limit, math.inf)
+    edge = [limit, -limit, beyond, -beyond, math.nan, 0.0, 5e-324, math.inf]
+    values = np.array(edge * 9)[:70]
+    words = np.zeros(16, dtype=np.uint8)
+    expected = np.abs(values) <= limit
+    assert mark(values.ctypes.data, 70, limit, words.ctypes.data) == 70 - expected.sum()
+    np.testing.assert_array_equal(np.unpackbits(words, bitorder="little")[:70], expected)
 
 
 # --- where compiled kernels are kept ------------------------------------------------------------------

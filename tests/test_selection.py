@@ -133,9 +133,8 @@ def everything() -> pl.DataFrame:
     catalogue = catalogues.read(Workspace(shipped()))
     sample = simulate(catalogue, 3)
     plan = make_plan(catalogue, tuple(sample.columns), bar_minutes=1.0, tick_size=sample.tick_size)
-    matrix = FeatureEngine(plan).batch(sample.known_at, {name: sample.columns[name] for name in plan.inputs})
-    stamps = pl.Series("timestamp", sample.known_at - MINUTE).cast(pl.Datetime("ns", "UTC"))
-    return feature_frame(stamps, plan.outputs, matrix)
+    block = FeatureEngine(plan).block(sample.known_at, {name: sample.columns[name] for name in plan.inputs})
+    return feature_frame(pl.Series("timestamp", sample.known_at - MINUTE).cast(pl.Datetime("ns", "UTC")), block)
 
 
 def test_the_contracts_files_of_all_350(everything: pl.DataFrame, tmp_path: Path) -> None:

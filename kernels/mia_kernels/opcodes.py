@@ -9,6 +9,8 @@ from __future__ import annotations
 # --- geometry -----------------------------------------------------------------------------------
 BLOCK = 256
 """Rows that one pass works on; they stay in the cache."""
+WORD = 64
+"""Rows of a call are cut at multiples of this, counted from its first: each block fills whole words of a bitmap."""
 HISTORY = 128
 """Rows of history kept before the block in every working column: the longest look-back."""
 CAPACITY = HISTORY + BLOCK
@@ -78,6 +80,10 @@ TIME_SLOPE = 38
 ARITHMETIC = 40
 AGO = 41
 PUT = 42
+LOAD = 47
+"""Inputs to their working columns."""
+PASS = 48
+"""Inputs to the output, as they are."""
 AVERAGE_EACH = 43
 COMOMENT_TABLE = 44
 CORRELATION = 45
@@ -121,7 +127,7 @@ OPERATION_FIELDS = 4
 
 # --- scratch rows ---------------------------------------------------------------------------------
 STAGE = 62
-"""Where outputs wait that are written around the cache: room for an instruction's 24 columns, then two tables."""
-SCRATCH = STAGE + 3 * LANES + 2
+"""Where outputs wait that are written around the cache: room for an instruction's 24 columns, then three tables."""
+SCRATCH = STAGE + 3 * LANES + 3
 SCRATCH_STRIDE = BLOCK + 8
 """Numbers from one scratch row to the next: an odd number of cache lines, as STRIDE."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -42,6 +43,20 @@ def quotient(x: float, divisor: float, inverse: float) -> float:
     e = fma(-q, divisor, x)
     corrected = fma(e, inverse, q)
     return corrected if abs(e) > 0.0 else q
+
+
+def spread(builder: Any, number: Any, vector: Any) -> Any:
+    """For code that is written out: a vector of this type with ``number`` in every lane."""
+    index = ir.IntType(32)
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.Constant(index, 0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(index, vector.count), [0] * vector.count))
+
+
+def magnitude(builder: Any, x: Any) -> Any:
+    """For code that is written out: the size of each float64 of a vector."""
+    name = f"llvm.fabs.v{x.type.count}f64"
+    known = builder.module.globals.get(name)
+    return builder.call(known or ir.Function(builder.module, ir.FunctionType(x.type, [x.type]), name), [x])
 
 
 def _wide(typing: Any) -> Any:

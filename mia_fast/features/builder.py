@@ -68,6 +68,7 @@ class Builder:
         columns: dict[str, Column],
         parsed: dict[str, expressions.Expression],
         inputs: Sequence[str],
+        read: frozenset[str],
         outputs: dict[str, int],
         bar_minutes: float,
         tick_size: float,
@@ -85,17 +86,25 @@ class Builder:
         self.state = op.HEADER
         self.slots = op.FIRST_INPUT
         self._slot = dict(CALENDAR)
-        for name in inputs:
-            self._slot[name] = self.slots
-            self.slots += 1
+        self._input = {name: k for k, name in enumerate(inputs)}
+        self._loaded: dict[int, int] = {}
         self.marked = [_Marked(0, op.HEADER, BOTH)]
         self.slot_halves = [BOTH] * self.slots
-        self._bounded = frozenset(self._slot)  # calendar and inputs are numbers or missing
+        self.depths = [op.HISTORY if slot != op.SPARE else 0 for slot in range(self.slots)]
+        """How many rows before a block are read of each working column."""
+        for name in inputs:
+            if name in read:  # others are passed on at most: nothing looks back on them
+                self._slot[name] = self._new_slots(1, 0, depth=0)
+                self._loaded[self._slot[name]] = self._input[name]
+        self._bounded = frozenset((*CALENDAR, *inputs))  # numbers or missing
         self._value: dict[str, int] = {}
         self._table_at: dict[tuple[int, str], _Instruction] = {}
         self._tables: dict[tuple[int, str], int] = {}
-        self._levels: dict[tuple[int, str], int] = {}
+        self._longest: dict[tuple[int, str], int] = {}
         self._copies: list[tuple[int, int, int]] = []
+        self.passed: dict[int, int] = {}
+        """Outputs that are inputs as they are: output row -> input."""
+        self._passed_halves: dict[int, int] = {}
         self.externals: list[tuple[tuple[str, ...], int]] = []
         """Columns of registered functions, with the place of their count of failures in the state."""
 
@@ -104,7 +113,7 @@ class Builder:
     def give_slot(self, name: str) -> None:
         """Keep ``name`` in a working column, because others read it."""
         if name not in self._slot:
-            self._slot[name] = self._new_slots(1, self._halves_of[name])
+            self._slot[name] = self._new_slots(1, self._halves_of[name], depth=0)
 
     def halves_of(self, name: str) -> int:
         """Which halves need a column."""
@@ -123,18 +132,26 @@ class Builder:
     def ask_table(self, code: int, source: str, window: int) -> None:
         """Say how long a window the table over ``source`` must serve, before it is first used."""
         key = (code, source)
-        self._levels[key] = max(self._levels.get(key, 0), window.bit_length() - 1)
+        self._longest[key] = max(self._longest.get(key, 0), window)
+
+    def _levels(self, key: tuple[int, str]) -> int:
+        return self._longest[key].bit_length() - 1
 
     def slot(self, name: str) -> int:
-        """The working column that holds ``name``."""
-        return self._slot[name]
+        """The working column that holds ``name``, for the halves that are being lowered."""
+        slot = self._slot[name]
+        self.depths[slot] = op.HISTORY
+        if slot in self._loaded:
+            self.slot_halves[slot] |= self.halves
+        return slot
 
     def private_slot(self) -> int:
         """A working column for a kernel's own use."""
         return self._new_slots(1, self.halves)
 
-    def _new_slots(self, count: int, halves: int) -> int:
+    def _new_slots(self, count: int, halves: int, depth: int = op.HISTORY) -> int:
         self.slots += count
+        self.depths += [depth] * count
         self.slot_halves += [halves] * count
         return self.slots - count
 
@@ -175,11 +192,13 @@ class Builder:
     def _back(self, name: str, bars: int) -> int:
         value = self._value.get(name, -1)
         bounded = name in self._bounded or value in self.arithmetic.bounded
+        self.depths[self._slot[name]] = max(self.depths[self._slot[name]], bars)
         return self.arithmetic.column(self._slot[name], back=bars, after=value, bounded=bounded)
 
     def _ago(self, name: str, minutes: float) -> int:
         value = self._value.get(name, -1)
         bounded = name in self._bounded or value in self.arithmetic.bounded
+        self.depths[self._slot[name]] = op.HISTORY
         return self.arithmetic.ago(self._slot[name], self.rows_in(int(minutes)), 60.0 * minutes, value, bounded)
 
     def need(self, names: dict[str, int]) -> None:
@@ -194,8 +213,9 @@ class Builder:
         """First column of the window table over ``source``; filled once, by whoever needs it first."""
         key = (code, source)
         if key not in self._tables:
-            levels = self._levels[key]
-            self._tables[key] = self._new_slots(levels * (2 if code == op.MOMENT_TABLE else 1), self.halves)
+            levels = self._levels(key)
+            width = 2 if code == op.MOMENT_TABLE else 1
+            self._tables[key] = self._new_slots(levels * width, self.halves, depth=self._longest[key])
             if levels:
                 self.emit(code, a=self.slot(source), b=self._tables[key], count=levels)
                 self._table_at[key] = self._last_instruction()
@@ -215,16 +235,18 @@ class Builder:
         if made.halves | self.halves != made.halves:
             made.halves |= self.halves
             first, width = self._tables[key], 2 if key[0] == op.MOMENT_TABLE else 1
-            for slot in range(first, first + width * self._levels[key]):
+            for slot in range(first, first + width * self._levels(key)):
                 self.slot_halves[slot] |= self.halves
+            for source in key[1].split():
+                self.slot(source)
 
     def pair_table(self, x: str, y: str) -> int:
         """First column of the co-moment table over ``x`` and ``y``, beside the moment tables of both."""
         key = (op.COMOMENT_TABLE, f"{x} {y}")
         if key not in self._tables:
-            levels = self._levels[key]
+            levels = self._levels(key)
             x_table, y_table = self.table(op.MOMENT_TABLE, x), self.table(op.MOMENT_TABLE, y)
-            self._tables[key] = self._new_slots(levels, self.halves)
+            self._tables[key] = self._new_slots(levels, self.halves, depth=self._longest[key])
             self.emit(
                 op.COMOMENT_TABLE,
                 a=self.slot(x),
@@ -239,8 +261,12 @@ class Builder:
         return self._tables[key]
 
     def copy(self, name: str, output: str) -> None:
-        """Put a column out under the name ``output``, when all is computed."""
-        self._copies.append((self._now(name), self.outputs[output], self._halves_of[output]))
+        """Put a column out under the name ``output``, when all is computed; an input at once."""
+        row, halves = self.outputs[output], self._halves_of[output]
+        if name in self._input:
+            self.passed[row], self._passed_halves[row] = self._input[name], halves
+        else:
+            self._copies.append((self._now(name), row, halves))
 
     def emit(
         self,
@@ -275,7 +301,7 @@ class Builder:
     def finish(self) -> Lowered:
         """The whole program and its halves."""
         made = Lowered()
-        for halves in (BOTH, FIRST, SECOND):
+        for halves in (FIRST, SECOND, BOTH):  # the halves say what they load, the whole loads what either does
             made.programs[halves], columns = self._program(halves)
             made.columns = max(made.columns, columns)
         return made
@@ -297,6 +323,8 @@ class Builder:
             elif item.halves & halves:
                 steps.append(item)
         steps += graph.groups(puts, done)
+        for values in (list(puts), *(step[1] for step in steps if isinstance(step, tuple))):
+            self._load_for(values, halves)
         groups = [step[1] for step in steps if isinstance(step, tuple)]
         # Values go out some at a time, soon after they are made: their columns are warm then, and free again.
         put_after: dict[int, int] = {}
@@ -319,11 +347,33 @@ class Builder:
             return self._write_group(values, places) + self._write_puts(going.get(k, []), puts, places)
 
         written = iter(places.assign(groups, put_after, write))
-        program: list[int] = []
+        program = self._write_inputs(halves)
         for step in steps:
             program += step.fields if isinstance(step, _Instruction) else next(written)
         program += self._write_puts([v for v in puts if v not in put_after], puts, places)
         return program, places.columns
+
+    def _load_for(self, values: list[int], halves: int) -> None:
+        """Mark the inputs that these values of a half are, or are made from."""
+        if halves == BOTH:
+            return
+        nodes = self.arithmetic.nodes
+        for value in values:
+            for node in (nodes[value], *(nodes[o] for o in nodes[value].operands)):
+                if node.slot in self._loaded:
+                    self.slot_halves[node.slot] |= halves
+
+    def _write_inputs(self, halves: int) -> list[int]:
+        """The instructions that load inputs, and pass them on."""
+        program = []
+        loads = [n for slot, k in self._loaded.items() if self.slot_halves[slot] & halves for n in (slot, k)]
+        passes = [n for row, k in self.passed.items() if self._passed_halves[row] & halves for n in (row, k)]
+        for code, table in ((op.LOAD, loads), (op.PASS, passes)):
+            if table:
+                fields = self._fields(code, table, (), ())
+                fields[op.COUNT] = len(table) // 2
+                program += fields
+        return program
 
     def _write_puts(self, values: list[int], puts: dict[int, list[int]], places: Places) -> list[int]:
         """The instruction that puts values out, each to its rows."""

@@ -9,6 +9,7 @@ import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,25 @@ from mia_kernels import program as call
 
 Floats = NDArray[np.float64]
 
-_MAGIC = b"mia-fast feature state 2\n"
+_MAGIC = b"mia-fast feature state 3\n"
 _STRETCH = 1 << 14
 _STREAMED = 1 << 28
 """Results of so many bytes are written around the cache; less stays in a server's last level (measured: 0030)."""
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureBlock:
+    """Features of some bars, column by column, as Arrow has them."""
+
+    names: tuple[str, ...]
+    values: list[Floats]
+    """(n,) float64 each; what the bitmap marks as missing may be any number there."""
+    valid: NDArray[np.uint8]
+    """(names, bytes): bit i, least significant first, is set where row i has a value."""
+    missing: NDArray[np.int64]
+    """(names,): rows without a value."""
 
 
 @functools.cache
@@ -84,12 +98,12 @@ class FeatureEngine:
             (call.FLOAT_TABLE, call.FLOAT_TABLE_SIZE, plan.floats),
             (call.ZONE, call.ZONE_SIZE, zone),
             (call.STATE_TABLE, call.STATE_SIZE, self._state),
+            (call.DEPTHS, call.SLOTS, plan.depths),
         ):
             self._call[address], self._call[size] = array.ctypes.data, len(array)
         self._call[call.COLUMNS_AT] = plan.columns_at
         self._call[call.WORK] = self._work.ctypes.data
-        self._call[call.OUT_ROWS] = len(plan.outputs)
-        self._call[call.INPUT_TABLE_SIZE] = len(plan.inputs)
+        self._call[call.WRITES_PASSED] = 1
         self._live_call = self._aim(
             self._call, self._bar.ctypes.data, 1, self._bar_inputs, self._bar_out.ctypes.data, 1
         )
@@ -103,7 +117,6 @@ class FeatureEngine:
         """The argument of one call: a program and state over those rows."""
         aimed = given.copy()
         aimed[call.KNOWN_AT], aimed[call.ROW_COUNT] = known_at, count
-        aimed[call.STREAMS] = 8 * given[call.OUT_ROWS] * stride >= _STREAMED
         aimed[call.INPUT_TABLE], aimed[call.OUT], aimed[call.OUT_STRIDE] = inputs.ctypes.data, out, stride
         return aimed
 
@@ -259,48 +272,103 @@ class FeatureEngine:
         numpy.ndarray
             (outputs, n), one contiguous row per feature, NaN where missing.
         """
+        out = self._memory_for(out, len(known_at), "FeatureEngine.batch")
+        self._take(known_at, columns, out, threads, progress, None, "FeatureEngine.batch")
+        for row in self._missing:
+            out[row] = np.nan
+        return out
+
+    def block(
+        self,
+        known_at: NDArray[np.int64],
+        columns: Mapping[str, Floats],
+        *,
+        out: Floats | None = None,
+        threads: int = 1,
+        progress: Progress | None = None,
+    ) -> FeatureBlock:
+        """Take a block of bars as :meth:`batch` does; return their features column by column, with Arrow's bitmaps.
+
+        Cheaper than a matrix: a feature that is an input as it is stays where the input is (its column *is* the array
+        that was given, so that must not change as long as the result is used), and the bitmaps are made while the
+        values are in the cache.
+
+        Parameters
+        ----------
+        known_at, columns, threads, progress
+            As for :meth:`batch`.
+        out
+            (outputs, n) float64, memory for what is computed; rows of other outputs stay as they are.
+        """
+        out = self._memory_for(out, len(known_at), "FeatureEngine.block")
+        count, width = out.shape
+        valid = np.zeros((count, 8 * ((width + 63) // 64)), dtype=np.uint8)
+        missing = np.zeros(count, dtype=np.int64)
+        arrays = self._take(known_at, columns, out, threads, progress, (valid, missing), "FeatureEngine.block")
+        missing[self._missing] = width
+        values = list(out)
+        for row, name in self.plan.passed.items():
+            values[row] = arrays[name]
+        return FeatureBlock(self.plan.outputs, values, valid, missing)
+
+    def _memory_for(self, out: Floats | None, n: int, where: str) -> Floats:
+        shape = len(self.plan.outputs), n
+        if out is None:
+            return np.empty(shape)
+        if out.shape != shape or not out.flags.c_contiguous or out.dtype != np.float64:
+            raise DataError(
+                f"out has shape {out.shape} and dtype {out.dtype}",
+                where=where,
+                hint=f"pass a C-contiguous float64 array of shape {shape}",
+                then="no bar was taken; the state is unchanged",
+            )
+        return out
+
+    def _take(
+        self,
+        known_at: NDArray[np.int64],
+        columns: Mapping[str, Floats],
+        out: Floats,
+        threads: int,
+        progress: Progress | None,
+        bitmaps: tuple[NDArray[np.uint8], NDArray[np.int64]] | None,
+        where: str,
+    ) -> dict[str, Floats]:
+        """Compute a block into ``out``, and into bitmaps if there are any; return the inputs as they were read."""
         n = len(known_at)
         if threads not in (1, 2):
             raise DataError(
                 f"threads = {threads}",
-                where="FeatureEngine.batch",
+                where=where,
                 hint="a program has two halves: 1 or 2 threads",
                 then="no bar was taken; the state is unchanged",
             )
-        if out is None:
-            out = np.empty((len(self.plan.outputs), n))
-        elif out.shape != (len(self.plan.outputs), n) or not out.flags.c_contiguous or out.dtype != np.float64:
-            raise DataError(
-                f"out has shape {out.shape} and dtype {out.dtype}",
-                where="FeatureEngine.batch",
-                hint=f"pass a C-contiguous float64 array of shape {(len(self.plan.outputs), n)}",
-                then="no bar was taken; the state is unchanged",
-            )
-        if n == 0:
-            return out
         times = np.ascontiguousarray(known_at, dtype=np.int64)
-        _check_times(times, self._last_known_at, "FeatureEngine.batch")
-        arrays: list[Floats] = []
+        if n:
+            _check_times(times, self._last_known_at, where)
+        arrays: dict[str, Floats] = {}
         for name in self.plan.inputs:
             if name not in columns:
                 raise DataError(
                     f"the input column {name!r} of the plan is missing",
-                    where="FeatureEngine.batch",
+                    where=where,
                     hint="make the plan from the columns that the data has",
                     then="no bar was taken; the state is unchanged",
                 )
-            array = np.ascontiguousarray(columns[name], dtype=np.float64)
-            if array.shape != (n,):
-                raise DataError(
-                    f"column {name!r} has shape {array.shape}, expected {(n,)}", where="FeatureEngine.batch"
-                )
-            arrays.append(array)
-        addresses = np.array([array.ctypes.data for array in arrays], dtype=np.int64)
-        for row in self._missing:
-            out[row] = np.nan
+            arrays[name] = np.ascontiguousarray(columns[name], dtype=np.float64)
+            if arrays[name].shape != (n,):
+                raise DataError(f"column {name!r} has shape {arrays[name].shape}, expected {(n,)}", where=where)
+        addresses = np.array([array.ctypes.data for array in arrays.values()], dtype=np.int64)
+        held = [arrays[name] for name in self.plan.inputs[self._bar_inputs_count :]]
         stretch = n if progress is None else _STRETCH
         two = threads == 2 and len(self.plan.halves[1]) > 0
-        calls = self._halves() if two else [self._call]
+        calls = self._halves() if two else [self._call.copy()]
+        for given in calls:
+            given[call.STREAMS] = out.nbytes >= _STREAMED
+            if bitmaps is not None:
+                valid, missing = bitmaps
+                given[call.VALID], given[call.VALID_STRIDE] = valid.ctypes.data, valid.strides[0]
+                given[call.MISSING], given[call.WRITES_PASSED] = missing.ctypes.data, 0
         with ThreadPoolExecutor(max_workers=1) if two else contextlib.nullcontext() as other:
             for first in range(0, n, stretch):
                 count = min(stretch, n - first)
@@ -310,17 +378,20 @@ class FeatureEngine:
                     self._aim(given, times.ctypes.data + ahead, count, inputs, out.ctypes.data + ahead, n)
                     for given in calls
                 ]
+                if bitmaps is not None:
+                    for one in aimed:
+                        one[call.VALID] += first // 8
                 second = other.submit(call.run, aimed[1].ctypes.data) if other is not None else None
                 call.run(aimed[0].ctypes.data)
                 if second is not None:
                     second.result()
                     self._take_second()
                 self._last_known_at = int(times[first + count - 1])
-                for k, array in enumerate(arrays[self._bar_inputs_count :]):
+                for k, array in enumerate(held):
                     self._held[k] = array[first + count - 1]
                 if progress is not None:
                     progress(first + count, n)
-        return out
+        return arrays
 
     def _halves(self) -> list[NDArray[np.int64]]:
         """The calls of both halves; the second gets a memory of its own, in this engine's state."""
@@ -388,7 +459,7 @@ class FeatureEngine:
         head = self._state[: self.plan.columns_at].copy()
         head[op.POSITION] = op.HISTORY
         tail = self._columns()[:, position - op.HISTORY : position].copy()
-        tail[op.SPARE] = np.nan  # what was written there depends on the cuts, and nobody reads it
+        tail[np.arange(op.HISTORY) < op.HISTORY - self.plan.depths[:, None]] = np.nan  # nobody reads it
         canonical = np.concatenate([head, tail.ravel()])
         canonical[np.isnan(canonical)] = np.nan  # one NaN, whatever its sign
         return canonical

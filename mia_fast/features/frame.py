@@ -18,7 +18,7 @@ from mia_fast.errors import DataError, WorkspaceError
 from mia_fast.features import catalogue as catalogues
 from mia_fast.features.asof import Steps
 from mia_fast.features.cross import DailyHistory, MinuteHistory
-from mia_fast.features.engine import FeatureEngine, Progress
+from mia_fast.features.engine import FeatureBlock, FeatureEngine, Progress
 from mia_fast.features.events import EventSchedule
 from mia_fast.features.levels import LevelsHistory, read_levels
 from mia_fast.features.plan import Plan, make_plan
@@ -248,15 +248,22 @@ def one_symbol(bars: Table) -> None:
         )
 
 
-def feature_frame(timestamps: pl.Series, names: Sequence[str], matrix: Floats) -> pl.DataFrame:
-    """``timestamp`` and one column per row of ``matrix``; NaN becomes null. Values are not copied."""
-    columns = {"timestamp": timestamps}
-    for name, row in zip(names, matrix, strict=True):
-        bitmap = np.zeros((len(row) + 7) // 8, dtype=np.uint8)
-        missing = validity_bitmap(row, bitmap)
-        buffers = [pa.py_buffer(bitmap) if missing else None, pa.py_buffer(row)]
-        columns[name] = pl.Series(name, pa.Array.from_buffers(pa.float64(), len(row), buffers, missing))
-    return pl.DataFrame(columns)
+def feature_frame(timestamps: pl.Series, block: FeatureBlock) -> pl.DataFrame:
+    """``timestamp`` and one column per feature, null where missing. Values are not copied."""
+    rows = len(timestamps)
+    columns = []
+    for values, valid, missing in zip(block.values, block.valid, block.missing.tolist(), strict=True):
+        buffers = [pa.py_buffer(valid) if missing else None, pa.py_buffer(values)]
+        columns.append(pa.Array.from_buffers(pa.float64(), rows, buffers, missing))
+    features = pl.DataFrame(pa.RecordBatch.from_arrays(columns, list(block.names)))  # half the time of 350 Series
+    return features.insert_column(0, timestamps.alias("timestamp"))
+
+
+def matrix_frame(timestamps: pl.Series, names: Sequence[str], matrix: Floats) -> pl.DataFrame:
+    """:func:`feature_frame` of (features, n) numbers, in which NaN is missing."""
+    valid = np.zeros((len(names), (len(timestamps) + 63) // 64 * 8), dtype=np.uint8)
+    missing = [validity_bitmap(row, bits) for row, bits in zip(matrix, valid, strict=True)]
+    return feature_frame(timestamps, FeatureBlock(tuple(names), list(matrix), valid, np.array(missing, dtype=np.int64)))
 
 
 def write_latest(frame: pl.DataFrame, workspace: Workspace) -> Path:
@@ -357,8 +364,8 @@ def generate_features(
             plan = engine.plan
             known_at, columns = input_arrays(plan, part, sources)
             engine.reset()
-            matrix = engine.batch(known_at, columns, threads=threads, progress=progress)
-        frames.append((symbol, rows, feature_frame(part.frame["timestamp"], plan.outputs, matrix)))
+            block = engine.block(known_at, columns, threads=threads, progress=progress)
+        frames.append((symbol, rows, feature_frame(part.frame["timestamp"], block)))
     if len(frames) == 1:
         frame = latest = frames[0][2]
     else:

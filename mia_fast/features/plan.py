@@ -44,6 +44,8 @@ class Plan:
     """What becomes of a missing input, by column, see :func:`derived_missing`."""
     auxiliary: tuple[str, ...]
     """Auxiliary columns that were asked for; they follow the features in the output."""
+    passed: dict[int, str]
+    """Outputs that are inputs as they are: row of the output -> input."""
     program: NDArray[np.int64]
     integers: NDArray[np.int64]
     floats: NDArray[np.float64]
@@ -52,6 +54,8 @@ class Plan:
     second_state: NDArray[np.int64]
     second_columns: NDArray[np.int64]
     """What only the second half advances: numbers of the state, and working columns."""
+    depths: NDArray[np.int64]
+    """Rows before the next that are read of each working column: what older rows hold is not part of the state."""
     state_size: int
     """Numbers of the state: header, recurrences, and working columns with their history."""
     memory_size: int
@@ -174,8 +178,13 @@ def make_plan(
             )
 
     wanted = [name for name in (*catalogue.names, *auxiliary) if name not in lacking]
-    needed = _needed(columns, wanted)
-    read = {source for name in needed for source in columns[name].inputs} | {raw_copies.get(name) for name in wanted}
+    renamed = {name: columns[name].inputs[0] for name in wanted if _renames(columns.get(name), inputs)}
+    raw_copies |= renamed
+    needed = _needed(columns, [name for name in wanted if name not in renamed])
+    for name in renamed.keys() - needed:  # nothing reads it under its new name: it is the input
+        del columns[name]
+    computed_from = frozenset(source for name in needed for source in columns[name].inputs)
+    read = computed_from | {raw_copies.get(name) for name in wanted}
     tables = {
         table: tuple(c.name for c in catalogue.inputs if c.table == table and c.name in available and c.name in read)
         for table in TABLES
@@ -183,7 +192,7 @@ def make_plan(
     present = [name for names in tables.values() for name in names]
     outputs = {name: k for k, name in enumerate((*catalogue.names, *auxiliary))}
     halves = _halves(columns, parsed, wanted)
-    builder = Builder(columns, parsed, present, outputs, bar_minutes, tick_size, halves)
+    builder = Builder(columns, parsed, present, computed_from, outputs, bar_minutes, tick_size, halves)
     _lower(builder, kernels, order, wanted, raw_copies)
     made = builder.finish()
     second = [stretch for stretch in builder.marked if stretch.halves == SECOND]
@@ -196,10 +205,12 @@ def make_plan(
         warmups={name: warmups[name] for name in (*catalogue.names, *auxiliary)},
         policies={name: policies[name] for name in (*catalogue.names, *auxiliary)},
         auxiliary=tuple(auxiliary),
+        passed={row: present[k] for row, k in builder.passed.items()},
         program=_table(made.programs[BOTH]),
         halves=(_table(made.programs[FIRST]), _table(made.programs[SECOND])),
         second_state=np.array([k for m in second for k in range(m.first, m.first + m.size)], dtype=np.int64),
         second_columns=np.array([k for k, half in enumerate(builder.slot_halves) if half == SECOND], dtype=np.int64),
+        depths=np.array(builder.depths, dtype=np.int64),
         integers=np.array(builder.integers or [0], dtype=np.int64),
         floats=np.array(builder.floats or [0.0], dtype=np.float64),
         state_size=builder.state + builder.slots * op.STRIDE,
@@ -315,6 +326,11 @@ def _parts(builder: Builder, group: list[Column]) -> dict[int, list[Column]]:
 
 _WHOLE = ("profile", "session_variance")
 """Kernels that compute all their outputs at once."""
+
+
+def _renames(column: Column | None, inputs: Collection[str]) -> bool:
+    """An input under another name."""
+    return column is not None and column.kernel == "column" and column.inputs[0] in inputs
 
 
 def _pointwise(column: Column) -> bool:

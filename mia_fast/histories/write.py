@@ -103,8 +103,7 @@ def preview(found: Survey, beside: Beside, *, workspace: Workspace, settings: Se
     for pending in _pending(found, name, plan, workspace, None):
         frame = pending[:_SAMPLE_ROWS]
         known_at, columns = beside.arrays(plan, frame, found, name)
-        matrix = engine.batch(known_at, columns)
-        features = typed(feature_frame(frame["timestamp"], plan.outputs, matrix), settings)
+        features = typed(feature_frame(frame["timestamp"], engine.block(known_at, columns)), settings)
         later = features[frame.height // 2 :]
         whole, half = (_encoded_size(part, settings) for part in (later, later[: later.height // 2]))
         per_row = (whole - half) / max(1, later.height - later.height // 2)
@@ -273,9 +272,9 @@ class _Run:
         if self._memory.size < size:
             self._memory = np.empty(size)
         gathered = time.perf_counter()
-        matrix = engine.batch(known_at, columns, out=self._memory[:size].reshape(-1, len(known_at)), threads=2)
+        block = engine.block(known_at, columns, out=self._memory[:size].reshape(-1, len(known_at)), threads=2)
         computed = time.perf_counter()
-        features = typed(feature_frame(frame["timestamp"], plan.outputs, matrix), self.settings)
+        features = typed(feature_frame(frame["timestamp"], block), self.settings)
         path = part_path(name, month, number)
         with replacing(self.dataset.folder / path, durable=True) as temporary:
             _encode(features, temporary, self.settings, {"mia_fast.catalogue": self.manifest.identity["catalogue"]})

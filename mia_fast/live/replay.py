@@ -37,10 +37,10 @@ from mia_fast.features.asof import Steps
 from mia_fast.features.frame import (
     brought,
     event_source,
-    feature_frame,
     input_arrays,
     level_source,
     market_sources,
+    matrix_frame,
     one_symbol,
     plan_for,
     read_cross,
@@ -698,7 +698,7 @@ class _Run:
             stamps = self.bars.frame["timestamp"].slice(self.part_start, len(self.buffer))
             self.parts.mkdir(parents=True, exist_ok=True)
             with replacing(self._part(self.part_start)) as temporary:
-                feature_frame(stamps, self.plan.features, matrix).write_parquet(temporary)
+                matrix_frame(stamps, self.plan.features, matrix).write_parquet(temporary)
             with replacing(self._marks_part(self.part_start)) as temporary:
                 pl.DataFrame(self.marks, schema=MARKS, orient="row").write_parquet(temporary)
             self.part_start += len(self.buffer)
