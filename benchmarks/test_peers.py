@@ -26,7 +26,7 @@ import pytest
 from benchmarks import pandas_catalogue, polars_catalogue
 from mia_fast import generate_features
 from mia_fast.features.catalogue import Catalogue, read
-from mia_fast.features.engine import FeatureEngine
+from mia_fast.features.engine import FeatureEngine, room
 from mia_fast.features.expression import parse
 from mia_fast.features.frame import feature_frame
 from mia_fast.features.plan import make_plan
@@ -196,7 +196,7 @@ def _call(market: Market, names: Sequence[str], threads: int = 1) -> Callable[[]
     plan = make_plan(catalogue, tuple(market.table.columns), bar_minutes=1.0, tick_size=market.sample.tick_size)
     engine = FeatureEngine(plan)
     columns = {name: market.sample.columns[name] for name in plan.inputs}
-    memory = np.zeros((len(plan.outputs), len(market)))
+    memory = room(len(plan.outputs), len(market))
     timestamps = market.timestamps
 
     def call() -> pl.DataFrame:

@@ -43,6 +43,27 @@ class FeatureBlock:
     """(names,): rows without a value."""
 
 
+def room(rows: int, n: int, memory: Floats | None = None) -> Floats:
+    """(rows, n) float64 for results, each row from the beginning of a cache line on; what it holds is undefined.
+
+    Lines that are written whole need not be read first: 1,070 against 1,000 ns per row of the shipped features, at
+    55,200 rows.
+
+    Parameters
+    ----------
+    rows, n
+        The shape.
+    memory
+        A flat array to use again, if it is large enough: the first touch of new memory costs more than the features.
+        A result of this function may be given as ``result.base``.
+    """
+    width = (n + 7) // 8 * 8
+    if memory is None or memory.size < rows * width + 8:
+        memory = np.empty(rows * width + 8)
+    first = -(memory.ctypes.data // 8) % 8
+    return memory[first : first + rows * width].reshape(rows, width)[:, :n]
+
+
 @functools.cache
 def _zone() -> NDArray[np.int64]:
     return new_york()
@@ -259,8 +280,8 @@ class FeatureEngine:
             The plan's inputs by name, each (n,) float64; contiguous ones are read in place. Inputs of slow tables keep
             their last row for the bars that follow.
         out
-            (outputs, n) float64 to fill; allocated if not given. Reusing it saves the first touch
-            of its memory, which costs more than the features.
+            (outputs, n) float64 to fill, its rows contiguous; allocated if not given. Reusing it saves the first
+            touch of its memory, which costs more than the features.
         threads
             1, or 2 to compute the two halves of the program side by side: the same bits and the same state after it.
         progress
@@ -298,13 +319,17 @@ class FeatureEngine:
         known_at, columns, threads, progress
             As for :meth:`batch`.
         out
-            (outputs, n) float64, memory for what is computed; rows of other outputs stay as they are.
+            (outputs, n) float64 from :func:`room`, or any whose rows are contiguous: memory for what is computed; rows
+            of other outputs stay as they are.
         """
+        out = room(len(self.plan.outputs), len(known_at)) if out is None else out
         out = self._memory_for(out, len(known_at), "FeatureEngine.block")
         count, width = out.shape
+        threads = self._allowed(threads, "FeatureEngine.block")
         valid = np.zeros((count, 8 * ((width + 63) // 64)), dtype=np.uint8)
-        missing = np.zeros(count, dtype=np.int64)
-        arrays = self._take(known_at, columns, out, threads, progress, (valid, missing), "FeatureEngine.block")
+        counts = np.zeros((threads, count), dtype=np.int64)  # some outputs are made by both halves
+        arrays = self._take(known_at, columns, out, threads, progress, (valid, counts), "FeatureEngine.block")
+        missing = counts.max(axis=0)
         missing[self._missing] = width
         values = list(out)
         for row, name in self.plan.passed.items():
@@ -315,14 +340,25 @@ class FeatureEngine:
         shape = len(self.plan.outputs), n
         if out is None:
             return np.empty(shape)
-        if out.shape != shape or not out.flags.c_contiguous or out.dtype != np.float64:
+        if out.shape != shape or out.dtype != np.float64 or (n > 1 and out.strides[1] != 8) or out.strides[0] % 8:
             raise DataError(
-                f"out has shape {out.shape} and dtype {out.dtype}",
+                f"out has shape {out.shape}, strides {out.strides} and dtype {out.dtype}",
                 where=where,
-                hint=f"pass a C-contiguous float64 array of shape {shape}",
+                hint=f"pass a float64 array of shape {shape} whose rows are contiguous",
                 then="no bar was taken; the state is unchanged",
             )
         return out
+
+    @staticmethod
+    def _allowed(threads: int, where: str) -> int:
+        if threads not in (1, 2):
+            raise DataError(
+                f"threads = {threads}",
+                where=where,
+                hint="a program has two halves: 1 or 2 threads",
+                then="no bar was taken; the state is unchanged",
+            )
+        return threads
 
     def _take(
         self,
@@ -336,13 +372,7 @@ class FeatureEngine:
     ) -> dict[str, Floats]:
         """Compute a block into ``out``, and into bitmaps if there are any; return the inputs as they were read."""
         n = len(known_at)
-        if threads not in (1, 2):
-            raise DataError(
-                f"threads = {threads}",
-                where=where,
-                hint="a program has two halves: 1 or 2 threads",
-                then="no bar was taken; the state is unchanged",
-            )
+        self._allowed(threads, where)
         times = np.ascontiguousarray(known_at, dtype=np.int64)
         if n:
             _check_times(times, self._last_known_at, where)
@@ -360,22 +390,24 @@ class FeatureEngine:
                 raise DataError(f"column {name!r} has shape {arrays[name].shape}, expected {(n,)}", where=where)
         addresses = np.array([array.ctypes.data for array in arrays.values()], dtype=np.int64)
         held = [arrays[name] for name in self.plan.inputs[self._bar_inputs_count :]]
-        stretch = n if progress is None else _STRETCH
+        stretch = max(n, 1) if progress is None else _STRETCH
         two = threads == 2 and len(self.plan.halves[1]) > 0
         calls = self._halves() if two else [self._call.copy()]
-        for given in calls:
+        for k, given in enumerate(calls):
             given[call.STREAMS] = out.nbytes >= _STREAMED
             if bitmaps is not None:
-                valid, missing = bitmaps
+                valid, counts = bitmaps
                 given[call.VALID], given[call.VALID_STRIDE] = valid.ctypes.data, valid.strides[0]
-                given[call.MISSING], given[call.WRITES_PASSED] = missing.ctypes.data, 0
+                given[call.MISSING], given[call.WRITES_PASSED] = counts[k].ctypes.data, 0
         with ThreadPoolExecutor(max_workers=1) if two else contextlib.nullcontext() as other:
             for first in range(0, n, stretch):
                 count = min(stretch, n - first)
                 ahead = 8 * first
                 inputs = addresses + ahead
                 aimed = [
-                    self._aim(given, times.ctypes.data + ahead, count, inputs, out.ctypes.data + ahead, n)
+                    self._aim(
+                        given, times.ctypes.data + ahead, count, inputs, out.ctypes.data + ahead, out.strides[0] // 8
+                    )
                     for given in calls
                 ]
                 if bitmaps is not None:
