@@ -953,7 +953,7 @@ def test_out_must_fit(gappy: Bars, plan: Plan) -> None:
         np.empty((rows, n), dtype=np.float32),
         np.empty((rows, 2 * n))[:, ::2],
     ):
-        with pytest.raises(DataError, match="pass a float64 array of shape .* whose rows are contiguous"):
+        with pytest.raises(DataError, match=r"pass a float64 array of shape .* whose rows are contiguous"):
             engine.batch(gappy.known_at, gappy.columns, out=out)
         assert engine.save() == before
 

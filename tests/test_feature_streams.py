@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 
+import bars
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
@@ -13,7 +15,7 @@ from polars.testing import assert_frame_equal
 from mia_fast.features import engine as engines
 from mia_fast.features.catalogue import read
 from mia_fast.features.engine import FeatureEngine
-from mia_fast.features.frame import feature_frame, matrix_frame
+from mia_fast.features.frame import feature_frame, generate_features, matrix_frame
 from mia_fast.features.plan import make_plan
 from mia_fast.features.sample import simulate
 from mia_fast.workspace import Workspace, shipped
@@ -71,6 +73,21 @@ def test_columns_are_the_matrix_with_its_bitmaps(threads: int, streamed: bool, m
                 assert np.shares_memory(block.values[row], part[plan.passed[row]])
                 assert (out[row] == 5.0).all()
     assert parts.save() == whole.save()
+
+
+def test_features_do_not_change_with_the_frame_they_were_made_from(workspace: Workspace) -> None:
+    """pandas' memory is copied, for its owner writes to it in place; Polars' is shared."""
+    data = bars.make(1)
+    frame = pd.DataFrame({"timestamp": pd.to_datetime(data.known_at - 60_000_000_000, utc=True), **data.columns})
+    theirs = pl.DataFrame(frame.copy())
+    features, shared = generate_features(frame, workspace=workspace), generate_features(theirs, workspace=workspace)
+    kept = features.to_pandas().copy()
+    for name in data.columns:
+        frame.loc[10, name] = 1.0
+    frame.loc[10, "timestamp"] = frame["timestamp"][0]
+    pd.testing.assert_frame_equal(features.to_pandas(), kept)
+    assert_frame_equal(features, shared, check_exact=True)
+    assert np.shares_memory(shared["close"].to_numpy(), theirs["close"].to_numpy())
 
 
 def _tell(told: list[int], done: int, _rows: int) -> None:

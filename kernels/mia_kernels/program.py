@@ -96,7 +96,7 @@ of missing values; whether inputs that are passed on are written too."""
 @inlined
 def _output(target: int, sink: int) -> int:
     """Address of an output's first row."""
-    return get_integer(sink + 8 * OUT_AT) + get_integer(sink + 8 * OUT_BYTES) * target
+    return int(get_integer(sink + 8 * OUT_AT) + get_integer(sink + 8 * OUT_BYTES) * target)
 
 
 @inlined

@@ -24,8 +24,8 @@ Floats = NDArray[np.float64]
 
 _MAGIC = b"mia-fast feature state 3\n"
 _STRETCH = 1 << 14
-_STREAMED = 1 << 28
-"""Results of so many bytes are written around the cache; less stays in a server's last level (measured: 0030)."""
+_STREAMED = 1 << 22
+"""Results of so many bytes, more than a core's own cache holds, are written around it (measured: 0030)."""
 
 Progress = Callable[[int, int], None]
 
@@ -43,6 +43,11 @@ class FeatureBlock:
     """(names,): rows without a value."""
 
 
+def room_size(rows: int, n: int) -> int:
+    """Numbers of memory that :func:`room` takes."""
+    return rows * ((n + 7) // 8 * 8) + 8
+
+
 def room(rows: int, n: int, memory: Floats | None = None) -> Floats:
     """(rows, n) float64 for results, each row from the beginning of a cache line on; what it holds is undefined.
 
@@ -54,12 +59,11 @@ def room(rows: int, n: int, memory: Floats | None = None) -> Floats:
     rows, n
         The shape.
     memory
-        A flat array to use again, if it is large enough: the first touch of new memory costs more than the features.
-        A result of this function may be given as ``result.base``.
+        A flat array to use again, which must be large enough (:func:`room_size`): the first touch of new memory costs
+        more than the features.
     """
     width = (n + 7) // 8 * 8
-    if memory is None or memory.size < rows * width + 8:
-        memory = np.empty(rows * width + 8)
+    memory = np.empty(room_size(rows, n)) if memory is None else memory
     first = -(memory.ctypes.data // 8) % 8
     return memory[first : first + rows * width].reshape(rows, width)[:, :n]
 
@@ -305,14 +309,14 @@ class FeatureEngine:
         columns: Mapping[str, Floats],
         *,
         out: Floats | None = None,
+        share: bool = True,
         threads: int = 1,
         progress: Progress | None = None,
     ) -> FeatureBlock:
         """Take a block of bars as :meth:`batch` does; return their features column by column, with Arrow's bitmaps.
 
-        Cheaper than a matrix: a feature that is an input as it is stays where the input is (its column *is* the array
-        that was given, so that must not change as long as the result is used), and the bitmaps are made while the
-        values are in the cache.
+        Cheaper than a matrix: a feature that is an input as it is stays where the input is, and the bitmaps are made
+        while the values are in the cache.
 
         Parameters
         ----------
@@ -321,6 +325,9 @@ class FeatureEngine:
         out
             (outputs, n) float64 from :func:`room`, or any whose rows are contiguous: memory for what is computed; rows
             of other outputs stay as they are.
+        share
+            Whether the column of a feature that is an input as it is may be the very array that was given; that must
+            not change then as long as the result is used. Otherwise it is copied.
         """
         out = room(len(self.plan.outputs), len(known_at)) if out is None else out
         out = self._memory_for(out, len(known_at), "FeatureEngine.block")
@@ -328,12 +335,13 @@ class FeatureEngine:
         threads = self._allowed(threads, "FeatureEngine.block")
         valid = np.zeros((count, 8 * ((width + 63) // 64)), dtype=np.uint8)
         counts = np.zeros((threads, count), dtype=np.int64)  # some outputs are made by both halves
-        arrays = self._take(known_at, columns, out, threads, progress, (valid, counts), "FeatureEngine.block")
+        arrays = self._take(known_at, columns, out, threads, progress, (valid, counts, share), "FeatureEngine.block")
         missing = counts.max(axis=0)
         missing[self._missing] = width
         values = list(out)
-        for row, name in self.plan.passed.items():
-            values[row] = arrays[name]
+        if share:
+            for row, name in self.plan.passed.items():
+                values[row] = arrays[name]
         return FeatureBlock(self.plan.outputs, values, valid, missing)
 
     def _memory_for(self, out: Floats | None, n: int, where: str) -> Floats:
@@ -367,7 +375,7 @@ class FeatureEngine:
         out: Floats,
         threads: int,
         progress: Progress | None,
-        bitmaps: tuple[NDArray[np.uint8], NDArray[np.int64]] | None,
+        bitmaps: tuple[NDArray[np.uint8], NDArray[np.int64], bool] | None,
         where: str,
     ) -> dict[str, Floats]:
         """Compute a block into ``out``, and into bitmaps if there are any; return the inputs as they were read."""
@@ -396,9 +404,9 @@ class FeatureEngine:
         for k, given in enumerate(calls):
             given[call.STREAMS] = out.nbytes >= _STREAMED
             if bitmaps is not None:
-                valid, counts = bitmaps
+                valid, counts, share = bitmaps
                 given[call.VALID], given[call.VALID_STRIDE] = valid.ctypes.data, valid.strides[0]
-                given[call.MISSING], given[call.WRITES_PASSED] = counts[k].ctypes.data, 0
+                given[call.MISSING], given[call.WRITES_PASSED] = counts[k].ctypes.data, not share
         with ThreadPoolExecutor(max_workers=1) if two else contextlib.nullcontext() as other:
             for first in range(0, n, stretch):
                 count = min(stretch, n - first)

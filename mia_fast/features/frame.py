@@ -364,8 +364,11 @@ def generate_features(
             plan = engine.plan
             known_at, columns = input_arrays(plan, part, sources)
             engine.reset()
-            block = engine.block(known_at, columns, threads=threads, progress=progress)
-        frames.append((symbol, rows, feature_frame(part.frame["timestamp"], block)))
+            block = engine.block(known_at, columns, share=not bars.borrowed, threads=threads, progress=progress)
+        stamps = part.frame["timestamp"]
+        if bars.borrowed:
+            stamps = pl.Series(stamps.to_physical().to_numpy().copy()).cast(stamps.dtype)
+        frames.append((symbol, rows, feature_frame(stamps, block)))
     if len(frames) == 1:
         frame = latest = frames[0][2]
     else:

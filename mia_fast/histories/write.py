@@ -15,7 +15,7 @@ import polars as pl
 from mia_fast import config
 from mia_fast.errors import DataError, WorkspaceError
 from mia_fast.features import catalogue as catalogues
-from mia_fast.features.engine import FeatureEngine, Floats, room
+from mia_fast.features.engine import FeatureEngine, Floats, room, room_size
 from mia_fast.features.frame import feature_frame
 from mia_fast.features.plan import Plan
 from mia_fast.files import replacing, sha256
@@ -268,8 +268,10 @@ class _Run:
         plan = engine.plan
         began = time.perf_counter()
         known_at, columns = self.beside.arrays(plan, frame, self.found, name)
-        out = room(len(plan.outputs), len(known_at), self._memory)
-        self._memory = out.base
+        shape = len(plan.outputs), len(known_at)
+        if self._memory.size < room_size(*shape):
+            self._memory = np.empty(room_size(*shape))
+        out = room(*shape, self._memory)
         gathered = time.perf_counter()
         block = engine.block(known_at, columns, out=out, threads=2)
         computed = time.perf_counter()

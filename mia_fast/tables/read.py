@@ -6,6 +6,7 @@ and listed in the quarantine. Nothing is sorted, filled in or guessed.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import difflib
 import functools
@@ -75,6 +76,9 @@ class Table:
         Length of the bars in nanoseconds; 0 of volume bars, which have no common one; None for other tables.
     rows
         Source row (0-based) of each row of ``frame``, (n,) int64; None where it is the row itself, or rows were merged.
+    borrowed
+        Columns may lie in memory that its owner can still write to, as a pandas frame's: what outlives the call copies
+        them. Polars, Arrow and DuckDB do not change what they have given away.
     """
 
     kind: str
@@ -84,6 +88,7 @@ class Table:
     notes: tuple[str, ...] = ()
     interval_ns: int | None = None
     rows: NDArray[np.int64] | None = None
+    borrowed: bool = False
 
     def report(self) -> str:
         """A few lines for a person: rows, quarantined rows by rule, what was mapped and left out."""
@@ -146,7 +151,13 @@ def read_table(
         )
     config = inputs if inputs is not None else maps.inputs(workspace or Workspace.current())
     reader = _Reader(spec, config.of(kind), config.max_quarantined_share, _label(source), carry=carry)
-    return reader.read(reader.load(source))
+    return dataclasses.replace(reader.read(reader.load(source)), borrowed=_is_borrowed(source))
+
+
+def _is_borrowed(source: Any) -> bool:
+    """Whether the memory of a source may be written to by others; see :class:`Table`."""
+    lasting = ("polars", "pyarrow", "duckdb")
+    return not isinstance(source, str | Path) and type(source).__module__.partition(".")[0] not in lasting
 
 
 def published(day: pl.Expr, close: maps.Close) -> pl.Expr:
