@@ -276,7 +276,8 @@ def profile(
         if not kept:
             area = grow(bins, lowest, highest, target, seed(bins, poc))
             kept = True
-        up, down = min(area.up, highest), max(area.down, lowest)
+        # Where all shares are too small for a number, bin 0 is the point of control, below the lowest in use.
+        up, down = min(area.up, highest), max(area.down, min(lowest, poc))
         out[0, i] = (first + poc) * tick
         out[1, i] = (first + up) * tick
         out[2, i] = (first + down) * tick
