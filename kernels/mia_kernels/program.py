@@ -53,7 +53,7 @@ from mia_kernels.recurrences import (
     set_rows,
 )
 from mia_kernels.session import profile, return_since, session_variance, vwap
-from mia_kernels.spans import WINDOW_BINS, profile_bars, profile_window, slope, time_slope, time_window
+from mia_kernels.spans import PROFILE_SCRATCH, profile_bars, profile_window, slope, time_slope, time_window
 from mia_kernels.streams import fence, fetch, fetch_input, stream, stream_within
 from mia_kernels.validity import mark
 from mia_kernels.windows import (
@@ -584,11 +584,11 @@ def _step(
                 _bring(work_at, integers_at_ + 8 * (targets + lane), 1, base, sink, n)
         elif code == op.PROFILE_WINDOW:
             profile_bars(columns, a, b, line[SOURCE_C], floats[f0], line[SOURCE_D], p, n)
-            bins = floats_at(work[8:].ctypes.data, WINDOW_BINS)
+            scratch = floats_at(work[8:].ctypes.data, PROFILE_SCRATCH)
             for lane in range(count):
                 seconds, rows = floats[f0 + 1 + lane], integers[i0 + lane]
                 profile_window(
-                    columns, line[SOURCE_C], line[SOURCE_D], floats[f0], seconds, rows, p, n, bins, work[0:6]
+                    columns, line[SOURCE_C], line[SOURCE_D], floats[f0], seconds, rows, p, n, scratch, work[0:6]
                 )
                 _bring(work_at, integers_at_ + 8 * (targets + 6 * lane), 6, base, sink, n)
         elif code == op.TIME_SLOPE:

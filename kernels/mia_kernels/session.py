@@ -7,12 +7,14 @@ seen, the values are missing: a profile that began in mid-session is not the ses
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mia_kernels.compile import kernel
+from mia_kernels.compile import inlined, kernel
 from mia_kernels.formula import finite
+from mia_kernels.memory import address_of, floats_at, get
 from mia_kernels.opcodes import HISTORY, MINUTE, SESSION, TIME
 
 Floats = NDArray[np.float64]
@@ -26,6 +28,13 @@ RETURN_SINCE_STATE = 2
 PROFILE_BINS = 8192
 PROFILE_STATE = 8 + PROFILE_BINS
 VALUE_AREA = 0.70
+CHUNK = 8
+"""Bins are added to in whole chunks: a loop of one length for most bars, and in vectors."""
+SLACK = 1e-9
+"""Part of the total by which a volume that was carried from bar to bar must clear a bound to be believed.
+
+Carried over a block of 256 bars, and 4096 pairs taken in, it is off by 1e-12 of the total at the most.
+"""
 
 _SEEN, _A, _B = 0, 1, 2
 
@@ -70,22 +79,116 @@ def vwap(
         out[i] = average if known and average - average == 0.0 else math.nan
 
 
-@kernel
-def value_area(bins: Floats, poc: int, lowest: int, highest: int, total: float) -> tuple[int, int]:
-    """Top and bottom bin of the value area that grows from ``poc`` within lowest .. highest; see :func:`profile`."""
-    down, up = poc, poc
-    held = bins[poc]
-    target = VALUE_AREA * total
-    while held < target and (down > lowest or up < highest):
-        above = bins[up + 1] + (bins[up + 2] if up + 2 <= highest else 0.0) if up < highest else -1.0
-        below = bins[down - 1] + (bins[down - 2] if down - 2 >= lowest else 0.0) if down > lowest else -1.0
+@inlined
+def nearest_tick(price: float, tick: float) -> float:
+    """Number of the tick nearest to a price; NaN stays NaN."""
+    # NumPy's floor gives a float; that of math gives an integer, for which NaN is a number like another.
+    return np.floor(price / tick + 0.5)  # type: ignore[no-any-return, unused-ignore]
+
+
+@inlined
+def add_share(volume: float, j: int, first: int, spread: int, share: float) -> float:
+    """The volume of bin ``j`` with the share of a bar over the bins first .. first + spread, if ``j`` is of them."""
+    return volume + share if np.uint64(j - first) <= np.uint64(spread) else volume  # below first wraps: far too large
+
+
+class Area(NamedTuple):
+    """A value area on its way: what it spans, what it holds, and the least pair taken in on either side.
+
+    ``up`` and ``down`` are whole pairs from the point of control, so they may lie one bin beyond the profile.
+    """
+
+    up: int
+    down: int
+    held: float
+    before: float
+    """What it held before the last pair."""
+    least_above: float
+    above_at: int
+    """The pair is that after this bin, counted from the point of control."""
+    least_below: float
+    below_at: int
+
+
+@inlined
+def seed(bins: int, poc: int) -> Area:
+    """The area that holds the point of control alone; ``bins`` is an address, as in all that follows."""
+    return Area(poc, poc, get(bins + 8 * poc), -math.inf, math.inf, poc, math.inf, poc)
+
+
+@inlined
+def _pair_above(bins: int, up: int, highest: int) -> float:
+    """Volume of the two ticks above ``up``; -1 where the profile has none."""
+    second = get(bins + 8 * (up + 2)) if up + 2 <= highest else 0.0
+    return get(bins + 8 * (up + 1)) + second if up < highest else -1.0
+
+
+@inlined
+def _pair_below(bins: int, down: int, lowest: int) -> float:
+    second = get(bins + 8 * (down - 2)) if down - 2 >= lowest else 0.0
+    return get(bins + 8 * (down - 1)) + second if down > lowest else -1.0
+
+
+@inlined
+def grow(bins: int, lowest: int, highest: int, target: float, area: Area) -> Area:
+    """Take in the larger of the pairs above and below (the upper of equals) until ``target`` is held."""
+    up, down, held, before, least_above, above_at, least_below, below_at = area
+    above, below = _pair_above(bins, up, highest), _pair_below(bins, down, lowest)
+    while held < target and (above >= 0.0 or below >= 0.0):
+        before = held
         if above >= below:
             held += above
-            up = min(up + 2, highest)
+            if above <= least_above:
+                least_above, above_at = above, up
+            up += 2
+            above = _pair_above(bins, up, highest)
         else:
             held += below
-            down = max(down - 2, lowest)
-    return up, down
+            if below <= least_below:
+                least_below, below_at = below, down
+            down -= 2
+            below = _pair_below(bins, down, lowest)
+    return Area(up, down, held, before, least_above, above_at, least_below, below_at)
+
+
+@inlined
+def _with_bar(bins: int, poc: int, lowest: int, highest: int, start: int, stop: int, share: float, area: Area) -> Area:
+    """The same area, after a bar added ``share`` to the bins start .. stop."""
+    up, down, held, _, least_above, above_at, least_below, below_at = area
+    held += share * max(min(stop, up) - max(start, down) + 1, 0)
+    # Volume only grows: the least pair stays the least unless it was added to.
+    if start <= above_at + 2 and stop > above_at and above_at < up:
+        least_above = math.inf
+        for j in range(poc, up, 2):
+            pair = _pair_above(bins, j, highest)
+            if pair <= least_above:
+                least_above, above_at = pair, j
+    if start < below_at and stop >= below_at - 2 and below_at > down:
+        least_below = math.inf
+        for j in range(poc, down, -2):
+            pair = _pair_below(bins, j, lowest)
+            if pair <= least_below:
+                least_below, below_at = pair, j
+    # Of two pairs that are taken, the later is that which has the smaller one on its own way from the point of control.
+    last = math.inf
+    if least_above < least_below:
+        last = _pair_above(bins, up - 2, highest)
+    elif least_below < math.inf:
+        last = _pair_below(bins, down + 2, lowest)
+    return Area(up, down, held, held - last, least_above, above_at, least_below, below_at)
+
+
+@inlined
+def _on_the_way(bins: int, lowest: int, highest: int, area: Area) -> bool:
+    """True if growing from the point of control passes through just this area.
+
+    A pair above is taken before a pair below exactly when the least pair on the way to it, itself included, is
+    not smaller than that on the way to the other. So the area is passed if all that it took above comes
+    before the next below, and all below before the next above.
+    """
+    above, below = _pair_above(bins, area.up, highest), _pair_below(bins, area.down, lowest)
+    a, b = area.least_above, area.least_below
+    return (a >= b or a >= below) and (b > a or b > above)
 
 
 @kernel
@@ -109,56 +212,80 @@ def profile(
     the two-tick pairs above and below (the upper of equals) until it holds 70 % (Steidlmayer's
     market profile, CBOT 1985). A session that leaves the 8192 ticks around its first price gives
     nothing more until the next.
+
+    Within a block the area is carried from bar to bar, and grown anew from the point of control only where that
+    could end elsewhere: another point of control, another order of the pairs, or a volume so near to 70 % that
+    the order of its additions counts. A block begins anew, so it never shows where the cuts are.
     """
-    bins = state[at + 8 : at + 8 + PROFILE_BINS]
+    bins = address_of(state) + 8 * (at + 8)
+    seen, first, total = state[at], state[at + 1], state[at + 5]  # open seen, tick number of the first bin, volume
+    lowest, highest, poc = int(state[at + 2]), int(state[at + 3]), int(state[at + 4])  # bins: in use, most volume
+    h, lo, traded = columns[high, p : p + n], columns[low, p : p + n], columns[volume, p : p + n]
+    bottoms, tops, shares = out[0], out[1], out[2]  # until the row's results take their place
     for i in range(n):
-        row = p + i
-        h, lo, v = columns[high, row], columns[low, row], columns[volume, row]
-        missing = (h - h) + (lo - lo) + (v - v) != 0.0
-        if opens(columns, row, bar_minutes):
+        missing = (h[i] - h[i]) + (lo[i] - lo[i]) + (traded[i] - traded[i])  # NaN, else 0
+        bottoms[i], tops[i] = nearest_tick(lo[i], tick) + missing, nearest_tick(h[i], tick)
+        shares[i] = traded[i] / (tops[i] - bottoms[i] + 1.0)
+    area, kept = seed(bins, poc), False
+    for i in range(n):
+        if opens(columns, p + i, bar_minutes):
+            empty = floats_at(bins, PROFILE_BINS)
             for j in range(PROFILE_BINS):
-                bins[j] = 0.0
-            state[at] = 1.0  # open seen
-            state[at + 1] = math.nan  # tick number of the first bin
-            state[at + 2], state[at + 3] = float(PROFILE_BINS), -1.0  # lowest and highest bin in use
-            state[at + 4] = 0.0  # bin of the point of control
-            state[at + 5] = 0.0  # total volume
-        for k in range(6):
-            out[k, i] = math.nan
-        if state[at] == 0.0 or missing:
+                empty[j] = 0.0
+            seen, first, total = 1.0, math.nan, 0.0
+            lowest, highest, poc = PROFILE_BINS, -1, 0
+            kept = False
+        bottom, top, share, v = bottoms[i], tops[i], shares[i], traded[i]
+        known = seen != 0.0 and bottom == bottom  # noqa: PLR0124 - not NaN
+        if known:
+            if first != first:  # noqa: PLR0124
+                first = bottom - PROFILE_BINS // 2
+            # Compared as floats: an absurd price would wrap around as an integer and pass.
+            if not (bottom >= first and top - first < PROFILE_BINS and top >= bottom and abs(bottom) < 2.0**63):
+                seen, known = 0.0, False
+        if known and v > 0.0:
+            start, stop = int(bottom - first), int(top - first)
+            spread = stop - start
+            most = add_share(get(bins + 8 * poc), poc, start, spread, share)
+            width = (spread + CHUNK) & -CHUNK
+            begin = min(start, PROFILE_BINS - width)
+            here = floats_at(bins + 8 * begin, width)
+            within, peak = start - begin, poc - begin
+            rivals = 0
+            for j in range(width):
+                here[j] = add_share(here[j], j, within, spread, share)
+                rivals += 1 if (here[j] >= most) & (j != peak) else 0
+            if rivals > 0:
+                for j in range(start, stop + 1):
+                    x = get(bins + 8 * j)
+                    if x > most or (x == most and j < poc):
+                        poc, most, kept = j, x, False
+            total += v
+            lowest, highest = min(lowest, start), max(highest, stop)
+            if kept:
+                area = _with_bar(bins, poc, lowest, highest, start, stop, share, area)
+        if not (known and total > 0.0 and total < math.inf):
+            for k in range(6):
+                out[k, i] = math.nan
             continue
-        if state[at + 1] != state[at + 1]:
-            state[at + 1] = math.floor(lo / tick + 0.5) - PROFILE_BINS // 2
-        # Compared as floats: an absurd price would wrap around as an integer and pass.
-        from_first, to_last = math.floor(lo / tick + 0.5) - state[at + 1], math.floor(h / tick + 0.5) - state[at + 1]
-        if not (from_first >= 0.0 and to_last < PROFILE_BINS and to_last >= from_first):
-            state[at] = 0.0
-            continue
-        start, stop = int(from_first), int(to_last)
-        if v > 0.0:
-            share = v / (stop - start + 1)
-            poc = int(state[at + 4])
-            for j in range(start, stop + 1):
-                bins[j] += share
-            for j in range(start, stop + 1):
-                if bins[j] > bins[poc] or (bins[j] == bins[poc] and j < poc):
-                    poc = j
-            state[at + 4] = float(poc)
-            state[at + 5] += v
-            state[at + 2] = min(state[at + 2], float(start))
-            state[at + 3] = max(state[at + 3], float(stop))
-        total = state[at + 5]
-        if not (total > 0.0 and total < math.inf):
-            continue
-        poc, lowest, highest = int(state[at + 4]), int(state[at + 2]), int(state[at + 3])
-        up, down = value_area(bins, poc, lowest, highest, total)
-        first = state[at + 1]
+        target, slack = VALUE_AREA * total, SLACK * total
+        kept = kept and _on_the_way(bins, lowest, highest, area)
+        if kept:
+            area = grow(bins, lowest, highest, target - slack, area)
+            kept = area.before < target - slack and area.held >= target + slack
+        if not kept:
+            area = grow(bins, lowest, highest, target, seed(bins, poc))
+            kept = True
+        # Where all shares are too small for a number, bin 0 is the point of control, below the lowest in use.
+        up, down = min(area.up, highest), max(area.down, min(lowest, poc))
         out[0, i] = (first + poc) * tick
         out[1, i] = (first + up) * tick
         out[2, i] = (first + down) * tick
-        out[3, i] = bins[poc]
-        out[4, i] = bins[up]
-        out[5, i] = bins[down]
+        out[3, i] = get(bins + 8 * poc)
+        out[4, i] = get(bins + 8 * up)
+        out[5, i] = get(bins + 8 * down)
+    state[at], state[at + 1], state[at + 5] = seen, first, total
+    state[at + 2], state[at + 3], state[at + 4] = float(lowest), float(highest), float(poc)
 
 
 @kernel

@@ -14,14 +14,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mia_kernels.compile import inlined, kernel
+from mia_kernels.memory import address_of, floats_at, get, get_integer, integers_at, put, put_integer
 from mia_kernels.opcodes import HISTORY, MEAN, TIME
-from mia_kernels.session import value_area
+from mia_kernels.session import CHUNK, VALUE_AREA, add_share, grow, nearest_tick, seed
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 WINDOW_BINS = 2048
 """Ticks that a profile over a time window may cover: 512 index points of the ES."""
+SHORT_BARS, SHORT_TICKS = 5, 56
+"""Bars and ticks of a window that :func:`profile_window` makes side by side with others."""
+GROUP = 32
+"""Windows that are made side by side: their profiles stay in the first-level cache."""
+UP, DOWN, POC, TOP, HELD, TARGET, LOWEST = range(0, 56, 8)
+"""Byte offsets in a window's record: addresses of bins, then two volumes and the tick number of the lowest bin."""
+EDGE = 4
+"""Bins on either side that are zero, so that a step from the last one needs no test."""
+RECORD = 8 + EDGE
+"""Numbers before a window's bins."""
+WINDOW = RECORD + SHORT_TICKS + EDGE
+"""Numbers from one window to the next: an odd number of cache lines."""
+PROFILE_SCRATCH = WINDOW_BINS + GROUP * (WINDOW + 1)
+"""Scratch of :func:`profile_window`: bins of a long window, GROUP short ones, and which of those still grow."""
 FEW = 8
 """Blocks of fewer rows are summed row by row: a vector of one lane only waits for itself."""
 
@@ -96,10 +111,136 @@ def profile_bars(columns: Floats, high: int, low: int, volume: int, tick: float,
     start, stop, share = columns[first, p : p + n], columns[first + 1, p : p + n], columns[first + 2, p : p + n]
     h, lo, v = columns[high, p : p + n], columns[low, p : p + n], columns[volume, p : p + n]
     for i in range(n):
-        # NumPy's floor gives a float; that of math gives an integer, for which NaN is a number like another.
-        start[i], stop[i] = np.floor(lo[i] / tick + 0.5), np.floor(h[i] / tick + 0.5)
+        start[i], stop[i] = nearest_tick(lo[i], tick), nearest_tick(h[i], tick)
         spread = stop[i] - start[i]
-        share[i] = v[i] / (spread + 1.0) if spread >= 0.0 and v[i] - v[i] == 0.0 else math.nan
+        even = v[i] / (spread + 1.0)
+        share[i] = even if (spread >= 0.0) & (v[i] - v[i] == 0.0) else math.nan
+
+
+@kernel
+def _long_profile(
+    columns: Floats, volume: int, first: int, tick: float, count: int, row: int, bins: Floats, i: int, out: Floats
+) -> None:
+    """Column ``i`` of :func:`profile_window`, from any ``count`` bars."""
+    for k in range(6):
+        out[k, i] = math.nan
+    lowest, highest, faults = math.inf, -math.inf, 0.0
+    for j in range(row - count + 1, row + 1):
+        lowest = min(lowest, columns[first, j])
+        highest = max(highest, columns[first + 1, j])
+        faults += columns[first + 2, j] - columns[first + 2, j]
+    if count == 0 or faults != 0.0 or not highest - lowest < WINDOW_BINS:
+        return
+    span = int(highest - lowest) + 1
+    for j in range(span):
+        bins[j] = 0.0
+    total = 0.0
+    bottom, top = span, -1
+    for j in range(row - count + 1, row + 1):
+        share = columns[first + 2, j]
+        if share > 0.0:
+            start, stop = int(columns[first, j] - lowest), int(columns[first + 1, j] - lowest)
+            for b in range(start, stop + 1):
+                bins[b] += share
+            total += columns[volume, j]
+            bottom, top = min(bottom, start), max(top, stop)
+    if not (total > 0.0 and total < math.inf):
+        return
+    poc, most = bottom, bins[bottom]
+    for b in range(bottom + 1, top + 1):
+        if bins[b] > most:
+            poc, most = b, bins[b]
+    area = grow(address_of(bins), bottom, top, VALUE_AREA * total, seed(address_of(bins), poc))
+    up, down = min(area.up, top), max(area.down, bottom)
+    out[0, i] = (lowest + poc) * tick
+    out[1, i] = (lowest + up) * tick
+    out[2, i] = (lowest + down) * tick
+    out[3, i] = bins[poc]
+    out[4, i] = bins[up]
+    out[5, i] = bins[down]
+
+
+@inlined
+def _short_profile(starts: int, shift: int, volumes: int, count: int, window: int) -> bool:
+    """Bins, point of control and target of a window of few bars and ticks; False if it is not one.
+
+    ``starts`` is the address of its oldest bar's lowest tick, ``shift`` bytes before the highest tick and as many
+    again before the share; ``volumes`` that of the bar's volume; ``window`` that of the record.
+    """
+    start, stop, share = (
+        floats_at(starts, count),
+        floats_at(starts + shift, count),
+        floats_at(starts + 2 * shift, count),
+    )
+    volume = floats_at(volumes, count)
+    lowest, highest, total, traded = math.inf, -math.inf, 0.0, 0 < count <= SHORT_BARS
+    for j in range(count):
+        lowest = start[j] if start[j] < lowest else lowest
+        highest = stop[j] if stop[j] > highest else highest
+        traded = traded & (share[j] > 0.0)
+        total += volume[j]
+    if not (traded and highest - lowest < SHORT_TICKS and total < math.inf):
+        return False
+    # All bars in one pass over the bins, in their order; those that there are not have no share.
+    f0, w0, s0 = int(start[0] - lowest), int(stop[0] - start[0]), share[0]
+    f1, w1, s1, f2, w2, s2, f3, w3, s3, f4, w4, s4 = 0, 0, 0.0, 0, 0, 0.0, 0, 0, 0.0, 0, 0, 0.0
+    if count > 1:
+        f1, w1, s1 = int(start[1] - lowest), int(stop[1] - start[1]), share[1]
+    if count > 2:
+        f2, w2, s2 = int(start[2] - lowest), int(stop[2] - start[2]), share[2]
+    if count > 3:
+        f3, w3, s3 = int(start[3] - lowest), int(stop[3] - start[3]), share[3]
+    if count > 4:
+        f4, w4, s4 = int(start[4] - lowest), int(stop[4] - start[4]), share[4]
+    top = int(highest - lowest)
+    width = (top + CHUNK) & -CHUNK
+    line = window + 8 * RECORD
+    bins = floats_at(line, width)
+    for k in range(width):
+        x = add_share(add_share(0.0, k, f0, w0, s0), k, f1, w1, s1)
+        bins[k] = add_share(add_share(add_share(x, k, f2, w2, s2), k, f3, w3, s3), k, f4, w4, s4)
+    for k in range(1, EDGE):
+        put(line - 8 * k, 0.0)
+        put(line + 8 * (top + k), 0.0)
+    # Volume rises only where a bar begins, so the lowest of the bins with most is one bar's first.
+    most, poc = 0.0, width
+    for j in range(count):
+        x = get(line + 8 * int(start[j] - lowest))
+        most = x if x > most else most
+    for j in range(count):
+        k = int(start[j] - lowest)
+        k = k if get(line + 8 * k) == most else width
+        poc = k if k < poc else poc
+    for place in (UP, DOWN, POC):
+        put_integer(window + place, line + 8 * poc)
+    put_integer(window + TOP, line + 8 * top)
+    put(window + HELD, most)
+    put(window + TARGET, VALUE_AREA * total)
+    put(window + LOWEST, lowest)
+    return True
+
+
+@inlined
+def _take_pairs(growing: Integers, some: int) -> int:
+    """Let the first ``some`` windows of ``growing`` take in a pair each; returns how many go on, put first.
+
+    There is no branch to guess. A pair beyond an end is zero here, where the rules have nothing: the other side's
+    is taken, unless it is zero too. A window that gains nothing stays short of its target, for :func:`_long_profile`.
+    """
+    left = 0
+    for q in range(some):
+        window = growing[q]
+        up, down = get_integer(window + UP), get_integer(window + DOWN)
+        above, below = get(up + 8) + get(up + 16), get(down - 8) + get(down - 16)
+        gain = above if above > below else below
+        held = get(window + HELD) + gain
+        step = 16 if above >= below else 0
+        put_integer(window + UP, up + step)
+        put_integer(window + DOWN, down - 16 + step)
+        put(window + HELD, held)
+        growing[left] = window
+        left += 1 if (held < get(window + TARGET)) & (gain > 0.0) else 0
+    return left
 
 
 @kernel
@@ -112,54 +253,55 @@ def profile_window(
     rows: int,
     p: int,
     n: int,
-    bins: Floats,
+    scratch: Floats,
     out: Floats,
 ) -> None:
     """Volume profile of the bars of the last ``seconds``; ``out`` (6, n): POC, VAH, VAL and the volume at each.
 
     The rules are those of :func:`mia_kernels.session.profile`. ``first`` is where :func:`profile_bars` put
-    its columns; ``bins`` (WINDOW_BINS,) is scratch. Missing while a bar that no profile can hold is in the
+    its columns; ``scratch`` (PROFILE_SCRATCH,). Missing while a bar that no profile can hold is in the
     window, where nothing traded in it, and where its bars cover more than 2048 ticks, which bounds the time
     a row can take.
+
+    One short profile is a chain of guesses for the processor, most of them wrong. So GROUP windows are filled, then
+    their areas grow side by side, a pair each in turn. What is not short is made by itself.
     """
-    for i in range(n):
-        row = p + i
-        for k in range(6):
-            out[k, i] = math.nan
-        count = _bars_within(columns, seconds, rows, row)
-        lowest, highest, faults = math.inf, -math.inf, 0.0
-        for j in range(row - count + 1, row + 1):
-            lowest = min(lowest, columns[first, j])
-            highest = max(highest, columns[first + 1, j])
-            faults += columns[first + 2, j] - columns[first + 2, j]
-        if count == 0 or faults != 0.0 or not highest - lowest < WINDOW_BINS:
-            continue
-        span = int(highest - lowest) + 1
-        for j in range(span):
-            bins[j] = 0.0
-        total = 0.0
-        bottom, top = span, -1
-        for j in range(row - count + 1, row + 1):
-            share = columns[first + 2, j]
-            if share > 0.0:
-                start, stop = int(columns[first, j] - lowest), int(columns[first + 1, j] - lowest)
-                for b in range(start, stop + 1):
-                    bins[b] += share
-                total += columns[volume, j]
-                bottom, top = min(bottom, start), max(top, stop)
-        if not (total > 0.0 and total < math.inf):
-            continue
-        poc, most = bottom, bins[bottom]
-        for b in range(bottom + 1, top + 1):
-            if bins[b] > most:
-                poc, most = b, bins[b]
-        up, down = value_area(bins, poc, bottom, top, total)
-        out[0, i] = (lowest + poc) * tick
-        out[1, i] = (lowest + up) * tick
-        out[2, i] = (lowest + down) * tick
-        out[3, i] = bins[poc]
-        out[4, i] = bins[up]
-        out[5, i] = bins[down]
+    windows = address_of(scratch) + 8 * WINDOW_BINS
+    growing = integers_at(windows + 8 * WINDOW * GROUP, GROUP)
+    shift = 8 * columns.shape[1]
+    starts, volumes = address_of(columns) + shift * first, address_of(columns) + shift * volume
+    for begin in range(0, n, GROUP):
+        size = min(GROUP, n - begin)
+        some = 0
+        for g in range(size):
+            row = p + begin + g
+            count = _bars_within(columns, seconds, rows, row)
+            oldest, window = 8 * (row - count + 1), windows + 8 * WINDOW * g
+            if _short_profile(starts + oldest, shift, volumes + oldest, count, window):
+                growing[some] = window
+                some += 1 if get(window + HELD) < get(window + TARGET) else 0
+            else:
+                put(window + HELD, math.nan)
+        while some > 0:
+            some = _take_pairs(growing, some)
+        for g in range(size):
+            i, window = begin + g, windows + 8 * WINDOW * g
+            if get(window + HELD) >= get(window + TARGET):
+                line, lowest = window + 8 * RECORD, get(window + LOWEST)
+                poc = get_integer(window + POC)
+                up, down = (
+                    min(get_integer(window + UP), get_integer(window + TOP)),
+                    max(get_integer(window + DOWN), line),
+                )
+                out[0, i] = (lowest + ((poc - line) >> 3)) * tick
+                out[1, i] = (lowest + ((up - line) >> 3)) * tick
+                out[2, i] = (lowest + ((down - line) >> 3)) * tick
+                out[3, i] = get(poc)
+                out[4, i] = get(up)
+                out[5, i] = get(down)
+            else:
+                count = _bars_within(columns, seconds, rows, p + i)
+                _long_profile(columns, volume, first, tick, count, p + i, scratch, i, out)
 
 
 @kernel
