@@ -171,6 +171,22 @@ def test_in_blocks_a_result_is_read_soon_and_its_column_used_again() -> None:
     assert scratch(plan.blocks) <= 8 < scratch(plan.program)
 
 
+def test_what_is_only_looked_back_on_is_stored_though_nothing_puts_it_out() -> None:
+    """The last operations of a program may belong to a column that is put out some rows later alone."""
+    rows = [
+        {"name": "x", "kernel": "formula", "expression": "close * 3 + 1"},
+        {"name": "f", "kernel": "formula", "expression": "lag(x, 2)"},
+    ]
+    small = Catalogue.model_validate(
+        {"inputs": [c.model_dump() for c in bars.catalogue().inputs], "auxiliary": rows, "features": []}
+    )
+    plan = make_plan(small, BARS, bar_minutes=1, tick_size=0.25, auxiliary=["f"])
+    data = bars.make(1, seed=8).rows(slice(0, 600))
+    for threads in (1, 2):
+        (got,) = FeatureEngine(plan).batch(data.known_at, data.columns, threads=threads)
+        np.testing.assert_array_equal(got, naive.lag(data.columns["close"] * 3 + 1, 2))
+
+
 def test_columns_begin_with_a_cache_line(plan: Plan) -> None:
     for _ in range(3):
         assert FeatureEngine(plan)._columns().ctypes.data % 64 == 0

@@ -338,6 +338,7 @@ class Builder:
             if put:
                 outputs = [output for v in put for output in puts[v]]
                 program += self._write_run(run, places, outputs) + self._write_puts(put, puts, places)
+        program += self._write_run(run, places)
         program += self._write_puts([v for v in puts if v not in put_after], puts, places)
         return program, places.columns
 
