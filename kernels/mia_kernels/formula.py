@@ -21,7 +21,6 @@ from mia_kernels import opcodes as op
 from mia_kernels.compile import inlined, kernel
 from mia_kernels.elementary import cos_turn, exp, log, sin_turn
 from mia_kernels.memory import floats_at, get, get_integer, put
-from mia_kernels.streams import LINE, ask
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -238,29 +237,13 @@ def arithmetic(operation: int, count: int, table: int, base: int, n: int) -> Non
 
 
 @kernel
-def operations(
-    count: int, table: int, base: int, n: int, targets: int, outputs: int, out_at: int, out_bytes: int
-) -> None:
+def operations(count: int, table: int, base: int, n: int) -> None:
     """Run ``count`` operations of any kind over n rows, one after the other.
 
     ``table`` is the address of (count, 1 + OPERATION_FIELDS) int64: the operation, then its places as in
-    :func:`arithmetic`. What is put out next goes to the rows of the output that the ``outputs`` int64 at ``targets``
-    name, ``out_bytes`` apart from ``out_at`` on: some of their cache lines are asked for beside each operation.
+    :func:`arithmetic`.
     """
-    lines = (n + LINE - 1) // LINE
-    some = (outputs * lines + count - 1) // count
-    to, left = 0, 0
     for k in range(count):
-        for _ in range(some):
-            if left == 0:
-                if outputs == 0:
-                    break
-                to, left = out_at + out_bytes * get_integer(targets), lines
-                targets += 8
-                outputs -= 1
-            ask(to)
-            to += 8 * LINE
-            left -= 1
         t = table + k * (8 + OPERATION_BYTES)
         _rows(
             get_integer(t),

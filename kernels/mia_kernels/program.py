@@ -266,8 +266,7 @@ def _step(
         if code == op.ARITHMETIC:
             arithmetic(a, count, integers_at_ + 8 * i0, base, n)
         elif code == op.OPERATIONS:
-            puts = integers_at_ + 8 * targets
-            operations(count, integers_at_ + 8 * i0, base, n, puts, a if stage == 0 else 0, out_at, 8 * stride)
+            operations(count, integers_at_ + 8 * i0, base, n)
         elif code == op.PUT:
             _put(integers_at_ + 8 * i0, count, base, out_at, stride, stage, n)
         elif code == op.AGO:

@@ -80,15 +80,14 @@ def _prefetch(_typing: Any, _address: Any) -> Any:
     return types.void(types.int64), codegen
 
 
-ask: Any = intrinsic(_prefetch)
-"""Ask for the cache line at an address, which is about to be written."""
+_ask: Any = intrinsic(_prefetch)
 
 
 @kernel
 def fetch(to: int, n: int) -> None:
     """Ask for the cache lines of n numbers that are about to be written: they come while others are computed."""
     for line in range((n + LINE - 1) // LINE):
-        ask(to + 8 * LINE * line)
+        _ask(to + 8 * LINE * line)
 
 
 @kernel

@@ -26,7 +26,7 @@ CALENDAR = {
 """Columns that every program has, made from the bar's close (New York wall clock)."""
 
 _PUT_TOGETHER = 32
-_PUT_SOON = 4
+_PUT_SOON = 8
 """So many values are put out together: of a bar many, for few instructions; of a block few, while they are warm."""
 FIRST, SECOND, BOTH = 1, 2, 3
 """Which halves of a program need something, as bits."""
@@ -336,8 +336,7 @@ class Builder:
                 program += self._write_run(run, places) + self._write_group(values, places)
             put = going.get(next(numbered))
             if put:
-                outputs = [output for v in put for output in puts[v]]
-                program += self._write_run(run, places, outputs) + self._write_puts(put, puts, places)
+                program += self._write_run(run, places) + self._write_puts(put, puts, places)
         program += self._write_run(run, places)
         program += self._write_puts([v for v in puts if v not in put_after], puts, places)
         return program, places.columns
@@ -351,18 +350,15 @@ class Builder:
         fields[op.COUNT] = len(named) // 2
         return fields
 
-    def _write_run(self, run: list[int], places: Places, outputs: Sequence[int] = ()) -> list[int]:
-        """The instruction of operations of any kind, one after the other, before ``outputs`` are put out.
-
-        It takes the operations out of ``run``.
-        """
+    def _write_run(self, run: list[int], places: Places) -> list[int]:
+        """The instruction of operations of any kind, one after the other; it takes them out of ``run``."""
         if not run:
             return []
         integers: list[int] = []
         for value in run:
             integers += [self.arithmetic.nodes[value].code, *self._named(value, places)]
-        fields = self._fields(op.OPERATIONS, integers, (), outputs)
-        fields[op.SOURCE_A], fields[op.COUNT] = len(outputs), len(run)
+        fields = self._fields(op.OPERATIONS, integers, (), ())
+        fields[op.COUNT] = len(run)
         run.clear()
         return fields
 
