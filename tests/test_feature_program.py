@@ -168,7 +168,7 @@ def test_in_blocks_a_result_is_read_soon_and_its_column_used_again() -> None:
         first = 8 * op.STRIDE * slots_of(plan)
         return len({places[0] for code, places in in_order(plan, program) if code != op.PUT and places[0] >= first})
 
-    assert scratch(plan.blocks) <= 8 < scratch(plan.program)
+    assert scratch(plan.blocks) <= 12 < scratch(plan.program)  # eight wait to be put out
 
 
 def test_what_is_only_looked_back_on_is_stored_though_nothing_puts_it_out() -> None:
