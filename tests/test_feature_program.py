@@ -88,6 +88,110 @@ def test_scratch_is_used_again_and_never_by_its_own_group() -> None:
         assert not set(table[:, 0].tolist()) & set(table[:, 1:].ravel().tolist())
 
 
+def traced(plan: Plan, program: np.ndarray, known: dict[tuple[int, ...], int]) -> dict[int, int]:
+    """What a program of formulas puts out, found by following it place by place: output -> number in ``known``.
+
+    There, a value is an operation on values, a place that nothing wrote (-1), or a value some rows back (-2), which
+    must have been stored before. Equal values of several programs have one number.
+    """
+    held: dict[int, int] = {}
+    homes = {place for _, (place, *_) in in_order(plan, program) if place < 8 * op.STRIDE * slots_of(plan)}
+
+    def read(place: int) -> int:
+        if place in held:
+            return held[place]
+        home = next((h for h in homes if 0 <= h - place <= 8 * op.HISTORY), None)
+        assert home is None or home in held, "looked back before it was stored"
+        value = (-1, place) if home is None else (-2, (home - place) // 8, held[home])
+        return known.setdefault(value, len(known))
+
+    out: dict[int, int] = {}
+    for code, (place, *operands) in in_order(plan, program):
+        if code == op.PUT:
+            assert place not in out
+            out[place] = read(operands[0])
+        else:
+            assert place not in operands
+            held[place] = known.setdefault((code, *map(read, operands)), len(known))
+    return out
+
+
+def slots_of(plan: Plan) -> int:
+    return (plan.state_size - plan.columns_at) // op.STRIDE
+
+
+def in_order(plan: Plan, program: np.ndarray) -> list[tuple[int, list[int]]]:
+    """(operation, places) and (PUT, [output, place]), in order, of either kind of program."""
+    found: list[tuple[int, list[int]]] = []
+    widths = {op.ARITHMETIC: op.OPERATION_FIELDS, op.OPERATIONS: 1 + op.OPERATION_FIELDS, op.PUT: 2}
+    for line in program:
+        if line[op.CODE] in widths:
+            width = widths[int(line[op.CODE])]
+            for row in plan.integers[line[op.INTEGERS] :][: line[op.COUNT] * width].reshape(-1, width).tolist():
+                if line[op.CODE] == op.OPERATIONS:
+                    found.append((row[0], row[1:]))
+                else:
+                    found.append((int(line[op.SOURCE_A]) if line[op.CODE] == op.ARITHMETIC else op.PUT, row))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_in_either_order_a_program_puts_out_the_same_values(seed: int) -> None:
+    """Live and in blocks, whole and in halves: the same operations on the same operands, whatever lies where when."""
+    rng = np.random.default_rng(seed)
+    names = ["open", "high", "low", "close", "volume"]
+    texts = []
+    for k in range(60):
+        a, b, c = (str(x) for x in rng.choice(names, 3))
+        back = f"lag(f{rng.integers(k)}, {rng.integers(1, 9)})" if k and rng.random() < 0.4 else f"{k}.5"
+        part = f"({a} - {b}) / ({c} + {rng.integers(1, 4)})"
+        texts.append(f"where({part} > {back}, abs({a} * {part}), max({b}, {part} - {back}) / {k + 2})")
+        names.append(f"f{k}")
+    plan = plan_of(*texts)
+    known: dict[tuple[int, ...], int] = {}
+    live = traced(plan, plan.program, known)
+    assert len(live) == len(texts)
+    assert traced(plan, plan.blocks, known) == live
+    first, second = (traced(plan, half, known) for half in plan.halves)
+    assert first
+    assert second
+    assert not first.keys() & second.keys()
+    assert first | second == live
+
+
+def test_in_blocks_a_result_is_read_soon_and_its_column_used_again() -> None:
+    """A column waits for few others: what is between an operation and its readers stays in the nearest cache."""
+    texts = [f"((close - lag(close, {k})) / (high + {k}) + low) * {k}.5 - volume" for k in range(1, 60)]
+    plan = plan_of(*texts)
+
+    def scratch(program: np.ndarray) -> int:
+        first = 8 * op.STRIDE * slots_of(plan)
+        return len({places[0] for code, places in in_order(plan, program) if code != op.PUT and places[0] >= first})
+
+    assert scratch(plan.blocks) <= 12 < scratch(plan.program)  # eight wait to be put out
+
+
+def test_what_is_only_looked_back_on_is_stored_though_nothing_puts_it_out() -> None:
+    """The last operations of a program may belong to a column that is put out some rows later alone."""
+    rows = [
+        {"name": "x", "kernel": "formula", "expression": "close * 3 + 1"},
+        {"name": "f", "kernel": "formula", "expression": "lag(x, 2)"},
+    ]
+    small = Catalogue.model_validate(
+        {"inputs": [c.model_dump() for c in bars.catalogue().inputs], "auxiliary": rows, "features": []}
+    )
+    plan = make_plan(small, BARS, bar_minutes=1, tick_size=0.25, auxiliary=["f"])
+    data = bars.make(1, seed=8).rows(slice(0, 600))
+    for threads in (1, 2):
+        (got,) = FeatureEngine(plan).batch(data.known_at, data.columns, threads=threads)
+        np.testing.assert_array_equal(got, naive.lag(data.columns["close"] * 3 + 1, 2))
+
+
+def test_columns_begin_with_a_cache_line(plan: Plan) -> None:
+    for _ in range(3):
+        assert FeatureEngine(plan)._columns().ctypes.data % 64 == 0
+
+
 def test_a_formula_of_formulas_is_what_its_parts_are() -> None:
     """Named parts, looked back at and averaged, give the bits of columns computed from them one by one."""
     c = walk(900)

@@ -1,10 +1,10 @@
-"""Formulas as three-address code: groups of equal operations over columns.
+"""Formulas as three-address code over columns.
 
-The planner breaks every formula into operations ``result = operation(a, b, c)`` on columns, finds what
-several formulas share, and puts operations of one kind that are ready at the same time into one group
-(docs/decisions/0030). An operand is a place: a byte offset from row p of the working columns, so that a
-look-back is a smaller offset and a number is a column that holds it everywhere. Live, a group is a tight
-loop over its operations; in batch, each operation is a loop over rows.
+The planner breaks every formula into operations ``result = operation(a, b, c)`` on columns and finds what
+several formulas share (docs/decisions/0030). An operand is a place: a byte offset from row p of the working
+columns, so that a look-back is a smaller offset and a number is a column that holds it everywhere. Live,
+operations of one kind that are ready at the same time are a group, a tight loop over them; in batch, each
+operation is a loop over rows, and the order is that of the cache: a result is read soon after it was written.
 
 A missing operand makes the result missing, comparisons included. What is not finite is made missing by
 CHECK at the end of a formula; until then no operation turns an infinity into a number.
@@ -232,6 +232,25 @@ def arithmetic(operation: int, count: int, table: int, base: int, n: int) -> Non
             base + get_integer(t + 8),
             base + get_integer(t + 16),
             base + get_integer(t + 24),
+            n,
+        )
+
+
+@kernel
+def operations(count: int, table: int, base: int, n: int) -> None:
+    """Run ``count`` operations of any kind over n rows, one after the other.
+
+    ``table`` is the address of (count, 1 + OPERATION_FIELDS) int64: the operation, then its places as in
+    :func:`arithmetic`.
+    """
+    for k in range(count):
+        t = table + k * (8 + OPERATION_BYTES)
+        _rows(
+            get_integer(t),
+            base + get_integer(t + 8),
+            base + get_integer(t + 16),
+            base + get_integer(t + 24),
+            base + get_integer(t + 32),
             n,
         )
 

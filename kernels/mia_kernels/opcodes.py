@@ -88,6 +88,7 @@ AVERAGE_EACH = 43
 COMOMENT_TABLE = 44
 CORRELATION = 45
 SLOPE = 46
+OPERATIONS = 49
 EXTERNAL = 99
 """A function registered at run time, called by its address."""
 

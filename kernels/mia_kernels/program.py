@@ -19,7 +19,7 @@ from mia_kernels import opcodes as op
 from mia_kernels.calendar import calendar_columns
 from mia_kernels.compile import inlined, kernel
 from mia_kernels.external import external
-from mia_kernels.formula import ago, arithmetic, finite, logarithm
+from mia_kernels.formula import ago, arithmetic, finite, logarithm, operations
 from mia_kernels.history import (
     before_change,
     clock_deviation,
@@ -347,6 +347,8 @@ def _step(
         at, i0, f0, targets = line[STATE], line[INTEGERS], line[FLOATS], line[TARGETS]
         if code == op.ARITHMETIC:
             arithmetic(a, count, integers_at_ + 8 * i0, base, n)
+        elif code == op.OPERATIONS:
+            operations(count, integers_at_ + 8 * i0, base, n)
         elif code == op.PUT:
             _put(integers_at_ + 8 * i0, count, base, sink, n)
         elif code == op.LOAD:

@@ -1,14 +1,15 @@
 """Formulas lowered to three-address code: shared parts found, equal operations grouped, scratch columns reused.
 
 All formulas of a catalogue become one graph of operations, in which equal operations on equal operands are one
-(value numbering). ``Arithmetic.groups`` puts operations in an order, those of one kind together;
-:class:`Places` gives each result a column that no later reader still needs.
+(value numbering). They run in one of two orders: ``Arithmetic.groups`` puts those of one kind together, for a bar as it
+comes; ``Arithmetic.in_turn`` puts each soon before its reader, for blocks, whose columns would leave the cache between
+the two. :class:`Places` gives each result a column that no later reader still needs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mia_fast.features.expression import Expression
@@ -131,6 +132,26 @@ class Arithmetic:
         node = self.nodes[value]
         return (*node.operands, node.after) if node.after >= 0 else node.operands
 
+    def in_turn(self, wanted: Iterable[int], done: set[int]) -> list[tuple[int, list[int]]]:
+        """As :meth:`groups`, one operation each, every one as soon before its reader as may be."""
+        depth: list[int] = []
+        for value in range(len(self.nodes)):  # what a value needs was there before it
+            depth.append(1 + max((depth[n] for n in self.needs(value)), default=-1))
+        order: list[tuple[int, list[int]]] = []
+        stack = [*wanted][::-1]
+        while stack:
+            value = stack[-1]
+            missing = [n for n in self.needs(value) if n not in done]
+            if value in done:
+                stack.pop()
+            elif missing:  # the longest way first: the results that wait beside it are few
+                stack.append(max(missing, key=depth.__getitem__))
+            else:
+                done.add(value)
+                if self.nodes[value].code not in (COLUMN, NUMBER):
+                    order.append((self.nodes[value].code, [value]))
+        return order
+
     def groups(self, wanted: Iterable[int], done: set[int]) -> list[tuple[int, list[int]]]:
         """Operations for ``wanted`` that are not ``done``: (code, values) by groups that may run in this order."""
         todo: set[int] = set()
@@ -205,10 +226,8 @@ class Places:
         """How many columns there are, with numbers and scratch."""
         return self._first + self.count
 
-    def assign(
-        self, groups: list[list[int]], put: dict[int, int], write: Callable[[list[int], Places], list[int]]
-    ) -> list[list[int]]:
-        """Give every value of the groups a column, to be used again after its last reader; what ``write`` makes.
+    def assign(self, groups: Sequence[Sequence[int]], put: dict[int, int]) -> None:
+        """Give every value of the groups a column, to be used again after its last reader, the last used first.
 
         ``put`` says after which group a value is put out. The result of an operation never shares a column with an
         operand of its group: a loop that might write what it reads would not be vectorised.
@@ -221,7 +240,6 @@ class Places:
         ending: dict[int, list[int]] = {}
         for v, k in last.items():
             ending.setdefault(k, []).append(v)
-        written = []
         for k, values in enumerate(groups):
             for v in values:
                 if v not in self._graph.home:
@@ -229,12 +247,10 @@ class Places:
                         self._free.append(self._first + self.count)
                         self.count += 1
                     self._scratch[v] = self._free.pop()
-            written.append(write(values, self))
             self._free += [self._scratch[v] for v in sorted(ending.get(k, ())) if v in self._scratch]
-        return written
 
     def of(self, value: int) -> int:
-        """The byte offset of a value that lies somewhere now."""
+        """The byte offset of a value, where it lies between its operation and its last reader."""
         node = self._graph.nodes[value]
         if value in self._graph.home:
             slot, back = self._graph.home[value], 0

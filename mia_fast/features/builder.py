@@ -26,6 +26,8 @@ CALENDAR = {
 """Columns that every program has, made from the bar's close (New York wall clock)."""
 
 _PUT_TOGETHER = 32
+_PUT_SOON = 8
+"""So many values are put out together: of a bar many, for few instructions; of a block few, while they are warm."""
 FIRST, SECOND, BOTH = 1, 2, 3
 """Which halves of a program need something, as bits."""
 
@@ -56,7 +58,10 @@ class _Marked:
 class Lowered:
     """What a builder made: programs, and where their numbers and columns lie."""
 
-    programs: dict[int, list[int]] = field(default_factory=dict)
+    live: list[int] = field(default_factory=list)
+    """The program for a bar as it comes."""
+    blocks: dict[int, list[int]] = field(default_factory=dict)
+    """The programs for blocks of bars, by halves."""
     columns: int = 0
 
 
@@ -299,30 +304,34 @@ class Builder:
     # --- programs -----------------------------------------------------------------------------------
 
     def finish(self) -> Lowered:
-        """The whole program and its halves."""
+        """The program for blocks, whole and its halves, and that for a bar: the same operations in other orders."""
         made = Lowered()
         for halves in (FIRST, SECOND, BOTH):  # the halves say what they load, the whole loads what either does
-            made.programs[halves], columns = self._program(halves)
+            made.blocks[halves], columns = self._program(halves, blocks=True)
             made.columns = max(made.columns, columns)
+        made.live, columns = self._program(BOTH, blocks=False)
+        made.columns = max(made.columns, columns)
         return made
 
-    def _program(self, halves: int) -> tuple[list[int], int]:
+    def _program(self, halves: int, *, blocks: bool) -> tuple[list[int], int]:
         graph = self.arithmetic
         operands = {o for node in graph.nodes for o in node.operands}
         puts: dict[int, list[int]] = {}
         for copied, output, needed in self._copies:
             node = graph.nodes[copied]
             bare = node.code == op.CHECK and copied not in graph.home and copied not in operands
-            if needed & halves:  # what is put out is checked there
+            putting = FIRST if needed == BOTH else needed  # what both halves compute, one puts out
+            if putting & halves:  # what is put out is checked there
                 puts.setdefault(node.operands[0] if bare else copied, []).append(output)
         done: set[int] = set()
         steps: list[_Instruction | tuple[int, list[int]]] = []
+        ordered = graph.in_turn if blocks else graph.groups
         for item in self._items:
             if isinstance(item, _Values):
-                steps += graph.groups([v for v, needed in item.wanted.items() if needed & halves], done)
+                steps += ordered([v for v, needed in item.wanted.items() if needed & halves], done)
             elif item.halves & halves:
                 steps.append(item)
-        steps += graph.groups(puts, done)
+        steps += ordered(puts, done)
         for values in (list(puts), *(step[1] for step in steps if isinstance(step, tuple))):
             self._load_for(values, halves)
         groups = [step[1] for step in steps if isinstance(step, tuple)]
@@ -331,7 +340,7 @@ class Builder:
         waiting: list[int] = []
         for k, values in enumerate(groups):
             waiting += [v for v in values if v in puts]
-            if len(waiting) >= _PUT_TOGETHER:
+            if len(waiting) >= (_PUT_SOON if blocks else _PUT_TOGETHER):
                 put_after |= dict.fromkeys(waiting, k)
                 waiting = []
         put_after |= dict.fromkeys(waiting, len(groups) - 1)
@@ -340,16 +349,23 @@ class Builder:
             going.setdefault(k, []).append(v)
 
         places = Places(graph, self.slots)
-        numbered = iter(range(len(groups)))
-
-        def write(values: list[int], places: Places) -> list[int]:
-            k = next(numbered)
-            return self._write_group(values, places) + self._write_puts(going.get(k, []), puts, places)
-
-        written = iter(places.assign(groups, put_after, write))
+        places.assign(groups, put_after)
         program = self._write_inputs(halves)
+        run: list[int] = []
+        numbered = iter(range(len(groups)))
         for step in steps:
-            program += step.fields if isinstance(step, _Instruction) else next(written)
+            if isinstance(step, _Instruction):
+                program += self._write_run(run, places) + step.fields
+                continue
+            code, values = step
+            if blocks and code != op.AGO:
+                run += values
+            else:
+                program += self._write_run(run, places) + self._write_group(values, places)
+            put = going.get(next(numbered))
+            if put:
+                program += self._write_run(run, places) + self._write_puts(put, puts, places)
+        program += self._write_run(run, places)
         program += self._write_puts([v for v in puts if v not in put_after], puts, places)
         return program, places.columns
 
@@ -384,8 +400,25 @@ class Builder:
         fields[op.COUNT] = len(named) // 2
         return fields
 
+    def _write_run(self, run: list[int], places: Places) -> list[int]:
+        """The instruction of operations of any kind, one after the other; it takes them out of ``run``."""
+        if not run:
+            return []
+        integers: list[int] = []
+        for value in run:
+            integers += [self.arithmetic.nodes[value].code, *self._named(value, places)]
+        fields = self._fields(op.OPERATIONS, integers, (), ())
+        fields[op.COUNT] = len(run)
+        run.clear()
+        return fields
+
+    def _named(self, value: int, places: Places) -> list[int]:
+        """The places that an operation names: its result and three operands, where it has fewer the first again."""
+        named = [places.of(value), *map(places.of, self.arithmetic.nodes[value].operands)]
+        return named + [named[1]] * (op.OPERATION_FIELDS - len(named))
+
     def _write_group(self, values: list[int], places: Places) -> list[int]:
-        """The instruction of a group, while all that it names has its place."""
+        """The instruction of a group."""
         nodes = [self.arithmetic.nodes[v] for v in values]
         integers: list[int] = []
         numbers: list[float] = []
@@ -394,8 +427,7 @@ class Builder:
                 integers += [node.back, 8 * op.STRIDE * node.slot, places.of(value)]
                 numbers.append(node.number)
             else:
-                named = [places.of(value), *map(places.of, node.operands)]
-                integers += named + [named[1]] * (op.OPERATION_FIELDS - len(named))
+                integers += self._named(value, places)
         code = op.AGO if nodes[0].code == op.AGO else op.ARITHMETIC
         fields = self._fields(code, integers, numbers, ())
         fields[op.SOURCE_A], fields[op.COUNT] = nodes[0].code, len(nodes)

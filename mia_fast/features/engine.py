@@ -19,6 +19,7 @@ from mia_fast.errors import DataError, StateError
 from mia_fast.features.plan import Plan, new_york
 from mia_kernels import opcodes as op
 from mia_kernels import program as call
+from mia_kernels.streams import LINE
 
 Floats = NDArray[np.float64]
 
@@ -95,7 +96,7 @@ class FeatureEngine:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._memory, self._state = _memory(plan)
-        self._work = np.empty((op.SCRATCH, op.SCRATCH_STRIDE))
+        self._work = _scratch()
         self._second: tuple[Floats, Floats] | None = None
         # A live bar: its close (int64 ns), then the inputs (float64). Those of the bars are packed in one go; those of
         # slower tables follow and stay until they are held anew.
@@ -118,7 +119,7 @@ class FeatureEngine:
         zone = _zone()
         self._call = np.zeros(call.CALL_SIZE, dtype=np.int64)
         for address, size, array in (
-            (call.PROGRAM, call.PROGRAM_SIZE, plan.program),
+            (call.PROGRAM, call.PROGRAM_SIZE, plan.blocks),
             (call.INTEGER_TABLE, call.INTEGER_TABLE_SIZE, plan.integers),
             (call.FLOAT_TABLE, call.FLOAT_TABLE_SIZE, plan.floats),
             (call.ZONE, call.ZONE_SIZE, zone),
@@ -132,6 +133,7 @@ class FeatureEngine:
         self._live_call = self._aim(
             self._call, self._bar.ctypes.data, 1, self._bar_inputs, self._bar_out.ctypes.data, 1
         )
+        self._live_call[call.PROGRAM], self._live_call[call.PROGRAM_SIZE] = plan.program.ctypes.data, len(plan.program)
         self._live_at = int(self._live_call.ctypes.data)
         self.reset()
 
@@ -437,7 +439,7 @@ class FeatureEngine:
         """The calls of both halves; the second gets a memory of its own, in this engine's state."""
         if self._second is None:
             memory, _ = _memory(self.plan)
-            self._second = memory, np.empty((op.SCRATCH, op.SCRATCH_STRIDE))
+            self._second = memory, _scratch()
         memory, work = self._second
         memory[:] = self._memory
         calls = [self._call.copy(), self._call.copy()]
@@ -516,9 +518,20 @@ def _check_times(times: NDArray[np.int64], last: int, where: str) -> None:
         )
 
 
+def _aligned(size: int, first: int) -> Floats:
+    """(size,) float64, not set, of which number ``first`` begins a cache line: what a vector reads lies in one then."""
+    room = np.empty(size + LINE)
+    skipped = -(room.ctypes.data // room.itemsize + first) % LINE
+    return room[skipped : skipped + size]
+
+
+def _scratch() -> Floats:
+    return _aligned(op.SCRATCH * op.SCRATCH_STRIDE, 0).reshape(op.SCRATCH, op.SCRATCH_STRIDE)
+
+
 def _memory(plan: Plan) -> tuple[Floats, Floats]:
     """Memory for a plan, with the numbers of its formulas in their columns; and the part of it that is the state."""
-    memory = np.empty(plan.memory_size)
+    memory = _aligned(plan.memory_size, plan.columns_at)
     rest = memory[plan.state_size :].reshape(-1, op.STRIDE)
     rest[: len(plan.numbers)] = plan.numbers[:, None]
     rest[len(plan.numbers) :] = np.nan

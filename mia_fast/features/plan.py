@@ -47,10 +47,13 @@ class Plan:
     passed: dict[int, str]
     """Outputs that are inputs as they are: row of the output -> input."""
     program: NDArray[np.int64]
+    """The instructions for a bar as it comes."""
+    blocks: NDArray[np.int64]
+    """The same for blocks of bars: other orders of the same operations, so the same bits and the same state."""
     integers: NDArray[np.int64]
     floats: NDArray[np.float64]
     halves: tuple[NDArray[np.int64], NDArray[np.int64]]
-    """The program as two, for two threads; together they compute what it computes."""
+    """The program for blocks as two, for two threads; together they compute what it computes."""
     second_state: NDArray[np.int64]
     second_columns: NDArray[np.int64]
     """What only the second half advances: numbers of the state, and working columns."""
@@ -206,8 +209,9 @@ def make_plan(
         policies={name: policies[name] for name in (*catalogue.names, *auxiliary)},
         auxiliary=tuple(auxiliary),
         passed={row: present[k] for row, k in builder.passed.items()},
-        program=_table(made.programs[BOTH]),
-        halves=(_table(made.programs[FIRST]), _table(made.programs[SECOND])),
+        program=_table(made.live),
+        blocks=_table(made.blocks[BOTH]),
+        halves=(_table(made.blocks[FIRST]), _table(made.blocks[SECOND])),
         second_state=np.array([k for m in second for k in range(m.first, m.first + m.size)], dtype=np.int64),
         second_columns=np.array([k for k, half in enumerate(builder.slot_halves) if half == SECOND], dtype=np.int64),
         depths=np.array(builder.depths, dtype=np.int64),
