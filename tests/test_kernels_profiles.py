@@ -202,7 +202,7 @@ def draw(
 VOLUMES = ("even", "few", "whole", "any", "tiny", "huge")
 
 
-@settings(max_examples=40 + 40 * ROUNDS, deadline=None, derandomize=not ROUNDS)
+@settings(max_examples=40 + 5 * ROUNDS, deadline=None, derandomize=not ROUNDS)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(1, 560),
