@@ -202,7 +202,7 @@ def draw(
 VOLUMES = ("even", "few", "whole", "any", "tiny", "huge")
 
 
-@settings(max_examples=40 + 40 * ROUNDS, deadline=None, derandomize=not ROUNDS)
+@settings(max_examples=40 + 5 * ROUNDS, deadline=None, derandomize=not ROUNDS)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(1, 560),
@@ -272,16 +272,20 @@ def test_the_ends_of_the_8192_ticks_are_used_and_not_passed(length: int) -> None
             assert np.isnan(session[:, 38:]).all()
 
 
-def test_seventy_percent_met_exactly_ends_the_area() -> None:
-    """Ten ticks of ten: seven make it, and no pair more. The carried volume must not decide what a bit decides."""
-    n = 600
-    opens = [False, True, *[False] * (n - 2)]
-    ticks = np.array([5, 5, 6, 4, 7, 3, 8, 2, 9, 1, 0, 5])[np.arange(n) % 12] * TICK
-    volume = np.full(n, 10.0)
-    want, _ = check(1.7e9 + 60.0 * np.arange(n), opens, ticks, ticks, volume, [])
-    for grain in (0.1, 1 / 3):
-        check(1.7e9 + 60.0 * np.arange(n), opens, ticks, ticks, volume * grain, [100])
-    assert np.isfinite(want[:, 1:]).all()
+def test_seventy_percent_met_but_for_rounding() -> None:
+    """Ten ticks that hold the same: seven are 70 % as far as a float can tell, and the last bit decides on a pair more.
+
+    A volume carried from bar to bar has other last bits than one added up from the point of control.
+    """
+    n = 256
+    low = np.full(n, 4000.0)
+    tops = set()
+    for seed in range(6):
+        volume = np.random.default_rng(seed).random(n)
+        opens = [False, True, *[False] * (n - 2)]
+        want, _ = check(1.7e9 + 60.0 * np.arange(n), opens, low + 9 * TICK, low, volume, [100])
+        tops |= set(((want[1, 1:] - 4000.0) / TICK).tolist())
+    assert tops == {6.0, 8.0}, "rounding never decided"
 
 
 def test_windows_of_which_some_are_not_short() -> None:
