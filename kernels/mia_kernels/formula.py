@@ -243,7 +243,20 @@ def ago(seconds: float, rows: int, base: int, time: int, source: int, result: in
     Without gaps it stands ``rows`` bars back; a gap can only bring it nearer, also when the series began less
     than ``rows`` bars ago. A series that began later than that instant has none. ``time``, ``source`` and
     ``result`` are byte offsets from ``base``.
+
+    Most blocks have no gap: then the answer is a shifted copy, and whether it is takes one vectorised comparison.
     """
+    now, then = floats_at(base + time, n), floats_at(base + time - 8 * rows, n)
+    after = floats_at(base + time - 8 * rows + 8, n)  # not always later: the seconds of two closes may be equal
+    x, y = floats_at(base + source - 8 * rows, n), floats_at(base + result, n)
+    gaps = 0
+    for i in range(n):
+        moment = now[i] - seconds
+        gaps += 0 if (then[i] == moment) & (after[i] > moment) else 1
+    for i in range(n):
+        y[i] = x[i]
+    if gaps == 0:
+        return
     for i in range(n):
         here = base + 8 * i
         moment = get(here + time) - seconds

@@ -2,6 +2,9 @@
 
 Each keeps a few numbers of state and takes one row at a time, so a block boundary cannot be seen. A
 value that is missing or not finite changes nothing that is remembered.
+
+What depends on rows alone (the clock) is worked out for the whole block first, what stands until something
+happens (a session's open, a slot's end) when it happens; in between a loop does the least.
 """
 
 from __future__ import annotations
@@ -12,10 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mia_kernels.compile import inlined, kernel
-from mia_kernels.opcodes import MINUTE, SESSION, TIME
-from mia_kernels.session import opens
+from mia_kernels.memory import address_of, integers_at, view
+from mia_kernels.opcodes import MINUTE, SESSION, STRIDE, TIME
+from mia_kernels.session import opens, session_end
+from mia_kernels.vector import quotient
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 SESSION_SUM_STATE = 3
 CLOCK_DEVIATION_STATE = 5
@@ -29,10 +35,9 @@ DAY_SECONDS = 86_400.0
 
 
 @inlined
-def _clock(columns: Floats, row: int) -> float:
+def _clock(time: float, minute: float) -> float:
     """Seconds since midnight in New York at the bar's close."""
-    seconds = columns[TIME, row]
-    return float(60.0 * columns[MINUTE, row] + (seconds - np.floor(seconds / 60.0) * 60.0))
+    return float(60.0 * minute + (time - np.floor(quotient(time, 60.0, 1.0 / 60.0)) * 60.0))
 
 
 @kernel
@@ -44,17 +49,21 @@ def session_sum(
     A missing value leaves the sum as it stands. Before the first open that the series itself has seen,
     the sum is missing: one that began in mid-session is not the session's.
     """
+    base = address_of(columns) + 8 * p
+    x, sessions = view(base, source, 0, n), view(base, SESSION, 0, n)
     seen, valued, total = state[at], state[at + 1], state[at + 2]
-    for i in range(n):
-        row = p + i
-        if opens(columns, row, bar_minutes):
+    i = 0
+    while i < n:
+        if opens(columns, p + i, bar_minutes):
             seen, valued, total = 1.0, 0.0, 0.0
-        x = columns[source, row]
-        if x - x == 0.0:
-            valued = 1.0
-            total += x
-        known = seen != 0.0 and valued != 0.0 and total - total == 0.0
-        out[i] = total if known else math.nan
+        end = session_end(sessions, i, n)
+        for j in range(i, end):
+            valid = x[j] - x[j] == 0.0
+            valued = 1.0 if valid else valued
+            total += x[j] if valid else 0.0  # never -0.0, so nothing is added
+            known = (seen != 0.0) & (valued != 0.0) & (total - total == 0.0)
+            out[j] = total if known else math.nan
+        i = end
     state[at], state[at + 1], state[at + 2] = seen, valued, total
 
 
@@ -68,11 +77,12 @@ def session_rank(
     sessions that have one, together with x; 0.5 where highest equals lowest. This is the "IV rank" of
     option desks, for any series.
     """
+    base = address_of(columns) + 8 * p
+    x, now, last = view(base, source, 0, n), view(base, SESSION, 0, n), view(base, SESSION, 1, n)
     ring = at + SESSION_RANK_STATE
-    for i in range(n):
-        row = p + i
-        before = columns[SESSION, row - 1]
-        changed = before == before and columns[SESSION, row] != before  # noqa: PLR0124 - not NaN
+    i = 0
+    while i < n:
+        changed = last[i] == last[i] and now[i] != last[i]  # not NaN
         if changed and state[at + 1] != 0.0:
             kept = int(state[at + 2])
             state[ring + kept % sessions] = state[at]
@@ -83,13 +93,18 @@ def session_rank(
                 lowest = min(lowest, state[ring + j])
                 highest = max(highest, state[ring + j])
             state[at + 3], state[at + 4] = lowest, highest
-        x = columns[source, row]
-        out[i] = math.nan
-        if x - x == 0.0:
-            state[at], state[at + 1] = x, 1.0
-            if state[at + 2] >= sessions:
-                lowest, highest = min(state[at + 3], x), max(state[at + 4], x)
-                out[i] = (x - lowest) / (highest - lowest) if highest > lowest else 0.5
+        enough, bottom, top = state[at + 2] >= sessions, state[at + 3], state[at + 4]
+        end = session_end(now, i, n)
+        for j in range(i, end):
+            lowest, highest = min(bottom, x[j]), max(top, x[j])
+            share = (x[j] - lowest) / (highest - lowest)
+            share = share if highest > lowest else 0.5
+            out[j] = share if enough & (x[j] - x[j] == 0.0) else math.nan
+        for j in range(end - 1, i - 1, -1):
+            if x[j] - x[j] == 0.0:
+                state[at], state[at + 1] = x[j], 1.0
+                break
+        i = end
 
 
 @kernel
@@ -112,26 +127,42 @@ def clock_deviation(
     held until the next one opens. A window that was open when the series began is passed over. Updated
     by Welford's method (1962), anew every day.
     """
+    base = address_of(columns) + 8 * p
+    x, time, minute = view(base, source, 0, n), view(base, TIME, 0, n), view(base, MINUTE, 0, n)
+    inside = 0
     for i in range(n):
-        row = p + i
-        clock = _clock(columns, row)
+        clock = _clock(time[i], minute[i])
+        out[i] = clock  # room for it until the result comes
+        inside += 1 if (clock > opening) & (clock <= closing) else 0
+    value = _deviation_so_far(state, at)
+    if inside == 0:
+        for i in range(n):
+            out[i] = value
+        return
+    for i in range(n):
+        clock = out[i]
         if clock > opening and clock <= closing:
             # New York's midnight is between 3:00 and 6:00 UTC, on the days of changing clocks too.
-            day = np.floor((columns[TIME, row] - clock) / DAY_SECONDS) + 1.0
+            day = np.floor((time[i] - clock) / DAY_SECONDS) + 1.0
             if day != state[at]:
-                before = columns[TIME, row - 1]
+                before = columns[TIME, p + i - 1]
                 begun = before == before or clock == opening + 60.0 * bar_minutes  # noqa: PLR0124 - not NaN
                 state[at], state[at + 1] = day, 1.0 if begun else 0.0
                 state[at + 2], state[at + 3], state[at + 4] = 0.0, 0.0, 0.0  # count, mean, squares
-            r = columns[source, row]
-            if r - r == 0.0:
+            if x[i] - x[i] == 0.0:
                 state[at + 2] += 1.0
-                d = r - state[at + 3]
+                d = x[i] - state[at + 3]
                 state[at + 3] += d / state[at + 2]
-                state[at + 4] += d * (r - state[at + 3])
-        variance = state[at + 4] / (state[at + 2] - 1.0)
-        known = state[at + 1] != 0.0 and state[at + 2] >= 2.0 and variance - variance == 0.0
-        out[i] = math.sqrt(variance) if known else math.nan
+                state[at + 4] += d * (x[i] - state[at + 3])
+            value = _deviation_so_far(state, at)
+        out[i] = value
+
+
+@inlined
+def _deviation_so_far(state: Floats, at: int) -> float:
+    variance = state[at + 4] / (state[at + 2] - 1.0)
+    known = state[at + 1] != 0.0 and state[at + 2] >= 2.0 and variance - variance == 0.0
+    return math.sqrt(variance) if known else math.nan
 
 
 @kernel
@@ -146,26 +177,36 @@ def seasonal_mean(
     """
     seconds = DAY_SECONDS / slots
     values, have = at + SEASONAL_MEAN_STATE, at + SEASONAL_MEAN_STATE + slots
+    base = address_of(columns) + 8 * p
+    x, time, minute = view(base, source, 0, n), view(base, TIME, 0, n), view(base, MINUTE, 0, n)
+    sessions = view(base, SESSION, 0, n)
     for i in range(n):
-        row = p + i
-        slot = int(np.ceil(_clock(columns, row) / seconds)) - 1
-        if slot < 0:
-            slot = slots - 1  # midnight ends the day before
-        session = columns[SESSION, row]
-        if state[at] != slot + 1.0 or state[at + 1] != session:
-            if state[at + 3] > 0.0:
-                ended = int(state[at]) - 1
-                mean = state[at + 2] / state[at + 3]
-                usual = state[values + ended]
-                joined = usual + alpha * (mean - usual) if state[have + ended] != 0.0 else mean
+        slot = np.ceil(_clock(time[i], minute[i]) / seconds)
+        out[i] = slot if slot > 0.0 else float(slots)  # midnight ends the day before; from 1 on, until the result comes
+    current, session, total, count = state[at], state[at + 1], state[at + 2], state[at + 3]
+    usual = _usual(state, values, have, current)
+    for i in range(n):
+        if current != out[i] or session != sessions[i]:
+            if count > 0.0:
+                ended = int(current) - 1
+                mean = total / count
+                before = state[values + ended]
+                joined = before + alpha * (mean - before) if state[have + ended] != 0.0 else mean
                 if joined - joined == 0.0:  # a mean beyond the range of numbers must not stay for ever
                     state[values + ended], state[have + ended] = joined, 1.0
-            state[at], state[at + 1], state[at + 2], state[at + 3] = slot + 1.0, session, 0.0, 0.0
-        x = columns[source, row]
-        if x - x == 0.0:
-            state[at + 2] += x
-            state[at + 3] += 1.0
-        out[i] = state[values + slot] if state[have + slot] != 0.0 else math.nan
+            current, session, total, count = out[i], sessions[i], 0.0, 0.0
+            usual = _usual(state, values, have, current)
+        valid = x[i] - x[i] == 0.0
+        total += x[i] if valid else 0.0  # never -0.0, so nothing is added
+        count += 1.0 if valid else 0.0
+        out[i] = usual
+    state[at], state[at + 1], state[at + 2], state[at + 3] = current, session, total, count
+
+
+@inlined
+def _usual(state: Floats, values: int, have: int, slot: float) -> float:
+    k = int(slot) - 1
+    return state[values + k] if slot > 0.0 and state[have + k] != 0.0 else math.nan
 
 
 @kernel
@@ -174,14 +215,33 @@ def unchanged_for(columns: Floats, source: int, p: int, n: int, state: Floats, a
 
     The first value counts as a change. A missing value neither changes x nor stops the clock.
     """
+    base = address_of(columns) + 8 * p
+    x, time = view(base, source, 0, n), view(base, TIME, 0, n)
+    seen, value, since = state[at], state[at + 1], state[at + 2]
     for i in range(n):
-        row = p + i
-        x = columns[source, row]
         out[i] = math.nan
-        if x - x == 0.0:
-            if state[at] == 0.0 or x != state[at + 1]:
-                state[at], state[at + 1], state[at + 2] = 1.0, x, columns[TIME, row]
-            out[i] = (columns[TIME, row] - state[at + 2]) / 60.0
+        if x[i] - x[i] == 0.0:
+            if seen == 0.0 or x[i] != value:
+                seen, value, since = 1.0, x[i], time[i]
+            out[i] = since
+    state[at], state[at + 1], state[at + 2] = seen, value, since
+    for i in range(n):
+        out[i] = (time[i] - out[i]) / 60.0
+
+
+@inlined
+def _stands_until(bits: Integers, i: int, n: int) -> int:
+    """The first row after ``i`` whose bits differ from those of row ``i``, up to n."""
+    if i == 0:  # most blocks have one value
+        others = 0
+        for j in range(n):
+            others += 0 if bits[j] == bits[0] else 1
+        if others == 0:
+            return n
+    end = i + 1
+    while end < n and bits[end] == bits[i]:
+        end += 1
+    return end
 
 
 @kernel
@@ -191,15 +251,26 @@ def before_change(columns: Floats, source: int, key: int, p: int, n: int, state:
     Missing until the key has changed once, while it is missing, and where x had no value under the
     previous key. A row without a key changes nothing.
     """
-    for i in range(n):
-        row = p + i
-        x, k = columns[source, row], columns[key, row]
-        out[i] = math.nan
+    base = address_of(columns) + 8 * p
+    x, keys = view(base, source, 0, n), view(base, key, 0, n)
+    bits = integers_at(base + 8 * STRIDE * key, n)
+    seen, held, last, previous = state[at], state[at + 1], state[at + 2], state[at + 3]
+    i = 0
+    while i < n:
+        k = keys[i]
+        end = _stands_until(bits, i, n)
+        value = math.nan
         if k - k == 0.0:
-            if state[at] == 0.0:
-                state[at], state[at + 1], state[at + 2], state[at + 3] = 1.0, k, math.nan, math.nan
-            elif k != state[at + 1]:
-                state[at + 1], state[at + 3], state[at + 2] = k, state[at + 2], math.nan
-            if x - x == 0.0:
-                state[at + 2] = x
-            out[i] = state[at + 3]
+            if seen == 0.0:
+                seen, held, last, previous = 1.0, k, math.nan, math.nan
+            elif k != held:
+                held, previous, last = k, last, math.nan
+            for j in range(end - 1, i - 1, -1):
+                if x[j] - x[j] == 0.0:
+                    last = x[j]
+                    break
+            value = previous
+        for j in range(i, end):
+            out[j] = value
+        i = end
+    state[at], state[at + 1], state[at + 2], state[at + 3] = seen, held, last, previous

@@ -114,10 +114,10 @@ def _masked(job: int, start: int, n: int) -> None:
 @kernel
 def _is_finite(at: int, n: int) -> bool:
     x = floats_at(at, n)
-    total = 0.0
+    others = 0  # counted as an integer: a sum of floats would have to be taken in order
     for i in range(n):
-        total += 0.0 if x[i] - x[i] == 0.0 else 1.0
-    return total == 0.0
+        others += 0 if x[i] - x[i] == 0.0 else 1
+    return others == 0
 
 
 @kernel
