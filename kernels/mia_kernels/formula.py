@@ -237,25 +237,29 @@ def arithmetic(operation: int, count: int, table: int, base: int, n: int) -> Non
 
 
 @kernel
-def ago(seconds: float, rows: int, base: int, time: int, source: int, result: int, n: int) -> None:
-    """The value ``seconds`` ago: that of the last bar known at or before that instant.
-
-    Without gaps it stands ``rows`` bars back; a gap can only bring it nearer, also when the series began less
-    than ``rows`` bars ago. A series that began later than that instant has none. ``time``, ``source`` and
-    ``result`` are byte offsets from ``base``.
-
-    Most blocks have no gap: then the answer is a shifted copy, and whether it is takes one vectorised comparison.
-    """
-    now, then = floats_at(base + time, n), floats_at(base + time - 8 * rows, n)
-    after = floats_at(base + time - 8 * rows + 8, n)  # not always later: the seconds of two closes may be equal
-    x, y = floats_at(base + source - 8 * rows, n), floats_at(base + result, n)
+def _ago_without_gaps(seconds: float, time: int, source: int, result: int, rows: int, n: int) -> bool:
+    """What :func:`ago` gives if no row of the block has a gap behind it, as most: a shifted copy. False: some have."""
+    now, then = floats_at(time, n), floats_at(time - 8 * rows, n)
+    after = floats_at(time - 8 * rows + 8, n)  # not always later: the seconds of two closes may be equal
+    x, y = floats_at(source - 8 * rows, n), floats_at(result, n)
     gaps = 0
     for i in range(n):
         moment = now[i] - seconds
         gaps += 0 if (then[i] == moment) & (after[i] > moment) else 1
     for i in range(n):
         y[i] = x[i]
-    if gaps == 0:
+    return gaps == 0
+
+
+@kernel
+def ago(seconds: float, rows: int, base: int, time: int, source: int, result: int, n: int) -> None:
+    """The value ``seconds`` ago: that of the last bar known at or before that instant.
+
+    Without gaps it stands ``rows`` bars back; a gap can only bring it nearer, also when the series began less
+    than ``rows`` bars ago. A series that began later than that instant has none. ``time``, ``source`` and
+    ``result`` are byte offsets from ``base``.
+    """
+    if n > 1 and _ago_without_gaps(seconds, base + time, base + source, base + result, rows, n):
         return
     for i in range(n):
         here = base + 8 * i

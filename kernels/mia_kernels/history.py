@@ -4,7 +4,8 @@ Each keeps a few numbers of state and takes one row at a time, so a block bounda
 value that is missing or not finite changes nothing that is remembered.
 
 What depends on rows alone (the clock) is worked out for the whole block first, what stands until something
-happens (a session's open, a slot's end) when it happens; in between a loop does the least.
+happens (a session's open, a slot's end) when it happens; in between a loop does the least. The kernels that take
+addresses are for live calls: an array costs seven arguments where a call is not inlined.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mia_kernels.compile import inlined, kernel
-from mia_kernels.memory import address_of, integers_at, view
+from mia_kernels.memory import address_of, floats_at, get, integers_at, view
 from mia_kernels.opcodes import MINUTE, SESSION, STRIDE, TIME
-from mia_kernels.session import opens, session_end
+from mia_kernels.session import opens
 from mia_kernels.vector import quotient
 
 Floats = NDArray[np.float64]
@@ -50,21 +51,28 @@ def session_sum(
     the sum is missing: one that began in mid-session is not the session's.
     """
     base = address_of(columns) + 8 * p
-    x, sessions = view(base, source, 0, n), view(base, SESSION, 0, n)
+    x, now, before = view(base, source, 0, n), view(base, SESSION, 0, n), view(base, SESSION, 1, n)
     seen, valued, total = state[at], state[at + 1], state[at + 2]
-    i = 0
-    while i < n:
-        if opens(columns, p + i, bar_minutes):
+    for i in range(n):
+        if now[i] != before[i] and opens(columns, p + i, bar_minutes):
             seen, valued, total = 1.0, 0.0, 0.0
-        end = session_end(sessions, i, n)
-        for j in range(i, end):
-            valid = x[j] - x[j] == 0.0
-            valued = 1.0 if valid else valued
-            total += x[j] if valid else 0.0  # never -0.0, so nothing is added
-            known = (seen != 0.0) & (valued != 0.0) & (total - total == 0.0)
-            out[j] = total if known else math.nan
-        i = end
+        if x[i] - x[i] == 0.0:
+            valued = 1.0
+            total += x[i]
+        known = seen != 0.0 and valued != 0.0 and total - total == 0.0
+        out[i] = total if known else math.nan
     state[at], state[at + 1], state[at + 2] = seen, valued, total
+
+
+@inlined
+def _session_end(sessions: Floats, i: int, n: int) -> int:
+    """The first row after ``i`` of another session, up to n; a later bar's session is never an earlier one."""
+    end = n
+    if sessions[n - 1] != sessions[i]:
+        end = i + 1
+        while sessions[end] == sessions[i]:
+            end += 1
+    return end
 
 
 @kernel
@@ -94,7 +102,7 @@ def session_rank(
                 highest = max(highest, state[ring + j])
             state[at + 3], state[at + 4] = lowest, highest
         enough, bottom, top = state[at + 2] >= sessions, state[at + 3], state[at + 4]
-        end = session_end(now, i, n)
+        end = _session_end(now, i, n)
         for j in range(i, end):
             lowest, highest = min(bottom, x[j]), max(top, x[j])
             share = (x[j] - lowest) / (highest - lowest)
@@ -127,41 +135,64 @@ def clock_deviation(
     held until the next one opens. A window that was open when the series began is passed over. Updated
     by Welford's method (1962), anew every day.
     """
-    base = address_of(columns) + 8 * p
+    _clock_deviation(
+        address_of(columns) + 8 * p,
+        source,
+        opening,
+        closing,
+        bar_minutes,
+        n,
+        address_of(state) + 8 * at,
+        address_of(out),
+    )
+
+
+@kernel
+def _clock_deviation(
+    base: int, source: int, opening: float, closing: float, bar_minutes: float, n: int, state: int, result: int
+) -> None:
     x, time, minute = view(base, source, 0, n), view(base, TIME, 0, n), view(base, MINUTE, 0, n)
-    inside = 0
-    for i in range(n):
-        clock = _clock(time[i], minute[i])
-        out[i] = clock  # room for it until the result comes
-        inside += 1 if (clock > opening) & (clock <= closing) else 0
-    value = _deviation_so_far(state, at)
-    if inside == 0:
+    kept, out = floats_at(state, CLOCK_DEVIATION_STATE), floats_at(result, n)
+    today, whole, count, mean, squares = kept[0], kept[1], kept[2], kept[3], kept[4]
+    value = _sample_deviation(whole, count, squares)
+    if n > 1 and _closed_throughout(opening, closing, base, n):  # as for most of the day
         for i in range(n):
             out[i] = value
         return
     for i in range(n):
-        clock = out[i]
+        clock = _clock(time[i], minute[i])
         if clock > opening and clock <= closing:
             # New York's midnight is between 3:00 and 6:00 UTC, on the days of changing clocks too.
             day = np.floor((time[i] - clock) / DAY_SECONDS) + 1.0
-            if day != state[at]:
-                before = columns[TIME, p + i - 1]
+            if day != today:
+                before = get(base + 8 * (STRIDE * TIME + i - 1))
                 begun = before == before or clock == opening + 60.0 * bar_minutes  # noqa: PLR0124 - not NaN
-                state[at], state[at + 1] = day, 1.0 if begun else 0.0
-                state[at + 2], state[at + 3], state[at + 4] = 0.0, 0.0, 0.0  # count, mean, squares
+                today, whole = day, 1.0 if begun else 0.0
+                count, mean, squares = 0.0, 0.0, 0.0
             if x[i] - x[i] == 0.0:
-                state[at + 2] += 1.0
-                d = x[i] - state[at + 3]
-                state[at + 3] += d / state[at + 2]
-                state[at + 4] += d * (x[i] - state[at + 3])
-            value = _deviation_so_far(state, at)
+                count += 1.0
+                d = x[i] - mean
+                mean += d / count
+                squares += d * (x[i] - mean)
+            value = _sample_deviation(whole, count, squares)
         out[i] = value
+    kept[0], kept[1], kept[2], kept[3], kept[4] = today, whole, count, mean, squares
+
+
+@kernel
+def _closed_throughout(opening: float, closing: float, base: int, n: int) -> bool:
+    time, minute = view(base, TIME, 0, n), view(base, MINUTE, 0, n)
+    inside = 0
+    for i in range(n):
+        clock = _clock(time[i], minute[i])
+        inside += 1 if (clock > opening) & (clock <= closing) else 0
+    return inside == 0
 
 
 @inlined
-def _deviation_so_far(state: Floats, at: int) -> float:
-    variance = state[at + 4] / (state[at + 2] - 1.0)
-    known = state[at + 1] != 0.0 and state[at + 2] >= 2.0 and variance - variance == 0.0
+def _sample_deviation(whole: float, count: float, squares: float) -> float:
+    variance = squares / (count - 1.0)
+    known = whole != 0.0 and count >= 2.0 and variance - variance == 0.0
     return math.sqrt(variance) if known else math.nan
 
 
@@ -216,32 +247,35 @@ def unchanged_for(columns: Floats, source: int, p: int, n: int, state: Floats, a
     The first value counts as a change. A missing value neither changes x nor stops the clock.
     """
     base = address_of(columns) + 8 * p
-    x, time = view(base, source, 0, n), view(base, TIME, 0, n)
-    seen, value, since = state[at], state[at + 1], state[at + 2]
-    for i in range(n):
+    _unchanged_for(base + 8 * STRIDE * source, base + 8 * STRIDE * TIME, n, address_of(state) + 8 * at, address_of(out))
+
+
+@kernel
+def _unchanged_for(source: int, times: int, n: int, state: int, result: int) -> None:
+    x, time, kept, out = floats_at(source, n), floats_at(times, n), floats_at(state, 3), floats_at(result, n)
+    seen, value, since = kept[0], kept[1], kept[2]
+    steady = n > 1 and _is_one_value(source, n)
+    for i in range(1 if steady else n):
         out[i] = math.nan
         if x[i] - x[i] == 0.0:
             if seen == 0.0 or x[i] != value:
                 seen, value, since = 1.0, x[i], time[i]
-            out[i] = since
-    state[at], state[at + 1], state[at + 2] = seen, value, since
+            out[i] = (time[i] - since) / 60.0
+    if steady:
+        start = since if x[0] - x[0] == 0.0 else math.nan
+        for i in range(1, n):
+            out[i] = (time[i] - start) / 60.0
+    kept[0], kept[1], kept[2] = seen, value, since
+
+
+@kernel
+def _is_one_value(at: int, n: int) -> bool:
+    """Whether all n numbers are the same to the bit, as a slow input's mostly are, known or missing."""
+    x = integers_at(at, n)
+    others = 0
     for i in range(n):
-        out[i] = (time[i] - out[i]) / 60.0
-
-
-@inlined
-def _stands_until(bits: Integers, i: int, n: int) -> int:
-    """The first row after ``i`` whose bits differ from those of row ``i``, up to n."""
-    if i == 0:  # most blocks have one value
-        others = 0
-        for j in range(n):
-            others += 0 if bits[j] == bits[0] else 1
-        if others == 0:
-            return n
-    end = i + 1
-    while end < n and bits[end] == bits[i]:
-        end += 1
-    return end
+        others += 0 if x[i] == x[0] else 1
+    return others == 0
 
 
 @kernel
@@ -252,25 +286,31 @@ def before_change(columns: Floats, source: int, key: int, p: int, n: int, state:
     previous key. A row without a key changes nothing.
     """
     base = address_of(columns) + 8 * p
-    x, keys = view(base, source, 0, n), view(base, key, 0, n)
-    bits = integers_at(base + 8 * STRIDE * key, n)
-    seen, held, last, previous = state[at], state[at + 1], state[at + 2], state[at + 3]
-    i = 0
-    while i < n:
+    _before_change(base + 8 * STRIDE * source, base + 8 * STRIDE * key, n, address_of(state) + 8 * at, address_of(out))
+
+
+@kernel
+def _before_change(source: int, key: int, n: int, state: int, result: int) -> None:
+    x, keys, kept, out = floats_at(source, n), floats_at(key, n), floats_at(state, 4), floats_at(result, n)
+    seen, held, last, previous = kept[0], kept[1], kept[2], kept[3]
+    steady = n > 1 and _is_one_value(key, n)
+    for i in range(1 if steady else n):
         k = keys[i]
-        end = _stands_until(bits, i, n)
-        value = math.nan
+        out[i] = math.nan
         if k - k == 0.0:
             if seen == 0.0:
                 seen, held, last, previous = 1.0, k, math.nan, math.nan
             elif k != held:
                 held, previous, last = k, last, math.nan
-            for j in range(end - 1, i - 1, -1):
-                if x[j] - x[j] == 0.0:
-                    last = x[j]
-                    break
-            value = previous
-        for j in range(i, end):
-            out[j] = value
-        i = end
-    state[at], state[at + 1], state[at + 2], state[at + 3] = seen, held, last, previous
+            if x[i] - x[i] == 0.0:
+                last = x[i]
+            out[i] = previous
+    if steady:
+        for i in range(1, n):
+            out[i] = out[0]
+        i = n - 1 if keys[0] - keys[0] == 0.0 else 0
+        while i > 0 and x[i] - x[i] != 0.0:
+            i -= 1
+        if i > 0:
+            last = x[i]
+    kept[0], kept[1], kept[2], kept[3] = seen, held, last, previous

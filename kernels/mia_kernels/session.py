@@ -41,17 +41,6 @@ def opens(columns: Floats, row: int, bar_minutes: float) -> bool:
     return bool(columns[SESSION, row] != before)
 
 
-@inlined
-def session_end(sessions: Floats, i: int, n: int) -> int:
-    """The first row after ``i`` of another session, up to n; a later bar's session is never an earlier one."""
-    end = n
-    if sessions[n - 1] != sessions[i]:
-        end = i + 1
-        while sessions[end] == sessions[i]:
-            end += 1
-    return end
-
-
 @kernel
 def vwap(
     columns: Floats,
@@ -69,23 +58,20 @@ def vwap(
     """Volume-weighted average of the typical price (high + low + close) / 3 since the open."""
     base = address_of(columns) + 8 * p
     h, lo, c = view(base, high, 0, n), view(base, low, 0, n), view(base, close, 0, n)
-    v, sessions = view(base, volume, 0, n), view(base, SESSION, 0, n)
+    v, now, before = view(base, volume, 0, n), view(base, SESSION, 0, n), view(base, SESSION, 1, n)
     for i in range(n):
         out[i] = (h[i] + lo[i] + c[i]) / 3.0 * v[i]
     seen, paid, traded = state[at + _SEEN], state[at + _A], state[at + _B]
-    i = 0
-    while i < n:
-        if opens(columns, p + i, bar_minutes):
+    for i in range(n):
+        if now[i] != before[i] and opens(columns, p + i, bar_minutes):
             seen, paid, traded = 1.0, 0.0, 0.0
-        end = session_end(sessions, i, n)
-        for j in range(i, end):
-            valid = out[j] - out[j] == 0.0  # neither NaN, nor beyond the range of numbers
-            paid += out[j] if valid else 0.0  # neither sum is ever -0.0, so nothing is added
-            traded += v[j] if valid else 0.0
-            average = paid / traded
-            known = (seen != 0.0) & (traded > 0.0) & valid & (average - average == 0.0)
-            out[j] = average if known else math.nan
-        i = end
+        known = False
+        if out[i] - out[i] == 0.0:  # neither NaN, nor beyond the range of numbers
+            paid += out[i]
+            traded += v[i]
+            known = seen != 0.0 and traded > 0.0
+        average = paid / traded
+        out[i] = average if known and average - average == 0.0 else math.nan
     state[at + _SEEN], state[at + _A], state[at + _B] = seen, paid, traded
 
 
@@ -191,32 +177,31 @@ def session_variance(
     result is sqrt(252 * mean variance).
     """
     base = address_of(columns) + 8 * p
-    r, sessions = view(base, source, 0, n), view(base, SESSION, 0, n)
-    i = 0
-    while i < n:
-        if opens(columns, p + i, bar_minutes):
+    r, now, before = view(base, source, 0, n), view(base, SESSION, 0, n), view(base, SESSION, 1, n)
+    sofar = state[at + 1]
+    one, five = _volatilities(state, at)
+    for i in range(n):
+        if now[i] != before[i] and opens(columns, p + i, bar_minutes):
             if state[at] != 0.0:  # the session that ends here was seen from its open
                 for k in range(4, 0, -1):
                     state[at + 3 + k] = state[at + 2 + k]
-                state[at + 3] = state[at + 1]
+                state[at + 3] = sofar
                 state[at + 2] += 1.0
-            state[at], state[at + 1] = 1.0, math.nan
-        end = session_end(sessions, i, n)
-        begun = state[at + 1] == state[at + 1]  # not NaN
-        sofar = state[at + 1] if begun else 0.0
-        for j in range(i, end):
-            known = r[j] == r[j]
-            begun = begun | known
-            sofar += r[j] * r[j] if known else 0.0
-        state[at + 1] = sofar if begun else math.nan
-        five = state[at + 3] + state[at + 4] + state[at + 5] + state[at + 6] + state[at + 7]
-        one = finite(math.sqrt(252.0 * state[at + 3])) if state[at + 2] >= 1.0 else math.nan
-        five = finite(math.sqrt(252.0 * (five / 5.0))) if state[at + 2] >= 5.0 else math.nan
-        for j in range(i, end):
-            out[0, j] = one
-        for j in range(i, end):
-            out[1, j] = five
-        i = end
+                one, five = _volatilities(state, at)
+            state[at], sofar = 1.0, math.nan
+        if r[i] == r[i]:  # not NaN
+            sofar = (sofar if sofar == sofar else 0.0) + r[i] * r[i]  # noqa: PLR0124 - not NaN
+        out[0, i], out[1, i] = one, five
+    state[at + 1] = sofar
+
+
+@inlined
+def _volatilities(state: Floats, at: int) -> tuple[float, float]:
+    """Of the last session and of the last five, from what :func:`session_variance` keeps."""
+    five = state[at + 3] + state[at + 4] + state[at + 5] + state[at + 6] + state[at + 7]
+    one = finite(math.sqrt(252.0 * state[at + 3])) if state[at + 2] >= 1.0 else math.nan
+    five = finite(math.sqrt(252.0 * (five / 5.0))) if state[at + 2] >= 5.0 else math.nan
+    return one, five
 
 
 @kernel

@@ -31,13 +31,15 @@ FEW = 8
 @inlined
 def _bars_within(columns: Floats, seconds: float, rows: int, row: int) -> int:
     """Bars that close in the last ``seconds``; ``rows`` without gaps. 0: too short a series, or too many bars."""
-    if not columns[TIME, row - rows + 1] <= columns[TIME, row]:  # before the series it is NaN
+    here = address_of(columns) + 8 * (STRIDE * TIME + row)
+    now = get(here)
+    if not get(here - 8 * (rows - 1)) <= now:  # before the series it is NaN
         return 0
-    since = columns[TIME, row] - seconds
-    if columns[TIME, row - rows] == since:
+    since = now - seconds
+    if get(here - 8 * rows) == since:
         return rows
     count = 1
-    while count < HISTORY and columns[TIME, row - count] > since:
+    while count < HISTORY and get(here - 8 * count) > since:
         count += 1
     return count if count < HISTORY else 0
 
@@ -46,11 +48,14 @@ def _bars_within(columns: Floats, seconds: float, rows: int, row: int) -> int:
 def _sum_back(columns: Floats, source: int, row: int, count: int) -> float:
     """Sum of the last ``count`` values, from the newest back, every other one by itself."""
     even, odd = 0.0, 0.0
-    for j in range(0, count - 1, 2):
-        even += columns[source, row - j]
-        odd += columns[source, row - j - 1]
-    if count % 2 == 1:
-        even += columns[source, row - count + 1]
+    here = address_of(columns) + 8 * (STRIDE * source + row)
+    oldest = here - 8 * (count - 1)
+    while here > oldest:
+        even += get(here)
+        odd += get(here - 8)
+        here -= 16
+    if here == oldest:
+        even += get(here)
     return even + odd
 
 

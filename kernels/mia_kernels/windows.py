@@ -15,6 +15,7 @@ Columns are named by their number; ``base`` is the address of row p of column 0,
 from __future__ import annotations
 
 import math
+
 import numpy as np
 from numpy.typing import NDArray
 
