@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 
 from mia_kernels.compile import inlined, kernel
 from mia_kernels.formula import finite, greater, lesser
-from mia_kernels.memory import floats_at, get, put, view
-from mia_kernels.opcodes import MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION, STRIDE
+from mia_kernels.memory import floats_at, get, put, put_integer, view
+from mia_kernels.opcodes import MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION, SCRATCH_STRIDE, STRIDE
+from mia_kernels.pieces import FACTORS, WIDTH, merge
 from mia_kernels.vector import quotient
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+ROW = 8 * SCRATCH_STRIDE
 LEVEL_ROUNDING = 2.0**-98
 """A window varies when its deviation is above 2**-49 of its mean: equal values may come out a rounding apart."""
 _SMALLEST_PRODUCT = 1e-290
@@ -235,56 +237,56 @@ def comoment_table(x: int, y: int, x_table: int, y_table: int, first: int, level
         width *= 2
 
 
+@inlined
+def _put_products(place: int, x_table: int, y_table: int, first: int, level: int, back: int, base: int) -> int:
+    """Note where five sums of a level lie, ``back`` rows before row p; returns where the next numbers go."""
+    at = 2 * (level - 1)
+    put_integer(place, base + 8 * (STRIDE * (x_table + at) - back))
+    put_integer(place + 8, base + 8 * (STRIDE * (x_table + at + 1) - back))
+    put_integer(place + 16, base + 8 * (STRIDE * (y_table + at) - back))
+    put_integer(place + 24, base + 8 * (STRIDE * (y_table + at + 1) - back))
+    put_integer(place + 32, base + 8 * (STRIDE * (first + level - 1) - back))
+    return place + 40
+
+
+@inlined
+def _put_factors(place: int, have: int, width: int) -> int:
+    """What weighs a piece of ``width`` rows that joins ``have``; returns where the next piece is noted."""
+    put(place, 1.0 / have)
+    put(place + 8, 1.0 / width)
+    put(place + 16, have * width / (have + width))
+    return place + 8 * FACTORS
+
+
 @kernel
 def window_correlation(
     x: int, y: int, x_table: int, y_table: int, first: int, window: int, base: int, n: int, work: int, out_at: int
 ) -> None:
     """Pearson's correlation of columns ``x`` and ``y`` over the last ``window`` >= 3 rows.
 
-    ``work`` is the address of ten scratch rows of n numbers. Missing where either column varies by no more than
+    ``work`` is the address of six scratch rows. Missing where either column varies by no more than
     the rounding of its own level, or the product of their squares leaves the range of numbers.
     """
     level, width = _cover(window)
-    to = work
-    out = floats_at(out_at, n)
-    at = 2 * (level - 1)
-    sa, qa = view(base, x_table + at, 0, n), view(base, x_table + at + 1, 0, n)
-    sb, qb = view(base, y_table + at, 0, n), view(base, y_table + at + 1, 0, n)
-    products = view(base, first + level - 1, 0, n)
+    table = work + 5 * ROW
+    place, count, single = _put_products(table, x_table, y_table, first, level, 0, base), 0, 0
     have, rest = width, window - width
     while rest > 0:
         while width > rest:
             width //= 2
             level -= 1
-        grow, part = 1.0 / have, 1.0 / width
-        scale = have * width / (have + width)
-        sx, qx, sy = floats_at(to, n), floats_at(to + 8 * n, n), floats_at(to + 16 * n, n)
-        qy, product = floats_at(to + 24 * n, n), floats_at(to + 32 * n, n)
-        to = work + 40 * n if to == work else work
         if level == 0:
-            a, c = view(base, x, have, n), view(base, y, have, n)
-            for i in range(n):
-                u, v = sa[i] * grow - a[i], sb[i] * grow - c[i]
-                sx[i] = sa[i] + a[i]
-                sy[i] = sb[i] + c[i]
-                qx[i] = qa[i] + u * u * scale
-                qy[i] = qb[i] + v * v * scale
-                product[i] = products[i] + u * v * scale
+            put_integer(place, base + 8 * (STRIDE * x - have))
+            put_integer(place + 8, base + 8 * (STRIDE * y - have))
+            place, single = place + 16, 1
         else:
-            at = 2 * (level - 1)
-            a, b = view(base, x_table + at, have, n), view(base, x_table + at + 1, have, n)
-            c, d = view(base, y_table + at, have, n), view(base, y_table + at + 1, have, n)
-            e = view(base, first + level - 1, have, n)
-            for i in range(n):
-                u, v = sa[i] * grow - a[i] * part, sb[i] * grow - c[i] * part
-                sx[i] = sa[i] + a[i]
-                sy[i] = sb[i] + c[i]
-                qx[i] = qa[i] + (b[i] + u * u * scale)
-                qy[i] = qb[i] + (d[i] + v * v * scale)
-                product[i] = products[i] + (e[i] + u * v * scale)
-        sa, qa, sb, qb, products = sx, qx, sy, qy, product
+            place, count = _put_products(place, x_table, y_table, first, level, have, base), count + 1
+        place = _put_factors(place, have, width)
         have += width
         rest -= width
+    merge(table, count, single, work, ROW, (n + WIDTH - 1) // WIDTH)
+    sa, qa, sb = floats_at(work, n), floats_at(work + ROW, n), floats_at(work + 2 * ROW, n)
+    qb, products, out = floats_at(work + 3 * ROW, n), floats_at(work + 4 * ROW, n), floats_at(out_at, n)
     rounding = LEVEL_ROUNDING / window
     for i in range(n):
         size = qa[i] * qb[i]
