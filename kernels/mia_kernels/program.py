@@ -371,7 +371,7 @@ def _step(
             before = base + 8 * (op.STRIDE * a - integers[i0])
             _log_return(base + 8 * op.STRIDE * a, before, _place(integers[targets], base, out_at, stride), n)
         elif code == op.MOMENT_TABLE:
-            moment_table(a, b, count, base, n)
+            moment_table(a, b, count, line[SOURCE_C], base, n)
         elif code == op.MAXIMUM_TABLE:
             maximum_table(a, b, count, base, n)
         elif code == op.MINIMUM_TABLE:

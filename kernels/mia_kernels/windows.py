@@ -7,7 +7,7 @@ and LeVeque 1983, "Algorithms for computing the sample variance"), which needs n
 that are large against their changes.
 
 Table layout: level j = 1, 2, ... covers 2**j rows; moments take two columns a level (sum, squared
-deviations), extremes and co-moments one.
+deviations), extremes and co-moments one. Levels of squares that no window reads stay empty.
 
 Columns are named by their number; ``base`` is the address of row p of column 0, ``n`` the number of rows.
 """
@@ -36,14 +36,18 @@ _SMALLEST_PRODUCT = 1e-290
 
 
 @kernel
-def moment_table(source: int, first: int, levels: int, base: int, n: int) -> None:
-    """Fill the table of sums and squared deviations of ``source``."""
+def moment_table(source: int, first: int, levels: int, squares: int, base: int, n: int) -> None:
+    """Fill the table of sums of ``source``, and of its squared deviations up to level ``squares``."""
     a, b = view(base, source, 0, n), view(base, source, 1, n)
     total, square = view(base, first, 0, n), view(base, first + 1, 0, n)
-    for i in range(n):
-        total[i] = a[i] + b[i]
-        d = a[i] - b[i]
-        square[i] = 0.5 * d * d
+    if squares > 0:
+        for i in range(n):
+            total[i] = a[i] + b[i]
+            d = a[i] - b[i]
+            square[i] = 0.5 * d * d
+    else:
+        for i in range(n):
+            total[i] = a[i] + b[i]
     width = 2
     for level in range(1, levels):
         at = first + 2 * level
@@ -51,10 +55,14 @@ def moment_table(source: int, first: int, levels: int, base: int, n: int) -> Non
         qa, qb = view(base, at - 1, 0, n), view(base, at - 1, width, n)
         total, square = view(base, at, 0, n), view(base, at + 1, 0, n)
         scale = 0.5 / width  # (difference of means)**2 * width / 2, from the difference of sums
-        for i in range(n):
-            d = sa[i] - sb[i]
-            total[i] = sa[i] + sb[i]
-            square[i] = (qa[i] + qb[i]) + d * d * scale
+        if level < squares:
+            for i in range(n):
+                d = sa[i] - sb[i]
+                total[i] = sa[i] + sb[i]
+                square[i] = (qa[i] + qb[i]) + d * d * scale
+        else:
+            for i in range(n):
+                total[i] = sa[i] + sb[i]
         width *= 2
 
 

@@ -95,6 +95,7 @@ class Builder:
         self._table_at: dict[tuple[int, str], _Instruction] = {}
         self._tables: dict[tuple[int, str], int] = {}
         self._levels: dict[tuple[int, str], int] = {}
+        self._squares: dict[str, int] = {}
         self._copies: list[tuple[int, int, int]] = []
         self.externals: list[tuple[tuple[str, ...], int]] = []
         """Columns of registered functions, with the place of their count of failures in the state."""
@@ -124,6 +125,10 @@ class Builder:
         """Say how long a window the table over ``source`` must serve, before it is first used."""
         key = (code, source)
         self._levels[key] = max(self._levels.get(key, 0), window.bit_length() - 1)
+
+    def ask_squares(self, source: str, window: int) -> None:
+        """Say the same of the squared deviations in the table of moments over ``source``: sums alone need none."""
+        self._squares[source] = max(self._squares.get(source, 0), window.bit_length() - 1)
 
     def slot(self, name: str) -> int:
         """The working column that holds ``name``."""
@@ -197,7 +202,8 @@ class Builder:
             levels = self._levels[key]
             self._tables[key] = self._new_slots(levels * (2 if code == op.MOMENT_TABLE else 1), self.halves)
             if levels:
-                self.emit(code, a=self.slot(source), b=self._tables[key], count=levels)
+                squares = self._squares.get(source, 0) if code == op.MOMENT_TABLE else 0
+                self.emit(code, a=self.slot(source), b=self._tables[key], c=squares, count=levels)
                 self._table_at[key] = self._last_instruction()
         self._share(key)
         return self._tables[key]
