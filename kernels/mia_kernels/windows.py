@@ -23,7 +23,7 @@ from mia_kernels.compile import inlined, kernel
 from mia_kernels.formula import finite, greater, lesser
 from mia_kernels.memory import floats_at, get, put, put_integer, view
 from mia_kernels.opcodes import MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION, SCRATCH_STRIDE, STRIDE
-from mia_kernels.pieces import FACTORS, WIDTH, merge
+from mia_kernels.pieces import FACTORS, WIDTH, merge, merge_row
 from mia_kernels.vector import quotient
 
 Floats = NDArray[np.float64]
@@ -292,7 +292,10 @@ def window_correlation(
         place = _put_factors(place, have, width)
         have += width
         rest -= width
-    merge(table, count, single, work, ROW, (n + WIDTH - 1) // WIDTH)
+    if n == 1:
+        merge_row(table, count, single, work, ROW, 1)
+    else:
+        merge(table, count, single, work, ROW, (n + WIDTH - 1) // WIDTH)
     sa, qa, sb = floats_at(work, n), floats_at(work + ROW, n), floats_at(work + 2 * ROW, n)
     qb, products, out = floats_at(work + 3 * ROW, n), floats_at(work + 4 * ROW, n), floats_at(out_at, n)
     rounding = LEVEL_ROUNDING / window
