@@ -30,6 +30,8 @@ PIECES = (3, 4, 5, 7, 20, 60, 63, 64, 65, 96, 127, 128)
 SEAMS = (0, 1, 63, 64, 65, 128)
 """Rows around the ends of blocks of 64, counted from the row at which blocks begin to be cut."""
 FROM = 140
+CLOCK = ((1090, 1240), (1090, 1080 + FROM + 1), (1080 + FROM + 63, 1300))
+"""Windows of the wall clock: one ends with the first bar of a block of 64, one begins with the last."""
 Row = dict[str, object]
 
 
@@ -49,7 +51,7 @@ ROWS: list[Row] = [
     *(row(f"{o}_{n}", "time_window", ["volume"], o, minutes=n) for o in ("sum", "mean") for n in MINUTES),
     *(row(f"deviation_{n}", "time_deviation", ["log_return"], minutes=n) for n in (5, 30, 60)),
     *(row(f"slope_{n}", "time_slope", ["close"], minutes=n) for n in (3, 30)),
-    row("clock", "clock_deviation", ["log_return"], **{"from": 1090, "to": 1240}),
+    *(row(f"clock_{a}_{b}", "clock_deviation", ["log_return"], **{"from": a, "to": b}) for a, b in CLOCK),
     row("seasonal", "seasonal_mean", ["volume"], slot=5, span=3),
     row("session_sum", "session_sum", ["volume"]),
     row("rank", "session_rank", ["close"], sessions=2),
