@@ -261,10 +261,14 @@ def ago(seconds: float, rows: int, base: int, time: int, source: int, result: in
     """
     if n > 1 and _ago_without_gaps(seconds, base + time, base + source, base + result, rows, n):
         return
+    reached = 0  # never a later bar than the next row looks for: no row begins its search anew
     for i in range(n):
         here = base + 8 * i
         moment = get(here + time) - seconds
         j = here - 8 * rows
+        if n > 1 and get(j + time) == moment and get(j + 8 + time) > moment:
+            continue  # copied already
+        j = max(j, reached)
         while get(j + time) != get(j + time):  # before the first bar
             j += 8
         if get(j + time) > moment:
@@ -273,3 +277,4 @@ def ago(seconds: float, rows: int, base: int, time: int, source: int, result: in
         while get(j + 8 + time) <= moment:
             j += 8
         put(here + result, get(j + source))
+        reached = j
