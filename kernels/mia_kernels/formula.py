@@ -237,21 +237,6 @@ def arithmetic(operation: int, count: int, table: int, base: int, n: int) -> Non
 
 
 @kernel
-def _ago_without_gaps(seconds: float, time: int, source: int, result: int, rows: int, n: int) -> bool:
-    """What :func:`ago` gives if no row of the block has a gap behind it, as most: a shifted copy. False: some have."""
-    now, then = floats_at(time, n), floats_at(time - 8 * rows, n)
-    after = floats_at(time - 8 * rows + 8, n)  # not always later: the seconds of two closes may be equal
-    x, y = floats_at(source - 8 * rows, n), floats_at(result, n)
-    gaps = 0
-    for i in range(n):
-        moment = now[i] - seconds
-        gaps += 0 if (then[i] == moment) & (after[i] > moment) else 1
-    for i in range(n):
-        y[i] = x[i]
-    return gaps == 0
-
-
-@kernel
 def ago(seconds: float, rows: int, base: int, time: int, source: int, result: int, n: int) -> None:
     """The value ``seconds`` ago: that of the last bar known at or before that instant.
 
@@ -278,3 +263,18 @@ def ago(seconds: float, rows: int, base: int, time: int, source: int, result: in
             j += 8
         put(here + result, get(j + source))
         reached = j
+
+
+@kernel
+def _ago_without_gaps(seconds: float, time: int, source: int, result: int, rows: int, n: int) -> bool:
+    """What :func:`ago` gives if no row of the block has a gap behind it, as most: a shifted copy. False: some have."""
+    now, then = floats_at(time, n), floats_at(time - 8 * rows, n)
+    after = floats_at(time - 8 * rows + 8, n)  # not always later: the seconds of two closes may be equal
+    x, y = floats_at(source - 8 * rows, n), floats_at(result, n)
+    gaps = 0
+    for i in range(n):
+        moment = now[i] - seconds
+        gaps += 0 if (then[i] == moment) & (after[i] > moment) else 1
+    for i in range(n):
+        y[i] = x[i]
+    return gaps == 0

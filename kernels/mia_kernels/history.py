@@ -252,7 +252,12 @@ def unchanged_for(columns: Floats, source: int, p: int, n: int, state: Floats, a
 
 @kernel
 def _unchanged_for(source: int, times: int, n: int, state: int, result: int) -> None:
-    x, time, kept, out = floats_at(source, n), floats_at(times, n), floats_at(state, 3), floats_at(result, n)
+    x, time, kept, out = (
+        floats_at(source, n),
+        floats_at(times, n),
+        floats_at(state, UNCHANGED_FOR_STATE),
+        floats_at(result, n),
+    )
     seen, value, since = kept[0], kept[1], kept[2]
     steady = n > 1 and _is_one_value(source, n)
     for i in range(1 if steady else n):
@@ -291,7 +296,12 @@ def before_change(columns: Floats, source: int, key: int, p: int, n: int, state:
 
 @kernel
 def _before_change(source: int, key: int, n: int, state: int, result: int) -> None:
-    x, keys, kept, out = floats_at(source, n), floats_at(key, n), floats_at(state, 4), floats_at(result, n)
+    x, keys, kept, out = (
+        floats_at(source, n),
+        floats_at(key, n),
+        floats_at(state, BEFORE_CHANGE_STATE),
+        floats_at(result, n),
+    )
     seen, held, last, previous = kept[0], kept[1], kept[2], kept[3]
     steady = n > 1 and _is_one_value(key, n)
     for i in range(1 if steady else n):
