@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from mia_kernels.compile import kernel
 from mia_kernels.opcodes import MINUTE, MONTH, MONTH_DAY, SESSION, TIME, WEEKDAY
+from mia_kernels.vector import quotient
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -35,41 +36,39 @@ def _segment(instant: int, zone: Integers) -> int:
 def calendar_columns(known_at: Integers, zone: Integers, columns: Floats, p: int) -> None:
     """Fill the time columns from row p on. ``known_at`` (n,): the bars' closes, int64 ns UTC.
 
-    What holds for a day, or until the clocks change, is computed when it changes.
+    What holds for a day, a session, or until the clocks change, is computed once for the rows it holds for.
     """
-    first, after, offset = 0, 0, 0  # the offset holds from first to after
-    midnight, end = 0, 0  # local
-    weekday = month_day = month = 0.0
-    session, session_end = 0, 0
-    for i in range(known_at.size):
+    count = known_at.size
+    i = 0
+    while i < count:
         instant = known_at[i]
-        if not first <= instant < after:
-            segment = _segment(instant, zone)
-            offset = zone[1 + zone[0] + segment]
-            first = zone[1 + segment] if segment > 0 else -(2**63)
-            after = zone[2 + segment] if segment + 1 < zone[0] else 2**63 - 1
+        segment = _segment(instant, zone)
+        offset = zone[1 + zone[0] + segment]
+        until = zone[2 + segment] if segment + 1 < zone[0] else 2**63 - 1
         local = instant + offset
-        if not midnight <= local < end:
-            day = local // NS_PER_DAY
-            midnight, end = day * NS_PER_DAY, (day + 1) * NS_PER_DAY
-            weekday = float((day + 3) % 7)
-            # Civil date from the day number (Hinnant, "chrono-compatible low-level date algorithms").
-            shifted = day + 719468
-            era = shifted // 146097
-            of_era = shifted - era * 146097
-            year = (of_era - of_era // 1460 + of_era // 36524 - of_era // 146096) // 365
-            of_year = of_era - (365 * year + year // 4 - year // 100)
-            place = (5 * of_year + 2) // 153
-            month_day = float(of_year - (153 * place + 2) // 5 + 1)
-            month = float(place + 3 if place < 10 else place - 9)
+        day = local // NS_PER_DAY
+        midnight = day * NS_PER_DAY - offset
+        # Civil date from the day number (Hinnant, "chrono-compatible low-level date algorithms").
+        shifted = day + 719468
+        era = shifted // 146097
+        of_era = shifted - era * 146097
+        year = (of_era - of_era // 1460 + of_era // 36524 - of_era // 146096) // 365
+        of_year = of_era - (365 * year + year // 4 - year // 100)
+        place = (5 * of_year + 2) // 153
         # One nanosecond less: a bar that closes as the next session opens belongs to the one before.
-        in_session = local + SESSION_SHIFT - 1
-        if not session_end - NS_PER_DAY <= in_session < session_end:
-            session = in_session // NS_PER_DAY
-            session_end = (session + 1) * NS_PER_DAY
-        columns[TIME, p + i] = instant / NS_PER_SECOND
-        columns[SESSION, p + i] = float(session)
-        columns[MINUTE, p + i] = float((local - midnight) // NS_PER_MINUTE)
-        columns[WEEKDAY, p + i] = weekday
-        columns[MONTH_DAY, p + i] = month_day
-        columns[MONTH, p + i] = month
+        session = (local + SESSION_SHIFT - 1) // NS_PER_DAY
+        until = min(until, midnight + NS_PER_DAY, (session + 1) * NS_PER_DAY - SESSION_SHIFT + 1 - offset)
+        end = i + 1
+        while end < count and instant <= known_at[end] < until:
+            end += 1
+        instants = known_at[i:end]
+        time, minute = columns[TIME, p + i : p + end], columns[MINUTE, p + i : p + end]
+        for j in range(end - i):
+            time[j] = quotient(float(instants[j]), float(NS_PER_SECOND), 1.0 / NS_PER_SECOND)
+        for j in range(end - i):
+            minute[j] = np.floor(quotient(float(instants[j] - midnight), float(NS_PER_MINUTE), 1.0 / NS_PER_MINUTE))
+        columns[SESSION, p + i : p + end] = float(session)
+        columns[WEEKDAY, p + i : p + end] = float((day + 3) % 7)
+        columns[MONTH_DAY, p + i : p + end] = float(of_year - (153 * place + 2) // 5 + 1)
+        columns[MONTH, p + i : p + end] = float(place + 3 if place < 10 else place - 9)
+        i = end

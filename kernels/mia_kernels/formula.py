@@ -263,10 +263,16 @@ def ago(seconds: float, rows: int, base: int, time: int, source: int, result: in
     than ``rows`` bars ago. A series that began later than that instant has none. ``time``, ``source`` and
     ``result`` are byte offsets from ``base``.
     """
+    if n > 1 and _ago_without_gaps(seconds, base + time, base + source, base + result, rows, n):
+        return
+    reached = 0  # never a later bar than the next row looks for: no row begins its search anew
     for i in range(n):
         here = base + 8 * i
         moment = get(here + time) - seconds
         j = here - 8 * rows
+        if n > 1 and get(j + time) == moment and get(j + 8 + time) > moment:
+            continue  # copied already
+        j = max(j, reached)
         while get(j + time) != get(j + time):  # before the first bar
             j += 8
         if get(j + time) > moment:
@@ -275,3 +281,19 @@ def ago(seconds: float, rows: int, base: int, time: int, source: int, result: in
         while get(j + 8 + time) <= moment:
             j += 8
         put(here + result, get(j + source))
+        reached = j
+
+
+@kernel
+def _ago_without_gaps(seconds: float, time: int, source: int, result: int, rows: int, n: int) -> bool:
+    """What :func:`ago` gives if no row of the block has a gap behind it, as most: a shifted copy. False: some have."""
+    now, then = floats_at(time, n), floats_at(time - 8 * rows, n)
+    after = floats_at(time - 8 * rows + 8, n)  # not always later: the seconds of two closes may be equal
+    x, y = floats_at(source - 8 * rows, n), floats_at(result, n)
+    gaps = 0
+    for i in range(n):
+        moment = now[i] - seconds
+        gaps += 0 if (then[i] == moment) & (after[i] > moment) else 1
+    for i in range(n):
+        y[i] = x[i]
+    return gaps == 0

@@ -2,6 +2,10 @@
 
 Each keeps a few numbers of state and takes one row at a time, so a block boundary cannot be seen. A
 value that is missing or not finite changes nothing that is remembered.
+
+What depends on rows alone (the clock) is worked out for the whole block first, what stands until something
+happens (a session's open, a slot's end) when it happens; in between a loop does the least. The kernels that take
+addresses are for live calls: an array costs seven arguments where a call is not inlined.
 """
 
 from __future__ import annotations
@@ -12,10 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mia_kernels.compile import inlined, kernel
-from mia_kernels.opcodes import MINUTE, SESSION, TIME
+from mia_kernels.memory import address_of, floats_at, get, integers_at, view
+from mia_kernels.opcodes import MINUTE, SESSION, STRIDE, TIME
 from mia_kernels.session import opens
+from mia_kernels.vector import quotient
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 SESSION_SUM_STATE = 3
 CLOCK_DEVIATION_STATE = 5
@@ -29,10 +36,9 @@ DAY_SECONDS = 86_400.0
 
 
 @inlined
-def _clock(columns: Floats, row: int) -> float:
+def _clock(time: float, minute: float) -> float:
     """Seconds since midnight in New York at the bar's close."""
-    seconds = columns[TIME, row]
-    return float(60.0 * columns[MINUTE, row] + (seconds - np.floor(seconds / 60.0) * 60.0))
+    return float(60.0 * minute + (time - np.floor(quotient(time, 60.0, 1.0 / 60.0)) * 60.0))
 
 
 @kernel
@@ -44,18 +50,29 @@ def session_sum(
     A missing value leaves the sum as it stands. Before the first open that the series itself has seen,
     the sum is missing: one that began in mid-session is not the session's.
     """
+    base = address_of(columns) + 8 * p
+    x, now, before = view(base, source, 0, n), view(base, SESSION, 0, n), view(base, SESSION, 1, n)
     seen, valued, total = state[at], state[at + 1], state[at + 2]
     for i in range(n):
-        row = p + i
-        if opens(columns, row, bar_minutes):
+        if now[i] != before[i] and opens(columns, p + i, bar_minutes):
             seen, valued, total = 1.0, 0.0, 0.0
-        x = columns[source, row]
-        if x - x == 0.0:
+        if x[i] - x[i] == 0.0:
             valued = 1.0
-            total += x
+            total += x[i]
         known = seen != 0.0 and valued != 0.0 and total - total == 0.0
         out[i] = total if known else math.nan
     state[at], state[at + 1], state[at + 2] = seen, valued, total
+
+
+@inlined
+def _session_end(sessions: Floats, i: int, n: int) -> int:
+    """The first row after ``i`` of another session, up to n; a later bar's session is never an earlier one."""
+    end = n
+    if sessions[n - 1] != sessions[i]:
+        end = i + 1
+        while sessions[end] == sessions[i]:
+            end += 1
+    return end
 
 
 @kernel
@@ -68,11 +85,12 @@ def session_rank(
     sessions that have one, together with x; 0.5 where highest equals lowest. This is the "IV rank" of
     option desks, for any series.
     """
+    base = address_of(columns) + 8 * p
+    x, now, last = view(base, source, 0, n), view(base, SESSION, 0, n), view(base, SESSION, 1, n)
     ring = at + SESSION_RANK_STATE
-    for i in range(n):
-        row = p + i
-        before = columns[SESSION, row - 1]
-        changed = before == before and columns[SESSION, row] != before  # noqa: PLR0124 - not NaN
+    i = 0
+    while i < n:
+        changed = last[i] == last[i] and now[i] != last[i]  # not NaN
         if changed and state[at + 1] != 0.0:
             kept = int(state[at + 2])
             state[ring + kept % sessions] = state[at]
@@ -83,13 +101,18 @@ def session_rank(
                 lowest = min(lowest, state[ring + j])
                 highest = max(highest, state[ring + j])
             state[at + 3], state[at + 4] = lowest, highest
-        x = columns[source, row]
-        out[i] = math.nan
-        if x - x == 0.0:
-            state[at], state[at + 1] = x, 1.0
-            if state[at + 2] >= sessions:
-                lowest, highest = min(state[at + 3], x), max(state[at + 4], x)
-                out[i] = (x - lowest) / (highest - lowest) if highest > lowest else 0.5
+        enough, bottom, top = state[at + 2] >= sessions, state[at + 3], state[at + 4]
+        end = _session_end(now, i, n)
+        for j in range(i, end):
+            lowest, highest = min(bottom, x[j]), max(top, x[j])
+            share = (x[j] - lowest) / (highest - lowest)
+            share = share if highest > lowest else 0.5
+            out[j] = share if enough & (x[j] - x[j] == 0.0) else math.nan
+        for j in range(end - 1, i - 1, -1):
+            if x[j] - x[j] == 0.0:
+                state[at], state[at + 1] = x[j], 1.0
+                break
+        i = end
 
 
 @kernel
@@ -112,26 +135,65 @@ def clock_deviation(
     held until the next one opens. A window that was open when the series began is passed over. Updated
     by Welford's method (1962), anew every day.
     """
+    _clock_deviation(
+        address_of(columns) + 8 * p,
+        source,
+        opening,
+        closing,
+        bar_minutes,
+        n,
+        address_of(state) + 8 * at,
+        address_of(out),
+    )
+
+
+@kernel
+def _clock_deviation(
+    base: int, source: int, opening: float, closing: float, bar_minutes: float, n: int, state: int, result: int
+) -> None:
+    x, time, minute = view(base, source, 0, n), view(base, TIME, 0, n), view(base, MINUTE, 0, n)
+    kept, out = floats_at(state, CLOCK_DEVIATION_STATE), floats_at(result, n)
+    today, whole, count, mean, squares = kept[0], kept[1], kept[2], kept[3], kept[4]
+    value = _sample_deviation(whole, count, squares)
+    if n > 1 and _closed_throughout(opening, closing, base, n):  # as for most of the day
+        for i in range(n):
+            out[i] = value
+        return
     for i in range(n):
-        row = p + i
-        clock = _clock(columns, row)
+        clock = _clock(time[i], minute[i])
         if clock > opening and clock <= closing:
             # New York's midnight is between 3:00 and 6:00 UTC, on the days of changing clocks too.
-            day = np.floor((columns[TIME, row] - clock) / DAY_SECONDS) + 1.0
-            if day != state[at]:
-                before = columns[TIME, row - 1]
+            day = np.floor((time[i] - clock) / DAY_SECONDS) + 1.0
+            if day != today:
+                before = get(base + 8 * (STRIDE * TIME + i - 1))
                 begun = before == before or clock == opening + 60.0 * bar_minutes  # noqa: PLR0124 - not NaN
-                state[at], state[at + 1] = day, 1.0 if begun else 0.0
-                state[at + 2], state[at + 3], state[at + 4] = 0.0, 0.0, 0.0  # count, mean, squares
-            r = columns[source, row]
-            if r - r == 0.0:
-                state[at + 2] += 1.0
-                d = r - state[at + 3]
-                state[at + 3] += d / state[at + 2]
-                state[at + 4] += d * (r - state[at + 3])
-        variance = state[at + 4] / (state[at + 2] - 1.0)
-        known = state[at + 1] != 0.0 and state[at + 2] >= 2.0 and variance - variance == 0.0
-        out[i] = math.sqrt(variance) if known else math.nan
+                today, whole = day, 1.0 if begun else 0.0
+                count, mean, squares = 0.0, 0.0, 0.0
+            if x[i] - x[i] == 0.0:
+                count += 1.0
+                d = x[i] - mean
+                mean += d / count
+                squares += d * (x[i] - mean)
+            value = _sample_deviation(whole, count, squares)
+        out[i] = value
+    kept[0], kept[1], kept[2], kept[3], kept[4] = today, whole, count, mean, squares
+
+
+@kernel
+def _closed_throughout(opening: float, closing: float, base: int, n: int) -> bool:
+    time, minute = view(base, TIME, 0, n), view(base, MINUTE, 0, n)
+    inside = 0
+    for i in range(n):
+        clock = _clock(time[i], minute[i])
+        inside += 1 if (clock > opening) & (clock <= closing) else 0
+    return inside == 0
+
+
+@inlined
+def _sample_deviation(whole: float, count: float, squares: float) -> float:
+    variance = squares / (count - 1.0)
+    known = whole != 0.0 and count >= 2.0 and variance - variance == 0.0
+    return math.sqrt(variance) if known else math.nan
 
 
 @kernel
@@ -146,26 +208,36 @@ def seasonal_mean(
     """
     seconds = DAY_SECONDS / slots
     values, have = at + SEASONAL_MEAN_STATE, at + SEASONAL_MEAN_STATE + slots
+    base = address_of(columns) + 8 * p
+    x, time, minute = view(base, source, 0, n), view(base, TIME, 0, n), view(base, MINUTE, 0, n)
+    sessions = view(base, SESSION, 0, n)
     for i in range(n):
-        row = p + i
-        slot = int(np.ceil(_clock(columns, row) / seconds)) - 1
-        if slot < 0:
-            slot = slots - 1  # midnight ends the day before
-        session = columns[SESSION, row]
-        if state[at] != slot + 1.0 or state[at + 1] != session:
-            if state[at + 3] > 0.0:
-                ended = int(state[at]) - 1
-                mean = state[at + 2] / state[at + 3]
-                usual = state[values + ended]
-                joined = usual + alpha * (mean - usual) if state[have + ended] != 0.0 else mean
+        slot = np.ceil(_clock(time[i], minute[i]) / seconds)
+        out[i] = slot if slot > 0.0 else float(slots)  # midnight ends the day before; from 1 on, until the result comes
+    current, session, total, count = state[at], state[at + 1], state[at + 2], state[at + 3]
+    usual = _usual(state, values, have, current)
+    for i in range(n):
+        if current != out[i] or session != sessions[i]:
+            if count > 0.0:
+                ended = int(current) - 1
+                mean = total / count
+                before = state[values + ended]
+                joined = before + alpha * (mean - before) if state[have + ended] != 0.0 else mean
                 if joined - joined == 0.0:  # a mean beyond the range of numbers must not stay for ever
                     state[values + ended], state[have + ended] = joined, 1.0
-            state[at], state[at + 1], state[at + 2], state[at + 3] = slot + 1.0, session, 0.0, 0.0
-        x = columns[source, row]
-        if x - x == 0.0:
-            state[at + 2] += x
-            state[at + 3] += 1.0
-        out[i] = state[values + slot] if state[have + slot] != 0.0 else math.nan
+            current, session, total, count = out[i], sessions[i], 0.0, 0.0
+            usual = _usual(state, values, have, current)
+        valid = x[i] - x[i] == 0.0
+        total += x[i] if valid else 0.0  # never -0.0, so nothing is added
+        count += 1.0 if valid else 0.0
+        out[i] = usual
+    state[at], state[at + 1], state[at + 2], state[at + 3] = current, session, total, count
+
+
+@inlined
+def _usual(state: Floats, values: int, have: int, slot: float) -> float:
+    k = int(slot) - 1
+    return state[values + k] if slot > 0.0 and state[have + k] != 0.0 else math.nan
 
 
 @kernel
@@ -174,14 +246,41 @@ def unchanged_for(columns: Floats, source: int, p: int, n: int, state: Floats, a
 
     The first value counts as a change. A missing value neither changes x nor stops the clock.
     """
-    for i in range(n):
-        row = p + i
-        x = columns[source, row]
+    base = address_of(columns) + 8 * p
+    _unchanged_for(base + 8 * STRIDE * source, base + 8 * STRIDE * TIME, n, address_of(state) + 8 * at, address_of(out))
+
+
+@kernel
+def _unchanged_for(source: int, times: int, n: int, state: int, result: int) -> None:
+    x, time, kept, out = (
+        floats_at(source, n),
+        floats_at(times, n),
+        floats_at(state, UNCHANGED_FOR_STATE),
+        floats_at(result, n),
+    )
+    seen, value, since = kept[0], kept[1], kept[2]
+    steady = n > 1 and _is_one_value(source, n)
+    for i in range(1 if steady else n):
         out[i] = math.nan
-        if x - x == 0.0:
-            if state[at] == 0.0 or x != state[at + 1]:
-                state[at], state[at + 1], state[at + 2] = 1.0, x, columns[TIME, row]
-            out[i] = (columns[TIME, row] - state[at + 2]) / 60.0
+        if x[i] - x[i] == 0.0:
+            if seen == 0.0 or x[i] != value:
+                seen, value, since = 1.0, x[i], time[i]
+            out[i] = (time[i] - since) / 60.0
+    if steady:
+        start = since if x[0] - x[0] == 0.0 else math.nan
+        for i in range(1, n):
+            out[i] = (time[i] - start) / 60.0
+    kept[0], kept[1], kept[2] = seen, value, since
+
+
+@kernel
+def _is_one_value(at: int, n: int) -> bool:
+    """Whether all n numbers are the same to the bit, as a slow input's mostly are, known or missing."""
+    x = integers_at(at, n)
+    others = 0
+    for i in range(n):
+        others += 0 if x[i] == x[0] else 1
+    return others == 0
 
 
 @kernel
@@ -191,15 +290,37 @@ def before_change(columns: Floats, source: int, key: int, p: int, n: int, state:
     Missing until the key has changed once, while it is missing, and where x had no value under the
     previous key. A row without a key changes nothing.
     """
-    for i in range(n):
-        row = p + i
-        x, k = columns[source, row], columns[key, row]
+    base = address_of(columns) + 8 * p
+    _before_change(base + 8 * STRIDE * source, base + 8 * STRIDE * key, n, address_of(state) + 8 * at, address_of(out))
+
+
+@kernel
+def _before_change(source: int, key: int, n: int, state: int, result: int) -> None:
+    x, keys, kept, out = (
+        floats_at(source, n),
+        floats_at(key, n),
+        floats_at(state, BEFORE_CHANGE_STATE),
+        floats_at(result, n),
+    )
+    seen, held, last, previous = kept[0], kept[1], kept[2], kept[3]
+    steady = n > 1 and _is_one_value(key, n)
+    for i in range(1 if steady else n):
+        k = keys[i]
         out[i] = math.nan
         if k - k == 0.0:
-            if state[at] == 0.0:
-                state[at], state[at + 1], state[at + 2], state[at + 3] = 1.0, k, math.nan, math.nan
-            elif k != state[at + 1]:
-                state[at + 1], state[at + 3], state[at + 2] = k, state[at + 2], math.nan
-            if x - x == 0.0:
-                state[at + 2] = x
-            out[i] = state[at + 3]
+            if seen == 0.0:
+                seen, held, last, previous = 1.0, k, math.nan, math.nan
+            elif k != held:
+                held, previous, last = k, last, math.nan
+            if x[i] - x[i] == 0.0:
+                last = x[i]
+            out[i] = previous
+    if steady:
+        for i in range(1, n):
+            out[i] = out[0]
+        i = n - 1 if keys[0] - keys[0] == 0.0 else 0
+        while i > 0 and x[i] - x[i] != 0.0:
+            i -= 1
+        if i > 0:
+            last = x[i]
+    kept[0], kept[1], kept[2], kept[3] = seen, held, last, previous

@@ -59,17 +59,17 @@ Where each lane has an input of its own, the first is the address of eight addre
 """
 
 
-def _advance(vectors: int, each: bool) -> Any:
+def _advance(jobs: int, lanes: int, each: bool = False) -> Any:
     def typed(_typing: Any, _jobs: Any, _fours: Any) -> Any:
         def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
             table, fours = args
             chains = []
             half = ir.Constant(_WORD, 8 * WIDTH)
-            for v in range(vectors):
-                source, state, alphas, places = (_word(builder, table, JOB * v + k) for k in range(4))
-                sources = [_word(builder, source, k) for k in range(LANES)] if each else [source]
-                outs = [_word(builder, places, k) for k in range(LANES)]
-                for first in range(0, LANES, WIDTH):
+            for job in range(jobs):
+                source, state, alphas, places = (_word(builder, table, JOB * job + k) for k in range(4))
+                sources = [_word(builder, source, k) for k in range(lanes)] if each else [source]
+                outs = [_word(builder, places, k) for k in range(lanes)]
+                for first in range(0, lanes, WIDTH):
                     alpha = builder.load(_at(builder, alphas, _VECTOR), align=8)
                     value = cgutils.alloca_once(builder, _VECTOR)  # type: ignore[no-untyped-call, unused-ignore]
                     builder.store(builder.load(_at(builder, state, _VECTOR), align=8), value)
@@ -106,11 +106,19 @@ def _advance(vectors: int, each: bool) -> Any:
     return intrinsic(typed)
 
 
-advance_2: Any = _advance(2, each=False)
+advance_2: Any = _advance(2, LANES)
 """Advance two jobs side by side by that many times four rows; ``(address of the jobs, fours)``."""
-advance_3: Any = _advance(3, each=False)
+advance_3: Any = _advance(3, LANES)
 """Advance three jobs side by side."""
-advance_4: Any = _advance(4, each=False)
+advance_4: Any = _advance(4, LANES)
 """Advance four jobs side by side."""
-advance_each: Any = _advance(1, each=True)
+advance_each: Any = _advance(1, LANES, each=True)
 """Advance one job whose eight lanes have an input each."""
+halves_1: Any = _advance(1, WIDTH)
+"""Advance the first four lanes of one job, where no more are used."""
+halves_2: Any = _advance(2, WIDTH)
+"""Advance the first four lanes of two jobs."""
+halves_3: Any = _advance(3, WIDTH)
+"""Advance the first four lanes of three jobs."""
+halves_each: Any = _advance(1, WIDTH, each=True)
+"""Advance one job whose first four lanes have an input each."""

@@ -18,6 +18,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from mia_kernels.compile import inlined
+from mia_kernels.opcodes import STRIDE
 
 _carray: Any = numba.carray  # type: ignore[attr-defined, unused-ignore]
 _CPointer: Any = types.CPointer
@@ -98,6 +99,15 @@ address_of: Any = intrinsic(_address_of)
 def floats_at(address: int, size: int) -> Any:
     """(size,) view of the float64 numbers at ``address``."""
     return _carray(_to_floats(address), (size,))
+
+
+@inlined
+def view(base: int, column: int, back: int, n: int) -> Any:
+    """(n,) view of a working column from ``back`` rows before row p on; ``base`` is the address of row p of column 0.
+
+    Loops over such views vectorise; indices into the matrix that may be negative, for all the compiler knows, do not.
+    """
+    return floats_at(base + 8 * (column * STRIDE - back), n)
 
 
 @inlined

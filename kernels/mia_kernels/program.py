@@ -457,7 +457,7 @@ def _step(
             _log_return(base + 8 * op.STRIDE * a, before, _room(integers[targets], base, sink, 0), n)
             _leave(integers[targets], 0, sink, n)
         elif code == op.MOMENT_TABLE:
-            moment_table(a, b, count, base, n)
+            moment_table(a, b, count, line[SOURCE_C], base, n)
         elif code == op.MAXIMUM_TABLE:
             maximum_table(a, b, count, base, n)
         elif code == op.MINIMUM_TABLE:

@@ -20,7 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mia_kernels.compile import inlined, kernel
-from mia_kernels.lanes import JOB, advance_2, advance_3, advance_4, advance_each
+from mia_kernels.lanes import (
+    JOB,
+    WIDTH,
+    advance_2,
+    advance_3,
+    advance_4,
+    advance_each,
+    halves_1,
+    halves_2,
+    halves_3,
+    halves_each,
+)
 from mia_kernels.memory import floats_at, get, get_integer, put, put_integer
 from mia_kernels.opcodes import LANES, SCRATCH_STRIDE
 
@@ -114,10 +125,10 @@ def _masked(job: int, start: int, n: int) -> None:
 @kernel
 def _is_finite(at: int, n: int) -> bool:
     x = floats_at(at, n)
-    total = 0.0
+    others = 0  # counted as an integer: a sum of floats would have to be taken in order
     for i in range(n):
-        total += 0.0 if x[i] - x[i] == 0.0 else 1.0
-    return total == 0.0
+        others += 0 if x[i] - x[i] == 0.0 else 1
+    return others == 0
 
 
 @kernel
@@ -136,15 +147,23 @@ def set_job(jobs: int, k: int, x: int, state: int, alpha: int, table: int, place
 def averages(jobs: int, count: int, n: int) -> None:
     """Advance 1 .. 4 jobs by n rows; each is eight averages of one input."""
     start = 0
-    if n >= 4 and count > 1:
-        calm = True
+    if n >= 4:
+        calm, half = True, count < 4
         for k in range(count):
             job = jobs + 8 * JOB * k
             if get(get_integer(job + 8) + _READY) == 0.0 or not _is_finite(get_integer(job), n):
                 calm = False
-        if calm:
+            if get_integer(get_integer(job + 32) + WIDTH * _LANE_ROW) != 0:
+                half = False
+        if calm and (half or count > 1):
             start = n & ~3
-            if count == 2:
+            if half and count == 1:
+                halves_1(jobs, n >> 2)
+            elif half and count == 2:
+                halves_2(jobs, n >> 2)
+            elif half:
+                halves_3(jobs, n >> 2)
+            elif count == 2:
                 advance_2(jobs, n >> 2)
             elif count == 3:
                 advance_3(jobs, n >> 2)
@@ -167,7 +186,10 @@ def averages_each(job: int, lanes: int, n: int) -> None:
             calm = calm and _is_finite(get_integer(inputs + 8 * lane), n)
         if calm:
             start = n & ~3
-            advance_each(job, n >> 2)
+            if lanes <= WIDTH:
+                halves_each(job, n >> 2)
+            else:
+                advance_each(job, n >> 2)
     while start < n and get(state + _READY) == 0.0:
         for lane in range(lanes):
             z = get(get_integer(inputs + 8 * lane) + 8 * start)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mia_kernels.compile import inlined, kernel
 from mia_kernels.formula import finite
-from mia_kernels.memory import address_of, floats_at, get
+from mia_kernels.memory import address_of, floats_at, get, view
 from mia_kernels.opcodes import HISTORY, MINUTE, SESSION, TIME
 
 Floats = NDArray[np.float64]
@@ -64,19 +64,23 @@ def vwap(
     out: Floats,
 ) -> None:
     """Volume-weighted average of the typical price (high + low + close) / 3 since the open."""
+    base = address_of(columns) + 8 * p
+    h, lo, c = view(base, high, 0, n), view(base, low, 0, n), view(base, close, 0, n)
+    v, now, before = view(base, volume, 0, n), view(base, SESSION, 0, n), view(base, SESSION, 1, n)
     for i in range(n):
-        row = p + i
-        if opens(columns, row, bar_minutes):
-            state[at + _SEEN], state[at + _A], state[at + _B] = 1.0, 0.0, 0.0
-        v = columns[volume, row]
-        price = (columns[high, row] + columns[low, row] + columns[close, row]) / 3.0
-        missing = price * v - price * v != 0.0  # NaN, or beyond the range of numbers
-        if not missing:
-            state[at + _A] += price * v
-            state[at + _B] += v
-        known = state[at + _SEEN] != 0.0 and state[at + _B] > 0.0 and not missing
-        average = state[at + _A] / state[at + _B]
+        out[i] = (h[i] + lo[i] + c[i]) / 3.0 * v[i]
+    seen, paid, traded = state[at + _SEEN], state[at + _A], state[at + _B]
+    for i in range(n):
+        if now[i] != before[i] and opens(columns, p + i, bar_minutes):
+            seen, paid, traded = 1.0, 0.0, 0.0
+        known = False
+        if out[i] - out[i] == 0.0:  # neither NaN, nor beyond the range of numbers
+            paid += out[i]
+            traded += v[i]
+            known = seen != 0.0 and traded > 0.0
+        average = paid / traded
         out[i] = average if known and average - average == 0.0 else math.nan
+    state[at + _SEEN], state[at + _A], state[at + _B] = seen, paid, traded
 
 
 @inlined
@@ -298,22 +302,32 @@ def session_variance(
     1998), the first of which spans the break before it; a session without any return has none. The
     result is sqrt(252 * mean variance).
     """
+    base = address_of(columns) + 8 * p
+    r, now, before = view(base, source, 0, n), view(base, SESSION, 0, n), view(base, SESSION, 1, n)
+    sofar = state[at + 1]
+    one, five = _volatilities(state, at)
     for i in range(n):
-        row = p + i
-        if opens(columns, row, bar_minutes):
+        if now[i] != before[i] and opens(columns, p + i, bar_minutes):
             if state[at] != 0.0:  # the session that ends here was seen from its open
                 for k in range(4, 0, -1):
                     state[at + 3 + k] = state[at + 2 + k]
-                state[at + 3] = state[at + 1]
+                state[at + 3] = sofar
                 state[at + 2] += 1.0
-            state[at], state[at + 1] = 1.0, math.nan
-        r = columns[source, row]
-        if r == r:  # noqa: PLR0124 - not NaN
-            sofar = state[at + 1]
-            state[at + 1] = (sofar if sofar == sofar else 0.0) + r * r  # noqa: PLR0124 - not NaN
-        out[0, i] = finite(math.sqrt(252.0 * state[at + 3])) if state[at + 2] >= 1.0 else math.nan
-        five = state[at + 3] + state[at + 4] + state[at + 5] + state[at + 6] + state[at + 7]
-        out[1, i] = finite(math.sqrt(252.0 * (five / 5.0))) if state[at + 2] >= 5.0 else math.nan
+                one, five = _volatilities(state, at)
+            state[at], sofar = 1.0, math.nan
+        if r[i] == r[i]:  # not NaN
+            sofar = (sofar if sofar == sofar else 0.0) + r[i] * r[i]  # noqa: PLR0124 - not NaN
+        out[0, i], out[1, i] = one, five
+    state[at + 1] = sofar
+
+
+@inlined
+def _volatilities(state: Floats, at: int) -> tuple[float, float]:
+    """Of the last session and of the last five, from what :func:`session_variance` keeps."""
+    five = state[at + 3] + state[at + 4] + state[at + 5] + state[at + 6] + state[at + 7]
+    one = finite(math.sqrt(252.0 * state[at + 3])) if state[at + 2] >= 1.0 else math.nan
+    five = finite(math.sqrt(252.0 * (five / 5.0))) if state[at + 2] >= 5.0 else math.nan
+    return one, five
 
 
 @kernel
@@ -325,14 +339,16 @@ def return_since(columns: Floats, source: int, key: int, p: int, n: int, state: 
     for among the last 128 bars, so that a value which arrives late is still measured from its own
     instant. Missing while the series does not reach back to it.
     """
+    base = address_of(columns) + 8 * p
+    x, marks = view(base, source, 0, n), view(base, key, 0, n)
+    last, reference = state[at], state[at + 1]
     for i in range(n):
-        row = p + i
-        now, mark = columns[source, row], columns[key, row]
-        if mark == mark and mark != state[at]:  # noqa: PLR0124 - not NaN
-            state[at] = mark
-            state[at + 1] = math.nan
-            for j in range(row, row - HISTORY, -1):
+        mark = marks[i]
+        if mark == mark and mark != last:  # noqa: PLR0124 - not NaN
+            last, reference = mark, math.nan
+            for j in range(p + i, p + i - HISTORY, -1):
                 if columns[TIME, j] <= mark:
-                    state[at + 1] = columns[source, j]
+                    reference = columns[source, j]
                     break
-        out[i] = now - state[at + 1] if mark == mark else math.nan  # noqa: PLR0124
+        out[i] = x[i] - reference if mark == mark else math.nan  # noqa: PLR0124
+    state[at], state[at + 1] = last, reference

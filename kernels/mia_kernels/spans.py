@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mia_kernels.compile import inlined, kernel
-from mia_kernels.memory import address_of, floats_at, get, get_integer, integers_at, put, put_integer
-from mia_kernels.opcodes import HISTORY, MEAN, TIME
+from mia_kernels.formula import finite
+from mia_kernels.memory import address_of, floats_at, get, get_integer, integers_at, put, put_integer, view
+from mia_kernels.opcodes import HISTORY, MEAN, STRIDE, TIME
 from mia_kernels.session import CHUNK, VALUE_AREA, add_share, grow, nearest_tick, seed
 
 Floats = NDArray[np.float64]
@@ -44,13 +45,15 @@ FEW = 8
 @inlined
 def _bars_within(columns: Floats, seconds: float, rows: int, row: int) -> int:
     """Bars that close in the last ``seconds``; ``rows`` without gaps. 0: too short a series, or too many bars."""
-    if not columns[TIME, row - rows + 1] <= columns[TIME, row]:  # before the series it is NaN
+    here = address_of(columns) + 8 * (STRIDE * TIME + row)
+    now = get(here)
+    if not get(here - 8 * (rows - 1)) <= now:  # before the series it is NaN
         return 0
-    since = columns[TIME, row] - seconds
-    if columns[TIME, row - rows] == since:
+    since = now - seconds
+    if get(here - 8 * rows) == since:
         return rows
     count = 1
-    while count < HISTORY and columns[TIME, row - count] > since:
+    while count < HISTORY and get(here - 8 * count) > since:
         count += 1
     return count if count < HISTORY else 0
 
@@ -59,11 +62,14 @@ def _bars_within(columns: Floats, seconds: float, rows: int, row: int) -> int:
 def _sum_back(columns: Floats, source: int, row: int, count: int) -> float:
     """Sum of the last ``count`` values, from the newest back, every other one by itself."""
     even, odd = 0.0, 0.0
-    for j in range(0, count - 1, 2):
-        even += columns[source, row - j]
-        odd += columns[source, row - j - 1]
-    if count % 2 == 1:
-        even += columns[source, row - count + 1]
+    here = address_of(columns) + 8 * (STRIDE * source + row)
+    oldest = here - 8 * (count - 1)
+    while here > oldest:
+        even += get(here)
+        odd += get(here - 8)
+        here -= 16
+    if here == oldest:
+        even += get(here)
     return even + odd
 
 
@@ -73,32 +79,37 @@ def time_window(
 ) -> None:
     """SUM or MEAN (``kind``) over the bars of the last ``seconds``, into ``out`` (n,); ``odd`` (n,) is scratch.
 
-    Every window is added up by itself: for so few bars that is as quick as any table, and a block of many
-    rows adds a whole vector of windows at a time, in the order of :func:`_sum_back`.
+    Every window is added up by itself: for so few bars that is as quick as any table. A block of many rows adds a
+    whole vector of windows at a time, in the order of :func:`_sum_back`, as if there were no gap; windows with one
+    are then added again.
     """
+    base = address_of(columns) + 8 * p
+    now, edge = view(base, TIME, 0, n), view(base, TIME, rows, n)
+    gaps = n
     if n >= FEW:
         for i in range(n):
             out[i], odd[i] = 0.0, 0.0
-        for j in range(rows):
-            x = columns[source, p - j : p - j + n]
-            if j % 2 == 0:
-                for i in range(n):
-                    out[i] += x[i]
-            else:
-                for i in range(n):
-                    odd[i] += x[i]
+        paired = rows & ~1
+        for j in range(0, paired, 2):
+            a, b = view(base, source, j, n), view(base, source, j + 1, n)
+            for i in range(n):
+                out[i] += a[i]
+                odd[i] += b[i]
+        last = view(base, source, paired, n)
+        divisor = float(rows) if kind == MEAN else 1.0
+        gaps = 0
         for i in range(n):
-            out[i] += odd[i]
+            total = (out[i] + last[i] if paired != rows else out[i]) + odd[i]
+            out[i] = finite(total / divisor if kind == MEAN else total)
+            gaps += 0 if edge[i] == now[i] - seconds else 1
+    if gaps == 0:
+        return
     for i in range(n):
+        if n >= FEW and edge[i] == now[i] - seconds:
+            continue
         count = _bars_within(columns, seconds, rows, p + i)
-        total = out[i]
-        if count == 0:
-            total = math.nan
-        elif count != rows or n < FEW:
-            total = _sum_back(columns, source, p + i, count)
-        if kind == MEAN:
-            total /= count
-        out[i] = total if total - total == 0.0 else math.nan
+        total = _sum_back(columns, source, p + i, count) if count > 0 else math.nan
+        out[i] = finite(total / count if kind == MEAN else total)
 
 
 @kernel
@@ -312,36 +323,36 @@ def slope(columns: Floats, source: int, window: int, p: int, n: int, out: Floats
     (newest less oldest, and inwards): prices that are large against their changes cost no digits. Both
     loops below add in the same order and give the same bits.
     """
+    base = address_of(columns) + 8 * p
     half = window // 2
     middle = 0.5 * (window - 1)
     scale = window * (window * window - 1.0) / 12.0
     if n < FEW:
         for i in range(n):
-            row = p + i
-            total = columns[source, row - half] - columns[source, row - half]  # an odd window's middle has weight 0
+            new = base + 8 * (STRIDE * source + i)
+            old = new - 8 * (window - 1)
+            total = get(new - 8 * half) - get(new - 8 * half)  # an odd window's middle has weight 0
             for j in range(half):
-                total += (middle - j) * (columns[source, row - j] - columns[source, row - window + 1 + j])
-            out[i] = total / scale
-    else:
-        centre = columns[source, p - half : p - half + n]
-        for i in range(n):
-            out[i] = centre[i] - centre[i]
-        x = columns[source]
-        for j in range(0, half - 1, 2):  # two pairs a pass: what is summed up waits in a register
-            w, new, old = middle - j, p - j, p - window + 1 + j
-            a, b, c, d = x[new : new + n], x[old : old + n], x[new - 1 : new - 1 + n], x[old + 1 : old + 1 + n]
-            for i in range(n):
-                out[i] = (out[i] + w * (a[i] - b[i])) + (w - 1.0) * (c[i] - d[i])
-        if half % 2 == 1:
-            j = half - 1
-            w, back = middle - j, p - window + 1 + j
-            a, b = x[p - j : p - j + n], x[back : back + n]
-            for i in range(n):
-                out[i] += w * (a[i] - b[i])
-        for i in range(n):
-            out[i] = out[i] / scale
+                total += (middle - j) * (get(new - 8 * j) - get(old + 8 * j))
+            out[i] = finite(total / scale)
+        return
+    centre = view(base, source, half, n)
     for i in range(n):
-        out[i] = out[i] if out[i] - out[i] == 0.0 else math.nan
+        out[i] = centre[i] - centre[i]
+    for j in range(0, half - 1, 2):  # two pairs a pass: what is summed up waits in a register
+        w, old = middle - j, window - 1 - j
+        a, b = view(base, source, j, n), view(base, source, old, n)
+        c, d = view(base, source, j + 1, n), view(base, source, old - 1, n)
+        for i in range(n):
+            out[i] = (out[i] + w * (a[i] - b[i])) + (w - 1.0) * (c[i] - d[i])
+    if half % 2 == 1:
+        j = half - 1
+        w = middle - j
+        a, b = view(base, source, j, n), view(base, source, window - 1 - j, n)
+        for i in range(n):
+            out[i] += w * (a[i] - b[i])
+    for i in range(n):
+        out[i] = finite(out[i] / scale)
 
 
 @kernel
@@ -351,27 +362,42 @@ def time_slope(columns: Floats, source: int, run: int, seconds: float, rows: int
     At least three bars. The working column ``run`` counts how many bars have followed one another at the
     bar's length: a window of evenly spaced bars is :func:`slope`, any other is fitted by itself.
     """
+    base = address_of(columns) + 8 * p
     step = seconds / rows
-    for row in range(p, p + n):
-        follows = columns[TIME, row] - columns[TIME, row - 1] == step
-        columns[run, row] = columns[run, row - 1] + 1.0 if follows else 0.0
+    now, before, edge = view(base, TIME, 0, n), view(base, TIME, 1, n), view(base, TIME, rows, n)
+    runs = view(base, run, 0, n)
+    length = get(base + 8 * (STRIDE * run - 1))
+    breaks = 0
+    for i in range(n):
+        breaks += 0 if now[i] - before[i] == step else 1
+        runs[i] = length + (i + 1.0)
+    if breaks > 0:
+        for i in range(n):
+            length = length + 1.0 if now[i] - before[i] == step else 0.0
+            runs[i] = length
     slope(columns, source, rows, p, n, out)
+    gaps = 0
+    for i in range(n):
+        out[i] = finite(out[i] / (step / 60.0))
+        gaps += 0 if (edge[i] == now[i] - seconds) & (runs[i] >= rows - 1.0) else 1
+    if gaps == 0:
+        return
     for i in range(n):
         row = p + i
         count = _bars_within(columns, seconds, rows, row)
+        if count == rows and runs[i] >= rows - 1.0:
+            continue  # done above
         fitted = math.nan
-        if count == rows and columns[run, row] >= rows - 1.0:
-            fitted = out[i] / (step / 60.0)
-        elif count >= 3:
-            now, x = columns[TIME, row], columns[source, row]
+        if count >= 3:
+            x = columns[source, row]
             mean = 0.0
             for j in range(row - count + 1, row + 1):
-                mean += columns[TIME, j] - now
+                mean += columns[TIME, j] - now[i]
             mean /= count
             squares, products = 0.0, 0.0
             for j in range(row - count + 1, row + 1):
-                d = (columns[TIME, j] - now) - mean
+                d = (columns[TIME, j] - now[i]) - mean
                 squares += d * d
                 products += d * (columns[source, j] - x)
             fitted = 60.0 * products / squares
-        out[i] = fitted if fitted - fitted == 0.0 else math.nan
+        out[i] = finite(fitted)

@@ -33,11 +33,12 @@ fma: Any = intrinsic(_fma)
 
 @inlined
 def quotient(x: float, divisor: float, inverse: float) -> float:
-    """x / divisor, correctly rounded, for an integer divisor up to 2**20 whose ``inverse`` is 1.0 / divisor.
+    """x / divisor, correctly rounded, for an integer divisor up to 2**40 whose ``inverse`` is 1.0 / divisor.
 
     Markstein's correction (IBM Journal 34, 1990) in place of the divider, which takes five times as long: the
-    remainder e is exact, and q + e/divisor is nowhere near the middle between two numbers. Where e is zero, or x
-    infinite or missing, q is the answer (and keeps the sign of zero). Subnormal quotients may be one unit off.
+    remainder e is exact, and q + e/divisor is no nearer to the middle between two numbers than a half unit over the
+    divisor. Where e is zero, or x infinite or missing, q is the answer (and keeps the sign of zero). Subnormal
+    quotients may be one unit off.
     """
     q = x * inverse
     e = fma(-q, divisor, x)

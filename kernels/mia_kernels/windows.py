@@ -7,7 +7,7 @@ and LeVeque 1983, "Algorithms for computing the sample variance"), which needs n
 that are large against their changes.
 
 Table layout: level j = 1, 2, ... covers 2**j rows; moments take two columns a level (sum, squared
-deviations), extremes and co-moments one.
+deviations), extremes and co-moments one. Levels of squares that no window reads stay empty.
 
 Columns are named by their number; ``base`` is the address of row p of column 0, ``n`` the number of rows.
 """
@@ -15,51 +15,54 @@ Columns are named by their number; ``base`` is the address of row p of column 0,
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mia_kernels.compile import inlined, kernel
 from mia_kernels.formula import finite, greater, lesser
-from mia_kernels.memory import floats_at, get, put
-from mia_kernels.opcodes import MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION, STRIDE
+from mia_kernels.memory import floats_at, get, put, put_integer, view
+from mia_kernels.opcodes import MEAN, POPULATION_DEVIATION, SAMPLE_DEVIATION, SCRATCH_STRIDE, STRIDE
+from mia_kernels.pieces import FACTORS, WIDTH, merge, merge_row
 from mia_kernels.vector import quotient
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+ROW = 8 * SCRATCH_STRIDE
 LEVEL_ROUNDING = 2.0**-98
 """A window varies when its deviation is above 2**-49 of its mean: equal values may come out a rounding apart."""
 _SMALLEST_PRODUCT = 1e-290
 
 
-@inlined
-def rows(base: int, column: int, back: int, n: int) -> Any:
-    """(n,) view of a column from ``back`` rows before row p on."""
-    return floats_at(base + 8 * (column * STRIDE - back), n)
-
-
 @kernel
-def moment_table(source: int, first: int, levels: int, base: int, n: int) -> None:
-    """Fill the table of sums and squared deviations of ``source``."""
-    a, b = rows(base, source, 0, n), rows(base, source, 1, n)
-    total, square = rows(base, first, 0, n), rows(base, first + 1, 0, n)
-    for i in range(n):
-        total[i] = a[i] + b[i]
-        d = a[i] - b[i]
-        square[i] = 0.5 * d * d
+def moment_table(source: int, first: int, levels: int, squares: int, base: int, n: int) -> None:
+    """Fill the table of sums of ``source``, and of its squared deviations up to level ``squares``."""
+    a, b = view(base, source, 0, n), view(base, source, 1, n)
+    total, square = view(base, first, 0, n), view(base, first + 1, 0, n)
+    if squares > 0:
+        for i in range(n):
+            total[i] = a[i] + b[i]
+            d = a[i] - b[i]
+            square[i] = 0.5 * d * d
+    else:
+        for i in range(n):
+            total[i] = a[i] + b[i]
     width = 2
     for level in range(1, levels):
         at = first + 2 * level
-        sa, sb = rows(base, at - 2, 0, n), rows(base, at - 2, width, n)
-        qa, qb = rows(base, at - 1, 0, n), rows(base, at - 1, width, n)
-        total, square = rows(base, at, 0, n), rows(base, at + 1, 0, n)
+        sa, sb = view(base, at - 2, 0, n), view(base, at - 2, width, n)
+        qa, qb = view(base, at - 1, 0, n), view(base, at - 1, width, n)
+        total, square = view(base, at, 0, n), view(base, at + 1, 0, n)
         scale = 0.5 / width  # (difference of means)**2 * width / 2, from the difference of sums
-        for i in range(n):
-            d = sa[i] - sb[i]
-            total[i] = sa[i] + sb[i]
-            square[i] = (qa[i] + qb[i]) + d * d * scale
+        if level < squares:
+            for i in range(n):
+                d = sa[i] - sb[i]
+                total[i] = sa[i] + sb[i]
+                square[i] = (qa[i] + qb[i]) + d * d * scale
+        else:
+            for i in range(n):
+                total[i] = sa[i] + sb[i]
         width *= 2
 
 
@@ -104,7 +107,7 @@ def window_sum(source: int, first: int, window: int, base: int, n: int, work: in
         put(work, sum_now)
         return
     main, other = floats_at(work, n), floats_at(work + 16 * n, n)
-    s = rows(base, first + 2 * (level - 1), 0, n)
+    s = view(base, first + 2 * (level - 1), 0, n)
     have, rest = width, window - width
     if rest == 0:
         for i in range(n):
@@ -115,7 +118,7 @@ def window_sum(source: int, first: int, window: int, base: int, n: int, work: in
         while width > rest:
             width //= 2
             level -= 1
-        a = rows(base, source if level == 0 else first + 2 * (level - 1), have, n)
+        a = view(base, source if level == 0 else first + 2 * (level - 1), have, n)
         total = main if to_main else other
         for i in range(n):
             total[i] = s[i] + a[i]
@@ -133,7 +136,7 @@ def window_moments(source: int, first: int, window: int, base: int, n: int, work
     if n == 1:
         _moments_now(source, first, window, base, work)
         return
-    s, q = rows(base, at, 0, n), rows(base, at + 1, 0, n)
+    s, q = view(base, at, 0, n), view(base, at + 1, 0, n)
     have, rest = width, window - width
     total, square = floats_at(work, n), floats_at(work + 8 * n, n)
     if rest == 0:
@@ -151,14 +154,14 @@ def window_moments(source: int, first: int, window: int, base: int, n: int, work
         to = work if to_main else work + 16 * n
         total, square = floats_at(to, n), floats_at(to + 8 * n, n)
         if level == 0:
-            a = rows(base, source, have, n)
+            a = view(base, source, have, n)
             for i in range(n):
                 d = s[i] * grow - a[i]
                 total[i] = s[i] + a[i]
                 square[i] = q[i] + d * d * scale
         else:
             at = first + 2 * (level - 1)
-            a, b = rows(base, at, have, n), rows(base, at + 1, have, n)
+            a, b = view(base, at, have, n), view(base, at + 1, have, n)
             for i in range(n):
                 d = s[i] * grow - a[i] * part
                 total[i] = s[i] + a[i]
@@ -225,21 +228,42 @@ def finish_moments(kind: int, window: int, n: int, work: int, out_at: int) -> No
 @kernel
 def comoment_table(x: int, y: int, x_table: int, y_table: int, first: int, levels: int, base: int, n: int) -> None:
     """Fill the table of summed products of deviations of columns ``x`` and ``y``, beside the moment tables of both."""
-    xa, xb, ya, yb = rows(base, x, 0, n), rows(base, x, 1, n), rows(base, y, 0, n), rows(base, y, 1, n)
-    product = rows(base, first, 0, n)
+    xa, xb, ya, yb = view(base, x, 0, n), view(base, x, 1, n), view(base, y, 0, n), view(base, y, 1, n)
+    product = view(base, first, 0, n)
     for i in range(n):
         product[i] = 0.5 * (xa[i] - xb[i]) * (ya[i] - yb[i])
     width = 2
     for level in range(1, levels):
         below = 2 * (level - 1)
-        xa, xb = rows(base, x_table + below, 0, n), rows(base, x_table + below, width, n)
-        ya, yb = rows(base, y_table + below, 0, n), rows(base, y_table + below, width, n)
-        ca, cb = rows(base, first + level - 1, 0, n), rows(base, first + level - 1, width, n)
-        product = rows(base, first + level, 0, n)
+        xa, xb = view(base, x_table + below, 0, n), view(base, x_table + below, width, n)
+        ya, yb = view(base, y_table + below, 0, n), view(base, y_table + below, width, n)
+        ca, cb = view(base, first + level - 1, 0, n), view(base, first + level - 1, width, n)
+        product = view(base, first + level, 0, n)
         scale = 0.5 / width
         for i in range(n):
             product[i] = (ca[i] + cb[i]) + (xa[i] - xb[i]) * (ya[i] - yb[i]) * scale
         width *= 2
+
+
+@inlined
+def _put_products(place: int, x_table: int, y_table: int, first: int, level: int, back: int, base: int) -> int:
+    """Note where five sums of a level lie, ``back`` rows before row p; returns where the next numbers go."""
+    at = 2 * (level - 1)
+    put_integer(place, base + 8 * (STRIDE * (x_table + at) - back))
+    put_integer(place + 8, base + 8 * (STRIDE * (x_table + at + 1) - back))
+    put_integer(place + 16, base + 8 * (STRIDE * (y_table + at) - back))
+    put_integer(place + 24, base + 8 * (STRIDE * (y_table + at + 1) - back))
+    put_integer(place + 32, base + 8 * (STRIDE * (first + level - 1) - back))
+    return place + 40
+
+
+@inlined
+def _put_factors(place: int, have: int, width: int) -> int:
+    """What weighs a piece of ``width`` rows that joins ``have``; returns where the next piece is noted."""
+    put(place, 1.0 / have)
+    put(place + 8, 1.0 / width)
+    put(place + 16, have * width / (have + width))
+    return place + 8 * FACTORS
 
 
 @kernel
@@ -248,50 +272,32 @@ def window_correlation(
 ) -> None:
     """Pearson's correlation of columns ``x`` and ``y`` over the last ``window`` >= 3 rows.
 
-    ``work`` is the address of ten scratch rows of n numbers. Missing where either column varies by no more than
+    ``work`` is the address of six scratch rows. Missing where either column varies by no more than
     the rounding of its own level, or the product of their squares leaves the range of numbers.
     """
     level, width = _cover(window)
-    to = work
-    out = floats_at(out_at, n)
-    at = 2 * (level - 1)
-    sa, qa = rows(base, x_table + at, 0, n), rows(base, x_table + at + 1, 0, n)
-    sb, qb = rows(base, y_table + at, 0, n), rows(base, y_table + at + 1, 0, n)
-    products = rows(base, first + level - 1, 0, n)
+    table = work + 5 * ROW
+    place, count, single = _put_products(table, x_table, y_table, first, level, 0, base), 0, 0
     have, rest = width, window - width
     while rest > 0:
         while width > rest:
             width //= 2
             level -= 1
-        grow, part = 1.0 / have, 1.0 / width
-        scale = have * width / (have + width)
-        sx, qx, sy = floats_at(to, n), floats_at(to + 8 * n, n), floats_at(to + 16 * n, n)
-        qy, product = floats_at(to + 24 * n, n), floats_at(to + 32 * n, n)
-        to = work + 40 * n if to == work else work
         if level == 0:
-            a, c = rows(base, x, have, n), rows(base, y, have, n)
-            for i in range(n):
-                u, v = sa[i] * grow - a[i], sb[i] * grow - c[i]
-                sx[i] = sa[i] + a[i]
-                sy[i] = sb[i] + c[i]
-                qx[i] = qa[i] + u * u * scale
-                qy[i] = qb[i] + v * v * scale
-                product[i] = products[i] + u * v * scale
+            put_integer(place, base + 8 * (STRIDE * x - have))
+            put_integer(place + 8, base + 8 * (STRIDE * y - have))
+            place, single = place + 16, 1
         else:
-            at = 2 * (level - 1)
-            a, b = rows(base, x_table + at, have, n), rows(base, x_table + at + 1, have, n)
-            c, d = rows(base, y_table + at, have, n), rows(base, y_table + at + 1, have, n)
-            e = rows(base, first + level - 1, have, n)
-            for i in range(n):
-                u, v = sa[i] * grow - a[i] * part, sb[i] * grow - c[i] * part
-                sx[i] = sa[i] + a[i]
-                sy[i] = sb[i] + c[i]
-                qx[i] = qa[i] + (b[i] + u * u * scale)
-                qy[i] = qb[i] + (d[i] + v * v * scale)
-                product[i] = products[i] + (e[i] + u * v * scale)
-        sa, qa, sb, qb, products = sx, qx, sy, qy, product
+            place, count = _put_products(place, x_table, y_table, first, level, have, base), count + 1
+        place = _put_factors(place, have, width)
         have += width
         rest -= width
+    if n == 1:
+        merge_row(table, count, single, work, ROW, 1)
+    else:
+        merge(table, count, single, work, ROW, (n + WIDTH - 1) // WIDTH)
+    sa, qa, sb = floats_at(work, n), floats_at(work + ROW, n), floats_at(work + 2 * ROW, n)
+    qb, products, out = floats_at(work + 3 * ROW, n), floats_at(work + 4 * ROW, n), floats_at(out_at, n)
     rounding = LEVEL_ROUNDING / window
     for i in range(n):
         size = qa[i] * qb[i]
@@ -309,7 +315,7 @@ def maximum_table(source: int, first: int, levels: int, base: int, n: int) -> No
     """Fill the table of maxima over 2, 4, 8, ... rows of ``source``."""
     width, at = 1, source
     for level in range(levels):
-        a, b, out = rows(base, at, 0, n), rows(base, at, width, n), rows(base, first + level, 0, n)
+        a, b, out = view(base, at, 0, n), view(base, at, width, n), view(base, first + level, 0, n)
         for i in range(n):
             out[i] = greater(a[i], b[i])
         at = first + level
@@ -321,7 +327,7 @@ def minimum_table(source: int, first: int, levels: int, base: int, n: int) -> No
     """Fill the table of minima over 2, 4, 8, ... rows of ``source``."""
     width, at = 1, source
     for level in range(levels):
-        a, b, out = rows(base, at, 0, n), rows(base, at, width, n), rows(base, first + level, 0, n)
+        a, b, out = view(base, at, 0, n), view(base, at, width, n), view(base, first + level, 0, n)
         for i in range(n):
             out[i] = lesser(a[i], b[i])
         at = first + level
@@ -333,7 +339,7 @@ def window_maximum(source: int, first: int, window: int, base: int, n: int, out_
     """Maximum of the last ``window`` rows: two overlapping pieces of the table."""
     level, width = _cover(window)
     at = source if level == 0 else first + level - 1
-    a, b, out = rows(base, at, 0, n), rows(base, at, window - width, n), floats_at(out_at, n)
+    a, b, out = view(base, at, 0, n), view(base, at, window - width, n), floats_at(out_at, n)
     for i in range(n):
         out[i] = greater(a[i], b[i])
 
@@ -343,7 +349,7 @@ def window_minimum(source: int, first: int, window: int, base: int, n: int, out_
     """Minimum of the last ``window`` rows: two overlapping pieces of the table."""
     level, width = _cover(window)
     at = source if level == 0 else first + level - 1
-    a, b, out = rows(base, at, 0, n), rows(base, at, window - width, n), floats_at(out_at, n)
+    a, b, out = view(base, at, 0, n), view(base, at, window - width, n), floats_at(out_at, n)
     for i in range(n):
         out[i] = lesser(a[i], b[i])
 
@@ -373,13 +379,13 @@ def stochastic(
     window_maximum(high, high_table, window, base, n, work)
     window_minimum(low, low_table, window, base, n, work + 8 * n)
     top, bottom = floats_at(work, n), floats_at(work + 8 * n, n)
-    c, raw = rows(base, close, 0, n), rows(base, fast, 0, n)
+    c, raw = view(base, close, 0, n), view(base, fast, 0, n)
     for i in range(n):
         spread = top[i] - bottom[i]
         value = 100.0 * ((c[i] - bottom[i]) / spread)
         raw[i] = value if spread != 0.0 else 0.0 * c[i]
-    r1, r2 = rows(base, fast, 1, n), rows(base, fast, 2, n)
-    k, k1, k2 = rows(base, slow, 0, n), rows(base, slow, 1, n), rows(base, slow, 2, n)
+    r1, r2 = view(base, fast, 1, n), view(base, fast, 2, n)
+    k, k1, k2 = view(base, slow, 0, n), view(base, slow, 1, n), view(base, slow, 2, n)
     out_k, out_d = floats_at(k_at, n), floats_at(d_at, n)
     third = 1.0 / 3.0
     for i in range(n):
@@ -413,11 +419,17 @@ def time_deviation(
     """
     window_moments(source, first, periods, base, n, work)
     square, out = floats_at(work + 8 * n, n), floats_at(out_at, n)
-    stamp, edge = rows(base, time, 0, n), rows(base, time, periods, n)
+    stamp, edge = view(base, time, 0, n), view(base, time, periods, n)
+    gaps = 0
+    for i in range(n):
+        out[i] = finite(math.sqrt(square[i] / (periods - 1)))
+        gaps += 0 if edge[i] == stamp[i] - seconds else 1
+    if gaps == 0:
+        return
     for i in range(n):
         if edge[i] == stamp[i] - seconds:
-            out[i] = finite(math.sqrt(square[i] / (periods - 1)))
-        elif edge[i] != edge[i]:
+            continue
+        if edge[i] != edge[i]:
             out[i] = math.nan
         else:
             row = p + i

@@ -106,6 +106,7 @@ class Builder:
         self._table_at: dict[tuple[int, str], _Instruction] = {}
         self._tables: dict[tuple[int, str], int] = {}
         self._longest: dict[tuple[int, str], int] = {}
+        self._squares: dict[str, int] = {}
         self._copies: list[tuple[int, int, int]] = []
         self.passed: dict[int, int] = {}
         """Outputs that are inputs as they are: output row -> input."""
@@ -141,6 +142,10 @@ class Builder:
 
     def _levels(self, key: tuple[int, str]) -> int:
         return self._longest[key].bit_length() - 1
+
+    def ask_squares(self, source: str, window: int) -> None:
+        """Say the same of the squared deviations in the table of moments over ``source``: sums alone need none."""
+        self._squares[source] = max(self._squares.get(source, 0), window.bit_length() - 1)
 
     def slot(self, name: str) -> int:
         """The working column that holds ``name``, for the halves that are being lowered."""
@@ -222,7 +227,12 @@ class Builder:
             width = 2 if code == op.MOMENT_TABLE else 1
             self._tables[key] = self._new_slots(levels * width, self.halves, depth=self._longest[key])
             if levels:
-                self.emit(code, a=self.slot(source), b=self._tables[key], count=levels)
+                squares = 0
+                if code == op.MOMENT_TABLE:
+                    squares = self._squares.get(source, 0)
+                    for level in range(squares, levels):  # never filled
+                        self.depths[self._tables[key] + 2 * level + 1] = 0
+                self.emit(code, a=self.slot(source), b=self._tables[key], c=squares, count=levels)
                 self._table_at[key] = self._last_instruction()
         self._share(key)
         return self._tables[key]

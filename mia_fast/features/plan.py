@@ -410,8 +410,12 @@ def _ask_tables(builder: Builder, row: Column) -> None:
     length = int(row.params.get("period", 0))
     if row.kernel == "window":
         builder.ask_table(op.MOMENT_TABLE, row.inputs[0], length)
+        if row.output in ("deviation", "sample_deviation"):
+            builder.ask_squares(row.inputs[0], length)
     elif row.kernel == "time_deviation":
-        builder.ask_table(op.MOMENT_TABLE, row.inputs[0], builder.rows_in(int(row.params["minutes"])))
+        rows = builder.rows_in(int(row.params["minutes"]))
+        builder.ask_table(op.MOMENT_TABLE, row.inputs[0], rows)
+        builder.ask_squares(row.inputs[0], rows)
     elif row.kernel == "highest":
         builder.ask_table(op.MAXIMUM_TABLE, row.inputs[0], length)
     elif row.kernel == "lowest":
@@ -420,6 +424,8 @@ def _ask_tables(builder: Builder, row: Column) -> None:
         x, y = row.inputs
         for code, source in ((op.MOMENT_TABLE, x), (op.MOMENT_TABLE, y), (op.COMOMENT_TABLE, f"{x} {y}")):
             builder.ask_table(code, source, length)
+        builder.ask_squares(x, length)
+        builder.ask_squares(y, length)
     elif row.kernel == "stochastic":
         builder.ask_table(op.MAXIMUM_TABLE, row.inputs[0], length)
         builder.ask_table(op.MINIMUM_TABLE, row.inputs[1], length)
