@@ -3,7 +3,7 @@
 Vectorised throughout: rolling, ewm, groupby, cumsum, shift, reindex with ``method="ffill"``. Nothing needs
 ``rolling.apply``; a rank between sessions' extremes is a rolling minimum and maximum over one value per session. Only
 the volume profiles have no pandas expression: they are NumPy matrices of rows x ticks, session by session, and the
-value area grows for all rows of a session at once.
+value area grows for all rows of a session at once; or, with ``by_bar``, what a script has: a loop over the bars.
 
 An infinite value counts as missing, as it does to any reader of such a frame.
 """
@@ -40,9 +40,14 @@ class Features:
         A column for each input; the index holds the bars' closes, UTC, ascending.
     tick_size
         Of the prices.
+    by_bar
+        Whether a volume profile and its value area are made bar by bar.
     """
 
-    def __init__(self, rows: Sequence[Column], inputs: pd.DataFrame, tick_size: float = 0.25) -> None:
+    def __init__(
+        self, rows: Sequence[Column], inputs: pd.DataFrame, tick_size: float = 0.25, by_bar: bool = False
+    ) -> None:
+        self.by_bar = by_bar
         self.rows = {row.name: row for row in rows if row.kernel != "column" or row.inputs != (row.name,)}
         self.index = pd.DatetimeIndex(inputs.index)
         self.tick_size = tick_size
@@ -463,6 +468,44 @@ def value_area(at: np.ndarray, highest: np.ndarray, lowest: np.ndarray) -> dict[
     return found | {f"volume_at_{name}": at[rows, tick] for name, tick in found.items()}
 
 
+def value_area_of_bar(at: np.ndarray, highest: int, lowest: int) -> tuple[float, ...]:
+    """:func:`value_area` of one row."""
+    poc = top = bottom = int(at.argmax())
+    held, wanted = at[poc], 0.7 * at.sum()
+    while held < wanted and (top < highest or bottom > lowest):
+        above = at[top + 1 : top + 3].sum() if top < highest else -1.0
+        below = at[max(bottom - 2, 0) : bottom].sum() if bottom > lowest else -1.0
+        if above >= below:
+            held, top = held + above, min(top + 2, highest)
+        else:
+            held, bottom = held + below, max(bottom - 2, lowest)
+    return poc, top, bottom, at[poc], at[top], at[bottom]
+
+
+def _by_bar(bars: pd.DataFrame, first: np.ndarray, minutes: int | None) -> dict[str, np.ndarray]:
+    """Profiles of a session's bars one after the other, over the last ``minutes`` or since the open.
+
+    ``first`` is the tick from which each profile counts.
+    """
+    bottom, top = bars["bottom"].to_numpy(), bars["top"].to_numpy()
+    share, stamps = bars["share"].to_numpy(), bars.index
+    at = np.zeros(top.max() - bottom.min() + 1)
+    found = []
+    for k in range(len(bars)):
+        begin = k
+        if minutes is not None:
+            at[:] = 0.0
+            while begin > 0 and stamps[k] - stamps[begin - 1] < minutes * MINUTE:
+                begin -= 1
+        for bar in range(begin, k + 1):
+            at[bottom[bar] - first[k] : top[bar] - first[k] + 1] += share[bar]
+        since = 0 if minutes is None else begin
+        highest, lowest = top[since : k + 1].max() - first[k], bottom[since : k + 1].min() - first[k]
+        found.append(value_area_of_bar(at, highest, lowest))
+    named = ("poc", "vah", "val", *PROFILE[3:])
+    return dict(zip(named, map(np.array, zip(*found, strict=True)), strict=True))
+
+
 def _spread(bottom: np.ndarray, top: np.ndarray, share: np.ndarray, width: int) -> np.ndarray:
     """Each bar's share of volume at each of its ticks, (rows, ticks)."""
     ticks = np.arange(width)
@@ -492,6 +535,8 @@ def profile(c: Features, row: Column) -> pd.Series:
 
     def of(bars: pd.DataFrame) -> tuple[dict[str, np.ndarray], Any]:
         first = bars["bottom"].min()
+        if c.by_bar:
+            return _by_bar(bars, np.full(len(bars), first), None), first
         bottom, top = (bars["bottom"] - first).to_numpy(), (bars["top"] - first).to_numpy()
         at = _spread(bottom, top, bars["share"].to_numpy(), top.max() + 1).cumsum(axis=0)
         return value_area(at, np.maximum.accumulate(top), np.minimum.accumulate(bottom)), first
@@ -509,6 +554,8 @@ def profile_window(c: Features, row: Column) -> pd.Series:
     def of(bars: pd.DataFrame) -> tuple[dict[str, np.ndarray], Any]:
         span = minutes * MINUTE
         first = bars["bottom"].rolling(span).min().to_numpy().astype(int)
+        if c.by_bar:
+            return _by_bar(bars, first, minutes), first
         highest = bars["top"].rolling(span).max().to_numpy().astype(int) - first
         at = np.zeros((len(bars), highest.max() + 1))
         clock = bars.index.to_series()

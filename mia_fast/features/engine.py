@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -98,6 +97,7 @@ class FeatureEngine:
         self._memory, self._state = _memory(plan)
         self._work = _scratch()
         self._second: tuple[Floats, Floats] | None = None
+        self._other: ThreadPoolExecutor | None = None
         # A live bar: its close (int64 ns), then the inputs (float64). Those of the bars are packed in one go; those of
         # slower tables follow and stay until they are held anew.
         self._bar = np.zeros(1 + len(plan.inputs))
@@ -409,31 +409,38 @@ class FeatureEngine:
                 valid, counts, share = bitmaps
                 given[call.VALID], given[call.VALID_STRIDE] = valid.ctypes.data, valid.strides[0]
                 given[call.MISSING], given[call.WRITES_PASSED] = counts[k].ctypes.data, not share
-        with ThreadPoolExecutor(max_workers=1) if two else contextlib.nullcontext() as other:
-            for first in range(0, n, stretch):
-                count = min(stretch, n - first)
-                ahead = 8 * first
-                inputs = addresses + ahead
-                aimed = [
-                    self._aim(
-                        given, times.ctypes.data + ahead, count, inputs, out.ctypes.data + ahead, out.strides[0] // 8
-                    )
-                    for given in calls
-                ]
-                if bitmaps is not None:
-                    for one in aimed:
-                        one[call.VALID] += first // 8
-                second = other.submit(call.run, aimed[1].ctypes.data) if other is not None else None
+        other = self._worker() if two else None
+        for first in range(0, n, stretch):
+            count = min(stretch, n - first)
+            ahead = 8 * first
+            inputs = addresses + ahead
+            aimed = [
+                self._aim(given, times.ctypes.data + ahead, count, inputs, out.ctypes.data + ahead, out.strides[0] // 8)
+                for given in calls
+            ]
+            if bitmaps is not None:
+                for one in aimed:
+                    one[call.VALID] += first // 8
+            second = other.submit(call.run, aimed[1].ctypes.data) if other is not None else None
+            try:
                 call.run(aimed[0].ctypes.data)
+            finally:  # also when a person stops it: the other half writes to this memory
                 if second is not None:
                     second.result()
-                    self._take_second()
-                self._last_known_at = int(times[first + count - 1])
-                for k, array in enumerate(held):
-                    self._held[k] = array[first + count - 1]
-                if progress is not None:
-                    progress(first + count, n)
+            if second is not None:
+                self._take_second()
+            self._last_known_at = int(times[first + count - 1])
+            for k, array in enumerate(held):
+                self._held[k] = array[first + count - 1]
+            if progress is not None:
+                progress(first + count, n)
         return arrays
+
+    def _worker(self) -> ThreadPoolExecutor:
+        """The thread of the second half; it waits for the next block, for starting one costs as much as 500 rows."""
+        if self._other is None:
+            self._other = ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
+        return self._other
 
     def _halves(self) -> list[NDArray[np.int64]]:
         """The calls of both halves; the second gets a memory of its own, in this engine's state."""
@@ -441,7 +448,7 @@ class FeatureEngine:
             memory, _ = _memory(self.plan)
             self._second = memory, _scratch()
         memory, work = self._second
-        memory[:] = self._memory
+        memory[: self.plan.state_size] = self._state
         calls = [self._call.copy(), self._call.copy()]
         for given, program in zip(calls, self.plan.halves, strict=True):
             given[call.PROGRAM], given[call.PROGRAM_SIZE] = program.ctypes.data, len(program)
