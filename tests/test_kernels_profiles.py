@@ -118,6 +118,13 @@ def blocks(n: int, cuts: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
+def working(columns: Floats, a: int, b: int) -> Floats:
+    """Rows a to b as the engine lays them: behind HISTORY rows of the past, STRIDE numbers from column to column."""
+    laid = np.full((len(columns), op.STRIDE), math.nan)
+    laid[:, : op.HISTORY + b - a] = columns[:, a : b + op.HISTORY]
+    return laid
+
+
 def session_kernel(columns: Floats, cuts: Sequence[int]) -> Floats:
     """:func:`profile` in blocks; nothing outside its state may change."""
     n = columns.shape[1] - op.HISTORY
@@ -125,7 +132,7 @@ def session_kernel(columns: Floats, cuts: Sequence[int]) -> Floats:
     state[64:-64] = 0.0
     out, room = np.empty((6, n)), np.empty((6, op.SCRATCH_STRIDE))
     for a, b in blocks(n, cuts):
-        profile(columns, HIGH, LOW, VOLUME, TICK, 1.0, op.HISTORY + a, b - a, state, 64, room)
+        profile(working(columns, a, b), HIGH, LOW, VOLUME, TICK, 1.0, op.HISTORY, b - a, state, 64, room)
         out[:, a:b] = room[:, : b - a]
     assert (state[:64] == GUARD).all()
     assert (state[-64:] == GUARD).all()
@@ -138,9 +145,10 @@ def window_kernel(columns: Floats, seconds: float, rows: int, cuts: Sequence[int
     scratch = np.full(PROFILE_SCRATCH + 64, GUARD)
     out, room = np.empty((6, n)), np.empty((6, op.SCRATCH_STRIDE))
     for a, b in blocks(n, cuts):
-        p = op.HISTORY + a
-        profile_bars(columns, HIGH, LOW, VOLUME, TICK, FIRST, p, b - a)
-        profile_window(columns, VOLUME, FIRST, TICK, seconds, rows, p, b - a, scratch, room)
+        laid = working(columns, a, b)
+        profile_bars(laid, HIGH, LOW, VOLUME, TICK, FIRST, op.HISTORY, b - a)
+        profile_window(laid, VOLUME, FIRST, TICK, seconds, rows, op.HISTORY, b - a, scratch, room)
+        columns[FIRST : FIRST + 3, a + op.HISTORY : b + op.HISTORY] = laid[FIRST:, op.HISTORY : op.HISTORY + b - a]
         out[:, a:b] = room[:, : b - a]
     assert (scratch[-64:] == GUARD).all()
     return out
