@@ -342,9 +342,11 @@ def _pointwise(column: Column) -> bool:
     return column.kernel in ("formula", "column")
 
 
-_COSTS = {"profile": 40.0, "adx": 8.0, "macd": 6.0, "correlation": 10.0, "stochastic": 5.0, "rsi": 4.0}
-_TABLE_COST = 15.0
-"""Rough costs of a row of a kernel and of the tables of a windowed column, in tokens of a formula; others are three."""
+_ONCE = {"profile": 28.0, "profile_window": 30.0, "adx": 6.0, "macd": 4.0, "rsi": 3.0}
+"""Nanoseconds per bar that a kernel takes for its inputs, however many rows it gives (measured: 0030)."""
+_EACH = {"correlation": 5.0, "stochastic": 1.5, "time_deviation": 2.0}
+_OTHERS, _TABLE, _TOKEN, _OUTPUT = 1.0, 1.5, 0.12, 0.6
+"""... for each row of a kernel; rows of other kernels; tables of a windowed column; a token of a formula; an output."""
 
 
 def _halves(
@@ -366,23 +368,28 @@ def _halves(
         whole = {(columns[name].kernel, columns[name].inputs) for name in needed if columns[name].kernel in _WHOLE}
         needed |= {name for name in everything if (columns[name].kernel, columns[name].inputs) in whole}
 
-    def cost(names: set[str]) -> float:
-        total = 0.0
-        tables: set[str] = set()
+    def once(names: Collection[str]) -> set[tuple[str, tuple[str, ...]]]:
+        """What is paid for once: kernels over their inputs, and tables."""
+        rows = [columns[name] for name in names]
+        tables = {("table", row.inputs[:1]) for row in rows if row.kernel in ("window", "time_deviation")}
+        return tables | {(row.kernel, row.inputs) for row in rows if row.kernel in _ONCE}
+
+    def cost(names: Collection[str], beside: Collection[str] = ()) -> float:
+        """Of these columns, where those ``beside`` are computed already."""
+        total = sum(_ONCE.get(kernel, _TABLE) for kernel, _ in once(names) - once(beside))
         for name in names:
             row = columns[name]
-            total += len(parsed[name].tokens) if row.kernel == "formula" else _COSTS.get(row.kernel, 3.0)
-            if row.kernel in ("window", "time_deviation"):
-                tables.add(row.inputs[0])
-        return total + _TABLE_COST * len(tables)
+            formula = row.kernel == "formula"
+            total += _TOKEN * len(parsed[name].tokens) if formula else _EACH.get(row.kernel, _OTHERS)
+        return total
 
     held: dict[int, set[str]] = {FIRST: set(), SECOND: set()}
     load = {FIRST: 0.0, SECOND: 0.0}
     halves: dict[str, int] = dict.fromkeys(wanted, 0)
     for key in sorted(units, key=lambda k: (-cost(needs[k]), str(k))):
         new = {half: needs[key] - held[half] for half in held}
-        after = {half: load[half] + cost(new[half]) + 0.5 * len(units[key]) for half in held}
-        twice = {half: cost(new[half] & held[BOTH - half]) for half in held}  # work done a second time
+        after = {half: load[half] + cost(new[half], held[half]) + _OUTPUT * len(units[key]) for half in held}
+        twice = {half: cost(new[half] & held[BOTH - half], held[half]) for half in held}  # work done a second time
         half = min(held, key=lambda h: after[h] + twice[h])
         load[half] = after[half]
         held[half] |= needs[key]
