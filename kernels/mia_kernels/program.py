@@ -19,7 +19,7 @@ from mia_kernels import opcodes as op
 from mia_kernels.calendar import calendar_columns
 from mia_kernels.compile import inlined, kernel
 from mia_kernels.external import external
-from mia_kernels.formula import ago, arithmetic, finite, logarithm, operations
+from mia_kernels.formula import ago, arithmetic, logarithm, operations
 from mia_kernels.history import (
     before_change,
     clock_deviation,
@@ -172,33 +172,40 @@ def _bring(rows: int, targets: int, count: int, base: int, sink: int, n: int) ->
                 y[i] = x[i]
 
 
+@inlined
+def _copy_within(source: int, to: int, n: int, limit: float, streams: bool) -> None:
+    """Copy n numbers; what is larger in size than ``limit`` becomes missing, as NaN is."""
+    if n == 1:
+        number = get(source)
+        put(to, number if abs(number) <= limit else math.nan)
+    elif streams:
+        stream_within(source, to, n, limit)
+    else:
+        x, y = floats_at(source, n), floats_at(to, n)
+        for i in range(n):
+            y[i] = x[i] if abs(x[i]) <= limit else math.nan  # NaN compares false
+
+
 @kernel
 def _put(table: int, count: int, base: int, sink: int, n: int) -> None:
     """Put columns out: (output row, byte offset of the column) each. What is not finite is missing."""
     marks, streams = get_integer(sink + 8 * VALID_AT) != 0, get_integer(sink + 8 * STAGE_AT) != 0
     for k in range(count):
         target = get_integer(table + 16 * k)
-        to = _output(target, sink)
         source = base + get_integer(table + 16 * k + 8)
         if marks:
             _mark(target, source, n, FINITE, sink)
-        if n == 1:
-            put(to, finite(get(source)))
-        elif streams:
-            stream_within(source, to, n, FINITE)
-        else:
-            if k + 1 < count:
-                fetch(_output(get_integer(table + 16 * k + 16), sink), n)
-            x, y = floats_at(source, n), floats_at(to, n)
-            for i in range(n):
-                y[i] = finite(x[i])
+        if n > 1 and not streams and k + 1 < count:
+            fetch(_output(get_integer(table + 16 * k + 16), sink), n)
+        _copy_within(source, _output(target, sink), n, FINITE, streams)
 
 
 @inlined
-def _input_ahead(table: int, k: int, count: int, inputs: int, done: int, n: int) -> None:
-    """Ask for the next input of a table while this one is taken."""
+def _input(table: int, k: int, count: int, inputs: int, done: int, n: int) -> int:
+    """Address of the k-th input of a table from row ``done`` on; the next one's lines are asked for meanwhile."""
     if n > 1 and k + 1 < count:
         fetch_input(get_integer(inputs + 8 * get_integer(table + 16 * k + 24)) + 8 * done, n)
+    return int(get_integer(inputs + 8 * get_integer(table + 16 * k + 8)) + 8 * done)
 
 
 @kernel
@@ -206,40 +213,19 @@ def _load(table: int, count: int, inputs: int, done: int, base: int, n: int) -> 
     """Inputs to their working columns: (working column, input) each. What is larger than LARGEST is missing."""
     for k in range(count):
         to = base + 8 * op.STRIDE * get_integer(table + 16 * k)
-        source = get_integer(inputs + 8 * get_integer(table + 16 * k + 8)) + 8 * done
-        _input_ahead(table, k, count, inputs, done, n)
-        if n == 1:
-            number = get(source)
-            put(to, number if abs(number) <= LARGEST else math.nan)
-        else:
-            x, y = floats_at(source, n), floats_at(to, n)
-            for i in range(n):
-                y[i] = x[i] if abs(x[i]) <= LARGEST else math.nan  # NaN compares false
+        _copy_within(_input(table, k, count, inputs, done, n), to, n, LARGEST, False)
 
 
 @kernel
 def _pass(table: int, count: int, inputs: int, done: int, sink: int, n: int) -> None:
     """Inputs to the output: (output row, input) each; or only their bitmaps, where the inputs' memory is handed on."""
     marks, streams = get_integer(sink + 8 * VALID_AT) != 0, get_integer(sink + 8 * STAGE_AT) != 0
-    writes = get_integer(sink + 8 * PASSES) != 0
     for k in range(count):
-        target = get_integer(table + 16 * k)
-        source = get_integer(inputs + 8 * get_integer(table + 16 * k + 8)) + 8 * done
-        _input_ahead(table, k, count, inputs, done, n)
+        target, source = get_integer(table + 16 * k), _input(table, k, count, inputs, done, n)
         if marks:
             _mark(target, source, n, LARGEST, sink)
-        if not writes:
-            continue
-        to = _output(target, sink)
-        if n == 1:
-            number = get(source)
-            put(to, number if abs(number) <= LARGEST else math.nan)
-        elif streams:
-            stream_within(source, to, n, LARGEST)
-        else:
-            x, y = floats_at(source, n), floats_at(to, n)
-            for i in range(n):
-                y[i] = x[i] if abs(x[i]) <= LARGEST else math.nan
+        if get_integer(sink + 8 * PASSES) != 0:
+            _copy_within(source, _output(target, sink), n, LARGEST, streams)
 
 
 @kernel
