@@ -10,6 +10,7 @@ import contextlib
 import re
 import sqlite3
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ class Outbox:
         except BaseException:
             self._db.close()  # of a damaged file nothing is held on to
             raise
+        weakref.finalize(self, self._db.close).atexit = False  # one that is let go closes its file
         self._tokens: dict[str, tuple[float, int]] = {}
 
     @property

@@ -15,6 +15,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -592,6 +593,7 @@ class MemoryStore:
                 db.close()
                 raise
         self._db, self._inode = db, (status.st_dev, status.st_ino)
+        weakref.finalize(self, db.close).atexit = False  # a store that is let go closes its file
 
     def _prepare(self, db: sqlite3.Connection, once: bool) -> None:
         db.execute("PRAGMA synchronous = NORMAL")  # also raises here what is no database
