@@ -952,8 +952,10 @@ def test_out_must_fit(gappy: Bars, plan: Plan) -> None:
         np.empty((n, rows)).T,
         np.empty((rows, n), dtype=np.float32),
         np.empty((rows, 2 * n))[:, ::2],
+        np.broadcast_to(np.empty((1, n)), (rows, n)),
+        np.empty(8 * rows * n + 1, dtype=np.uint8)[1:].view(np.float64).reshape(rows, n),
     ):
-        with pytest.raises(DataError, match=r"pass a float64 array of shape .* whose rows are contiguous"):
+        with pytest.raises(DataError, match=r"pass a writeable float64 array of shape .* whose rows are contiguous"):
             engine.batch(gappy.known_at, gappy.columns, out=out)
         assert engine.save() == before
 

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import signal
+import time
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import bars
 import naive
@@ -16,6 +23,7 @@ from test_kernels_unit import compute, walk
 
 from benchmarks.layouts import BARS, talib_layout
 from mia_fast.errors import DataError
+from mia_fast.features import engine as engines
 from mia_fast.features.catalogue import Catalogue
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.frame import generate_features
@@ -373,3 +381,116 @@ def test_an_array_that_is_no_bar_is_refused(gappy: Bars, plan: Plan, wrong: Floa
     with pytest.raises(DataError, match="takes an int and"):
         engine.update(int(gappy.known_at[0]), wrong)
     assert engine.save() == before
+
+
+# --- halves that share, and their thread ----------------------------------------------------------------
+
+
+def plan_of_rows(*rows: dict[str, Any], ask: Sequence[str]) -> Plan:
+    inputs = [c.model_dump() for c in bars.catalogue().inputs]
+    small = Catalogue.model_validate({"inputs": inputs, "auxiliary": list(rows), "features": []})
+    return make_plan(small, BARS, bar_minutes=1, tick_size=0.25, auxiliary=ask)
+
+
+def test_a_formula_is_there_before_the_table_that_another_half_asks_for_too(gappy: Bars) -> None:
+    """Both halves read the moments of f; only the first one had made f by then."""
+    made = plan_of_rows(
+        {"name": "f", "kernel": "formula", "expression": "high * 2 - low"},
+        {"name": "s", "kernel": "ema", "inputs": ["close"], "params": {"period": 10}},
+        {"name": "a", "kernel": "correlation", "inputs": ["f", "close"], "params": {"period": 20}},
+        {"name": "b", "kernel": "correlation", "inputs": ["f", "s"], "params": {"period": 20}},
+        ask=["a", "b"],
+    )
+    one, two = FeatureEngine(made), FeatureEngine(made)
+    whole = one.batch(gappy.known_at, gappy.columns)
+    same_bits(two.batch(gappy.known_at, gappy.columns, threads=2), whole, made.outputs)
+    assert two.save() == one.save()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "inputs", "params", "outputs"),
+    [
+        ("adx", ["high", "low", "tr"], {"period": 14}, ("adx", "plus_di", "minus_di")),
+        ("macd", ["close"], {"fast": 12, "slow": 26, "signal": 9}, ("line", "signal", "histogram")),
+        ("stochastic", ["high", "low", "close"], {"period": 14}, ("k", "d")),
+        ("profile", ["high", "low", "volume"], {}, ("poc", "vah", "val")),
+    ],
+)
+def test_any_of_a_kernel_s_outputs_alone_is_what_it_is_among_all(
+    gappy: Bars, kernel: str, inputs: list[str], params: dict[str, int], outputs: tuple[str, ...]
+) -> None:
+    """What is not asked for has a place of its own: the average directional index is made from both directions."""
+    true_range = {"name": "tr", "kernel": "true_range", "inputs": ["high", "low", "close"]}
+    rows = [{"name": o, "kernel": kernel, "inputs": inputs, "params": params, "output": o} for o in outputs]
+    every = plan_of_rows(true_range, *rows, ask=outputs)
+    expected = dict(zip(outputs, FeatureEngine(every).batch(gappy.known_at, gappy.columns), strict=True))
+    for size in range(1, len(outputs)):
+        for some in itertools.combinations(outputs, size):
+            plan = plan_of_rows(true_range, *rows, ask=some)
+            for threads in (1, 2):
+                got = FeatureEngine(plan).batch(gappy.known_at, gappy.columns, threads=threads)
+                same_bits(got, np.array([expected[name] for name in some]), some)
+
+
+def test_an_input_under_another_name_and_one_some_rows_back(gappy: Bars) -> None:
+    """Read by others or by nobody, put out as it is or late."""
+    made = plan_of_rows(
+        {"name": "price", "kernel": "column", "inputs": ["close"]},
+        {"name": "unread", "kernel": "column", "inputs": ["volume"]},
+        {"name": "smooth", "kernel": "ema", "inputs": ["price"], "params": {"period": 5}},
+        {"name": "before", "kernel": "formula", "expression": "lag(price, 2)"},
+        {"name": "opened", "kernel": "formula", "expression": "lag(open, 3)"},
+        ask=["price", "unread", "smooth", "before", "opened"],
+    )
+    plain = plan_of_rows(
+        {"name": "smooth", "kernel": "ema", "inputs": ["close"], "params": {"period": 5}}, ask=["smooth"]
+    )
+    close, opened = gappy.columns["close"], gappy.columns["open"]
+    for threads in (1, 2):
+        got = FeatureEngine(made).batch(gappy.known_at, gappy.columns, threads=threads)
+        same_bits(got[0], close)
+        same_bits(got[1], gappy.columns["volume"])
+        same_bits(got[2], FeatureEngine(plain).batch(gappy.known_at, gappy.columns)[0])
+        same_bits(got[3], naive.lag(close, 2))
+        same_bits(got[4], naive.lag(opened, 3))
+
+
+def test_two_threads_after_a_fork(gappy: Bars, plan: Plan) -> None:
+    """A child has the engine, but not the thread that its second half waits in."""
+    engine = FeatureEngine(plan)
+    whole = engine.batch(gappy.known_at, gappy.columns, threads=2)
+    engine.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: this process has threads; that is the point
+        child = os.fork()
+    if child == 0:  # pragma: no cover - another process
+        try:
+            got = engine.batch(gappy.known_at, gappy.columns, threads=2)
+            os._exit(0 if np.array_equal(got, whole, equal_nan=True) else 1)
+        finally:
+            os._exit(2)
+    for _ in range(600):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child's second half never came")
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_who_stops_a_call_waits_for_its_other_half() -> None:
+    """The other half writes to memory that is freed, or used again, once the call is left."""
+    with ThreadPoolExecutor(max_workers=1) as other:
+        slow = other.submit(time.sleep, 0.5)
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.1)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                engines._join(slow)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert slow.done()

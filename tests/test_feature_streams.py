@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+from concurrent.futures import ThreadPoolExecutor
 
 import bars
 import numpy as np
@@ -12,6 +14,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from mia_fast.errors import StateError
 from mia_fast.features import engine as engines
 from mia_fast.features.catalogue import read
 from mia_fast.features.engine import FeatureEngine
@@ -20,6 +23,7 @@ from mia_fast.features.plan import make_plan
 from mia_fast.features.sample import simulate
 from mia_fast.workspace import Workspace, shipped
 from mia_kernels.streams import stream, stream_within
+from mia_kernels.validity import mark
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 16, 255, 256])
@@ -94,7 +98,7 @@ def _tell(told: list[int], done: int, _rows: int) -> None:
     told.append(done)
 
 
-def test_a_frame_of_columns_is_that_of_a_matrix() -> None:
+def test_a_frame_of_columns_is_that_of_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     catalogue = read(Workspace(shipped()))
     sample = simulate(catalogue, 2)
     bars_alone = {name: sample.columns[name] for name in ("open", "high", "low", "close", "volume")}
@@ -102,6 +106,7 @@ def test_a_frame_of_columns_is_that_of_a_matrix() -> None:
     assert plan.missing
     stamps = pl.Series("timestamp", sample.known_at).cast(pl.Datetime("ns", "UTC"))
     engine = FeatureEngine(plan)
+    monkeypatch.setattr(engines, "_STRETCH", 64)  # with progress, stretch by stretch: each has bitmaps of its own
     expected = matrix_frame(stamps, plan.outputs, engine.batch(sample.known_at, bars_alone))
     engine.reset()
     for threads in (1, 2):
@@ -134,3 +139,29 @@ def test_streamed_outputs_have_the_same_bits(threads: int, monkeypatch: pytest.M
     known = ~np.isnan(plain)
     assert np.array_equal(plain[known].view(np.int64), streamed[known].view(np.int64))
     assert engine.save() == saved
+
+
+def test_two_halves_may_mark_one_column_at_a_time() -> None:
+    """Each byte is written once, as it stays: a count of the other half never sees a cleared word."""
+    values = np.ones(63)
+    words = np.zeros(8, dtype=np.uint8)
+
+    def count() -> int:
+        return sum(mark(values.ctypes.data, 63, math.inf, words.ctypes.data) for _ in range(100_000))
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        assert [done.result() for done in [pool.submit(count) for _ in range(2)]] == [0, 0]
+
+
+def test_no_features_make_a_frame_of_timestamps() -> None:
+    stamps = pl.Series("timestamp", [1, 2]).cast(pl.Datetime("ns", "UTC"))
+    assert matrix_frame(stamps, [], np.empty((0, 2))).columns == ["timestamp"]
+
+
+def test_a_state_of_an_earlier_layout_is_refused() -> None:
+    plan = make_plan(read(Workspace(shipped())), ["close"], bar_minutes=1.0, tick_size=0.25)
+    saved = FeatureEngine(plan).save()
+    assert saved.startswith(b"mia-fast feature state 3\n")
+    for other in (1, 2):
+        with pytest.raises(StateError, match="not a feature state of this version"):
+            FeatureEngine(plan).restore(saved.replace(b"state 3", b"state %d" % other, 1))

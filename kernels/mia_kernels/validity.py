@@ -57,14 +57,16 @@ def mark(source: int, n: int, limit: float, bits: int) -> int:
     they hold; bits beyond n are cleared. NaN is no value. Returns how many of the n are none.
     """
     words = integers_at(bits, (n + 63) // 64)
-    if n & 63:
-        words[n // 64] = 0
+    rest = bytes_at(bits, 8 * words.size)
+    # Each byte is written once, as it stays: two halves may mark the same column at the same time.
     _bytes(source, bits, n >> 3, limit)
     if n & 7:
         x, last = floats_at(source, n), 0
         for i in range(n & ~7, n):
             last |= (1 if abs(x[i]) <= limit else 0) << (i & 7)
-        bytes_at(bits, (n >> 3) + 1)[n >> 3] = last
+        rest[n >> 3] = last
+    for k in range((n + 7) >> 3, rest.size):
+        rest[k] = 0
     there = 0
     for k in range(words.size):
         there += _ones(words[k])

@@ -254,6 +254,10 @@ class Builder:
                 self.slot_halves[slot] |= self.halves
             for source in key[1].split():
                 self.slot(source)
+            # What the table is made from must be there in the other half as early as the table itself.
+            formulas = {self._value[source]: self.halves for source in key[1].split() if source in self._value}
+            if formulas:
+                self._items.insert(next(k for k, item in enumerate(self._items) if item is made), _Values(formulas))
 
     def pair_table(self, x: str, y: str) -> int:
         """First column of the co-moment table over ``x`` and ``y``, beside the moment tables of both."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +98,7 @@ class FeatureEngine:
         self._memory, self._state = _memory(plan)
         self._work = _scratch()
         self._second: tuple[Floats, Floats] | None = None
-        self._other: ThreadPoolExecutor | None = None
+        self._other: tuple[int, ThreadPoolExecutor] | None = None
         # A live bar: its close (int64 ns), then the inputs (float64). Those of the bars are packed in one go; those of
         # slower tables follow and stay until they are held anew.
         self._bar = np.zeros(1 + len(plan.inputs))
@@ -350,11 +351,12 @@ class FeatureEngine:
         shape = len(self.plan.outputs), n
         if out is None:
             return np.empty(shape)
-        if out.shape != shape or out.dtype != np.float64 or (n > 1 and out.strides[1] != 8) or out.strides[0] % 8:
+        in_rows = n < 2 or (out.strides[1] == 8 and out.strides[0] >= 8 * n and out.strides[0] % 8 == 0)
+        if out.shape != shape or out.dtype != np.float64 or not (in_rows and out.flags.aligned and out.flags.writeable):
             raise DataError(
                 f"out has shape {out.shape}, strides {out.strides} and dtype {out.dtype}",
                 where=where,
-                hint=f"pass a float64 array of shape {shape} whose rows are contiguous",
+                hint=f"pass a writeable float64 array of shape {shape} whose rows are contiguous",
                 then="no bar was taken; the state is unchanged",
             )
         return out
@@ -421,12 +423,14 @@ class FeatureEngine:
             if bitmaps is not None:
                 for one in aimed:
                     one[call.VALID] += first // 8
-            second = other.submit(call.run, aimed[1].ctypes.data) if other is not None else None
+            second: Future[None] | None = None
             try:
+                if other is not None:
+                    second = other.submit(call.run, aimed[1].ctypes.data)
                 call.run(aimed[0].ctypes.data)
-            finally:  # also when a person stops it: the other half writes to this memory
+            finally:
                 if second is not None:
-                    second.result()
+                    _join(second)
             if second is not None:
                 self._take_second()
             self._last_known_at = int(times[first + count - 1])
@@ -438,9 +442,9 @@ class FeatureEngine:
 
     def _worker(self) -> ThreadPoolExecutor:
         """The thread of the second half; it waits for the next block, for starting one costs as much as 500 rows."""
-        if self._other is None:
-            self._other = ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
-        return self._other
+        if self._other is None or self._other[0] != os.getpid():  # a fork has the executor, but not its thread
+            self._other = os.getpid(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
+        return self._other[1]
 
     def _halves(self) -> list[NDArray[np.int64]]:
         """The calls of both halves; the second gets a memory of its own, in this engine's state."""
@@ -512,6 +516,19 @@ class FeatureEngine:
         canonical = np.concatenate([head, tail.ravel()])
         canonical[np.isnan(canonical)] = np.nan  # one NaN, whatever its sign
         return canonical
+
+
+def _join(second: Future[None]) -> None:
+    """Wait for the other half to the end, also when a person stops it: it writes to memory of this call."""
+    stopped: KeyboardInterrupt | None = None
+    while True:
+        try:
+            second.result()
+            break
+        except KeyboardInterrupt as interrupt:
+            stopped = interrupt
+    if stopped is not None:
+        raise stopped
 
 
 def _check_times(times: NDArray[np.int64], last: int, where: str) -> None:

@@ -107,9 +107,13 @@ def _by_output(
     names: tuple[str, ...],
     of: Callable[[Column], tuple[int, ...]],
 ) -> list[int]:
-    """Targets of a kernel with several outputs: for each output, for each lane; unused ones are spare."""
+    """Targets of a kernel with several outputs: for each output, for each lane.
+
+    Unused ones get a working column each: a kernel may read back what it wrote, so no two may share one.
+    """
     where = {(of(row), row.output): builder.target(row.name) for row in rows}
-    return [where.get((key, name), -1 - op.SPARE) for name in names for key in keys]
+    wanted = [(key, name) for name in names for key in keys]
+    return [where[each] if each in where else -1 - builder.private_slot() for each in wanted]
 
 
 def lower_adx(builder: Builder, rows: Rows) -> None:

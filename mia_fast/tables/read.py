@@ -77,8 +77,9 @@ class Table:
     rows
         Source row (0-based) of each row of ``frame``, (n,) int64; None where it is the row itself, or rows were merged.
     borrowed
-        Columns may lie in memory that its owner can still write to, as a pandas frame's: what outlives the call copies
-        them. Polars, Arrow and DuckDB do not change what they have given away.
+        Columns lie in memory that its owner writes to in place, as a pandas frame's: what outlives the call copies
+        them. Polars, Arrow and DuckDB never write to what they have given away; where such a frame was wrapped around a
+        NumPy array, whoever writes to that array changes the frame and all that was selected from it.
     """
 
     kind: str
