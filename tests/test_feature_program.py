@@ -6,6 +6,8 @@ import itertools
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -22,8 +24,9 @@ from test_feature_engine import frame_of
 from test_kernels_unit import compute, walk
 
 from benchmarks.layouts import BARS, talib_layout
-from mia_fast.errors import DataError
+from mia_fast.errors import DataError, StateError
 from mia_fast.features import engine as engines
+from mia_fast.features import plan as plans
 from mia_fast.features.catalogue import Catalogue
 from mia_fast.features.engine import FeatureEngine
 from mia_fast.features.frame import generate_features
@@ -494,3 +497,47 @@ def test_who_stops_a_call_waits_for_its_other_half() -> None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
         assert slow.done()
+
+
+_LAYOUT = """
+import hashlib
+from mia_fast.features.catalogue import read
+from mia_fast.features.plan import make_plan
+from mia_fast.workspace import Workspace, shipped
+catalogue = read(Workspace(shipped()))
+digest = hashlib.sha256()
+for inputs in ([c.name for c in catalogue.inputs], ["open", "high", "low", "close", "volume"]):
+    plan = make_plan(catalogue, inputs, bar_minutes=1.0, tick_size=0.25)
+    for array in (plan.program, plan.blocks, *plan.halves, plan.integers, plan.depths, plan.second_columns):
+        digest.update(array.tobytes())
+    digest.update(plan.digest.encode())
+print(digest.hexdigest())
+"""
+
+
+def test_every_process_finds_the_same_layout() -> None:
+    """A state that one process saves is restored by another, whose sets have another order."""
+    paths = os.pathsep.join(sys.path)
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", _LAYOUT],
+            env={**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3", "4")
+    }
+    assert len(found) == 1
+
+
+def test_a_state_of_another_layout_is_refused(gappy: Bars, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same catalogue and inputs, other halves: columns lie elsewhere, and the sizes may well agree."""
+    monkeypatch.setattr(plans, "_ONCE", {})
+    monkeypatch.setattr(plans, "_OTHERS", 100_000)
+    other = bars.plan_for(gappy)
+    saved = FeatureEngine(plan).save()
+    if other.program.tobytes() == plan.program.tobytes():
+        pytest.fail("the costs do not move anything: choose others")
+    with pytest.raises(StateError, match="was saved under plan"):
+        FeatureEngine(other).restore(saved)

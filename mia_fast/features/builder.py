@@ -315,6 +315,17 @@ class Builder:
         self.floats += floats
         return [code, 0, 0, 0, 0, 0, 0, *at]
 
+    @property
+    def layout(self) -> str:
+        """What lies where in a state: one that was saved under another layout must not be restored into this one.
+
+        No addresses of registered functions, which differ from process to process, and nothing of programs that
+        only orders operations.
+        """
+        marked = [(stretch.first, stretch.size) for stretch in self.marked]
+        emitted = [item.fields[: op.INTEGERS] for item in self._items if isinstance(item, _Instruction)]
+        return repr((sorted(self._slot.items()), sorted(self._tables.items()), self.depths, marked, emitted))
+
     # --- programs -----------------------------------------------------------------------------------
 
     def finish(self) -> Lowered:

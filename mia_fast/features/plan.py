@@ -199,7 +199,7 @@ def make_plan(
     _lower(builder, kernels, order, wanted, raw_copies)
     made = builder.finish()
     second = [stretch for stretch in builder.marked if stretch.halves == SECOND]
-    identity = f"{catalogue.digest}|{present}|{auxiliary}|{bar_minutes}|{tick_size}"
+    identity = f"{catalogue.digest}|{present}|{auxiliary}|{bar_minutes}|{tick_size}|{builder.layout}"
     return Plan(
         features=catalogue.names,
         inputs=tuple(present),
@@ -342,10 +342,13 @@ def _pointwise(column: Column) -> bool:
     return column.kernel in ("formula", "column")
 
 
-_ONCE = {"profile": 28.0, "profile_window": 30.0, "adx": 6.0, "macd": 4.0, "rsi": 3.0}
-"""Nanoseconds per bar that a kernel takes for its inputs, however many rows it gives (measured: 0030)."""
-_EACH = {"correlation": 5.0, "stochastic": 1.5, "time_deviation": 2.0}
-_OTHERS, _TABLE, _TOKEN, _OUTPUT = 1.0, 1.5, 0.12, 0.6
+_ONCE = {"profile": 28_000, "profile_window": 30_000, "adx": 6_000, "macd": 4_000, "rsi": 3_000}
+"""Picoseconds per bar that a kernel takes for its inputs, however many rows it gives (measured: 0030).
+
+Whole numbers: sums of sets must not depend on their order. The layout of a state follows from them, so another process
+must find the same."""
+_EACH = {"correlation": 5_000, "stochastic": 1_500, "time_deviation": 2_000}
+_OTHERS, _TABLE, _TOKEN, _OUTPUT = 1_000, 1_500, 120, 600
 """... for each row of a kernel; rows of other kernels; tables of a windowed column; a token of a formula; an output."""
 
 
@@ -374,7 +377,7 @@ def _halves(
         tables = {("table", row.inputs[:1]) for row in rows if row.kernel in ("window", "time_deviation")}
         return tables | {(row.kernel, row.inputs) for row in rows if row.kernel in _ONCE}
 
-    def cost(names: Collection[str], beside: Collection[str] = ()) -> float:
+    def cost(names: Collection[str], beside: Collection[str] = ()) -> int:
         """Of these columns, where those ``beside`` are computed already."""
         total = sum(_ONCE.get(kernel, _TABLE) for kernel, _ in once(names) - once(beside))
         for name in names:
@@ -384,7 +387,7 @@ def _halves(
         return total
 
     held: dict[int, set[str]] = {FIRST: set(), SECOND: set()}
-    load = {FIRST: 0.0, SECOND: 0.0}
+    load = {FIRST: 0, SECOND: 0}
     halves: dict[str, int] = dict.fromkeys(wanted, 0)
     for key in sorted(units, key=lambda k: (-cost(needs[k]), str(k))):
         new = {half: needs[key] - held[half] for half in held}
