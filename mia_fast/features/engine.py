@@ -337,7 +337,7 @@ class FeatureEngine:
         count, width = out.shape
         threads = self._allowed(threads, "FeatureEngine.block")
         valid = np.zeros((count, 8 * ((width + 63) // 64)), dtype=np.uint8)
-        counts = np.zeros((threads, count), dtype=np.int64)  # some outputs are made by both halves
+        counts = np.zeros((2, count), dtype=np.int64)  # some outputs are made by both halves
         arrays = self._take(known_at, columns, out, threads, progress, (valid, counts, share), "FeatureEngine.block")
         missing = counts.max(axis=0)
         missing[self._missing] = width

@@ -349,7 +349,8 @@ def generate_features(
     polars.DataFrame
         ``timestamp`` as the bars have it, ``symbol`` where there are several, then the features in the catalogue's
         order; null during warm-up and where an input is missing. A feature that is an input as it is shares the memory
-        of a Polars or Arrow table, and is a copy where its owner may write to it (pandas). Of several symbols,
+        of a Polars or Arrow table, and is a copy of a pandas frame's, which its owner writes to in place. (A table that
+        was built around a NumPy array changes with that array, and so does what it shares.) Of several symbols,
         ``features_latest.csv`` holds the configured instrument, or the first one.
 
     Raises
